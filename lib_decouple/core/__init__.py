@@ -1,0 +1,1 @@
+"""The numeric core: losses, maps, schedule, guidance. torch and einops only; knows no host."""

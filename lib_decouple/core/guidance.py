@@ -1,0 +1,181 @@
+"""The latent update: maps -> loss -> gradient -> step, before the denoiser runs.
+
+Attend-and-Excite's loop [F] with the paper's overlap losses [P]. Every image of a batch is moved
+by its own loss alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .maps import Combine, CrossAttentionLayer, Entity, Treatment, captured, entity_maps
+from .schedule import Schedule, StepRule
+from .trace import ImageTrace, look
+
+Pass = Callable[[Tensor, Sequence[int]], object]
+"""``run(latents, images)``: the denoiser's conditional pass on the latents ``[k, ...]`` of the k
+images named by their index in the batch. Rows are image-major, an image's AND parts consecutive."""
+
+
+class NonFinite(ArithmeticError):
+    """A loss or a gradient is not a finite number."""
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """What is needed of one image: its entities, and the number of its prompts joined by AND."""
+
+    entities: tuple[Entity, ...]
+    parts: int = 1
+    end: int | None = None
+    """Position of the end token, for Attend-and-Excite's treatment; None takes the context's last."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The entities' names, in order."""
+        return tuple(entity.name for entity in self.entities)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Repeat the update at some steps until the loss is at most ``threshold`` or ``rounds`` are spent."""
+
+    steps: tuple[int, ...] = ()
+    threshold: float = 0.0
+    rounds: int = 20
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter takes a gradient inside; each one's ``requires_grad`` is restored after."""
+    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in before:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in before:
+            parameter.requires_grad_(True)
+
+
+@dataclass
+class Guide:
+    """Guidance of one sampling run.
+
+    ``loss`` takes maps ``[1, entities, h, w]`` and gives ``[1]``. ``stop_below``: an image whose loss
+    is at most this is left alone at that step. ``observe`` only looks: no gradient, no update, every
+    step. ``one_at_a_time`` bounds memory by one image a pass. ``keep_maps`` puts the maps into the trace.
+    """
+
+    model: nn.Module
+    layers: Sequence[CrossAttentionLayer]
+    images: Sequence[ImagePlan]
+    loss: Callable[[Tensor], Tensor]
+    schedule: Schedule = Schedule()
+    rule: StepRule = StepRule()
+    treatment: Treatment = "raw"
+    combine: Combine = "mean"
+    refinement: Refinement = Refinement()
+    stop_below: float | None = None
+    one_at_a_time: bool = False
+    observe: bool = False
+    keep_maps: bool = False
+    interrupted: Callable[[], bool] = lambda: False
+    traces: list[ImageTrace] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.traces = [ImageTrace(plan.names) for plan in self.images]
+        wanted = sorted({t for plan in self.images for entity in plan.entities for t in entity.tokens})
+        self._tokens = None if self.treatment == "attend-excite" else wanted
+
+    def maps(self, latents: Tensor, images: Sequence[int], run: Pass) -> list[Tensor]:
+        """Entity maps ``[entities, h, w]`` of each of ``images`` by one conditional pass."""
+        with captured(self.layers, self._tokens) as capture:
+            run(latents, images)
+        grids = capture.average(*latents.shape[-2:], self.layers)
+        found, row = [], 0
+        for index in images:
+            plan = self.images[index]
+            own = grids[row : row + plan.parts]
+            found.append(entity_maps(own, self._tokens, plan.entities, self.treatment, self.combine, plan.end))
+            row += plan.parts
+        return found
+
+    def gradient(self, latents: Tensor, images: Sequence[int], run: Pass) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Losses ``[k]``, gradients like ``latents`` and the maps of ``images``.
+
+        Raises NonFinite when a loss or a gradient is not finite.
+        """
+        with torch.enable_grad(), frozen(self.model):
+            leaf = latents.detach().clone().requires_grad_()
+            maps = self.maps(leaf, images, run)
+            losses = torch.cat([self.loss(own[None]) for own in maps])
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        for name, value in (("loss", losses), ("gradient", gradient)):
+            if not torch.isfinite(value).all():
+                raise NonFinite(f"the {name} is not finite")
+        return losses.detach(), gradient, maps
+
+    def step(self, latents: Tensor, step: int, total: int, run: Pass, sigma: Tensor | None = None) -> Tensor:
+        """The latents ``[batch, ...]`` to denoise at ``step`` (from 0) of ``total``; the input is not changed.
+
+        ``sigma``: see :meth:`StepRule.update`. Raises NonFinite, and whatever the denoiser raises.
+        """
+        if self.observe:
+            return self._look(latents, step, run)
+        if not self.schedule.guided(step, total):
+            return latents
+        guided = [i for i, plan in enumerate(self.images) if plan.entities]
+        groups = [[i] for i in guided] if self.one_at_a_time else [guided] if guided else []
+        moved = latents.clone()
+        for group in groups:
+            moved[group] = self._move(latents[group], group, step, total, run, sigma)
+        return moved
+
+    @torch.no_grad()
+    def _look(self, latents: Tensor, step: int, run: Pass) -> Tensor:
+        everyone = [i for i, plan in enumerate(self.images) if plan.entities]
+        for i, maps in zip(everyone, self.maps(latents[everyone], everyone, run)):
+            loss = float(self.loss(maps[None]))
+            self.traces[i].steps.append(look(step, loss, self.images[i].names, maps, self.keep_maps))
+        return latents
+
+    def _move(
+        self, latents: Tensor, images: list[int], step: int, total: int, run: Pass, sigma: Tensor | None
+    ) -> Tensor:
+        """All rounds of one step for some images."""
+        rounds = self.refinement.rounds if step in self.refinement.steps else 1
+        target = self.refinement.threshold if rounds > 1 else self.stop_below
+        place = self.schedule.place(step, total)
+        active, moved = list(range(len(images))), latents.clone()
+        for turn in range(rounds):
+            if not active or self.interrupted():
+                break
+            losses, gradient, maps = self.gradient(moved[active], [images[k] for k in active], run)
+            keep = []
+            for j, k in enumerate(active):
+                trace = self.traces[images[k]]
+                if turn == 0:
+                    trace.steps.append(
+                        look(step, float(losses[j]), self.images[images[k]].names, maps[j], self.keep_maps)
+                    )
+                else:
+                    trace.steps[-1].passes += 1
+                if target is None or float(losses[j]) > target:
+                    keep.append(j)
+            chosen = [active[j] for j in keep]
+            if chosen:
+                update = self.rule.update(moved[chosen], gradient[keep], step, total, place, sigma)
+                if not torch.isfinite(update).all():
+                    raise NonFinite("the update is not finite")
+                for k, own in zip(chosen, update):
+                    length = float(own.float().norm() / moved[k].float().norm().clamp(min=1e-30))
+                    self.traces[images[k]].steps[-1].update_norm += length
+                moved[chosen] = moved[chosen] + update
+            active = chosen
+        return moved

@@ -1,0 +1,85 @@
+"""When to guide, and how far to step: both count on the sampler's real number of steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which of a sampler's steps are guided: the first ``steps`` (0: the first half), every ``every``-th of them.
+
+    Raises ValueError for a negative ``steps`` or ``every`` below 1.
+    """
+
+    steps: int = 0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps: {self.steps} must be 0 (the first half) or more")
+        if self.every < 1:
+            raise ValueError(f"every: {self.every} must be 1 or more")
+
+    def window(self, total: int) -> int:
+        """Number of steps, guided or passed over, from the first to the last guided one."""
+        return min(total, self.steps or max(1, total // 2))
+
+    def guided(self, step: int, total: int) -> bool:
+        """Is ``step`` (from 0) of ``total`` guided?"""
+        return step < self.window(total) and step % self.every == 0
+
+    def place(self, step: int, total: int) -> tuple[int, int]:
+        """Which guided step this is (from 0), and of how many."""
+        return step // self.every, math.ceil(self.window(total) / self.every)
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """How far one update goes.
+
+    ``relative`` [I]: the update's norm is a share of the latents' own norm, so that it means the same
+    for every loss, model and size. ``size`` is the sum of the shares over all guided steps; they fall
+    linearly to the last one, and more steps make each one smaller.
+
+    ``attend-excite`` [F]: ``a_t = size * sqrt(s_t)`` times the gradient, ``s_t`` falling linearly from
+    1 to 0.5 over all of the sampler's steps; Attend-and-Excite takes ``size`` 20 with its own loss.
+
+    Raises ValueError for an unknown name or a size that is not finite and above 0.
+    """
+
+    name: Literal["relative", "attend-excite"] = "relative"
+    size: float = 0.15
+
+    def __post_init__(self) -> None:
+        if self.name not in ("relative", "attend-excite"):
+            raise ValueError(f"rule: {self.name!r} is not one of relative, attend-excite")
+        if not (math.isfinite(self.size) and self.size > 0):
+            raise ValueError(f"size: {self.size} must be a finite number above 0")
+
+    def share(self, place: int, places: int) -> float:
+        """``relative``: this step's share of the latents' norm; the shares of all places sum to ``size``."""
+        return self.size * 2 * (places - place) / (places * (places + 1))
+
+    def update(
+        self, latents: Tensor, gradient: Tensor, step: int, total: int, place: tuple[int, int], sigma: Tensor | None
+    ) -> Tensor:
+        """What to add to ``latents`` ``[batch, ...]``.
+
+        ``sigma`` is None for scaled latents z (alpha-bar form), where the update is ``−a_t dL/dz``. For
+        k-diffusion's ``x = z sqrt(1+sigma²)`` it is the noise level, and the same move reads
+        ``−a_t (1+sigma²) dL/dx``. A zero gradient gives no update.
+        """
+        if self.name == "attend-excite":
+            falling = 1 - 0.5 * step / max(1, total - 1)
+            a = self.size * math.sqrt(falling)
+            return -a * gradient * (1 if sigma is None else 1 + sigma**2)
+        axes = tuple(range(1, latents.ndim))
+        length = gradient.float().square().sum(axes, keepdim=True).sqrt()
+        own = latents.float().square().sum(axes, keepdim=True).sqrt()
+        step_length = self.share(*place) * own / length.clamp(min=1e-30)
+        return -(gradient.float() * step_length * (length > 0)).to(latents.dtype)

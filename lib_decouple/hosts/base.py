@@ -1,0 +1,90 @@
+"""What every host adapter shares: from settings to a guide, and standing aside when something fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..core.guidance import Guide, ImagePlan, NonFinite, Pass, Refinement
+from ..core.losses import WeightedLoss
+from ..core.maps import CrossAttentionLayer
+from ..core.schedule import Schedule, StepRule
+from ..settings import Settings
+
+log = logging.getLogger("lib_decouple")
+
+OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError if hasattr(torch, "OutOfMemoryError") else torch.cuda.OutOfMemoryError, MemoryError)  # fmt: skip
+
+
+def choose_layers(layers: Sequence[CrossAttentionLayer], factor: int, default: int) -> list[CrossAttentionLayer]:
+    """The layers at one downsampling factor; 0 takes ``default``, or what comes nearest to it.
+
+    Where the deepest block of the model stands at the same level, it counts too.
+    Raises ValueError when no layer stands at the factor asked for, naming those that exist.
+    """
+    there = sorted({layer.factor for layer in layers})
+    if not there:
+        raise ValueError("layers: this model has no cross-attention that can be read")
+    if factor and factor not in there:
+        raise ValueError(f"factor: {factor} is not allowed; this model has {', '.join(map(str, there))}")
+    wanted = factor or min(there, key=lambda f: (abs(f - default), f))
+    return [layer for layer in layers if layer.factor == wanted]
+
+
+def make_guide(
+    settings: Settings,
+    model: nn.Module,
+    layers: Sequence[CrossAttentionLayer],
+    images: Sequence[ImagePlan],
+    default_factor: int,
+    observe: bool = False,
+    keep_maps: bool = False,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Guide:
+    """A guide as the settings say, for one sampling run. Raises ValueError as :func:`choose_layers` does."""
+    return Guide(
+        model=model,
+        layers=choose_layers(layers, settings.factor, default_factor),
+        images=images,
+        loss=WeightedLoss.parse(settings.loss),
+        schedule=Schedule(settings.steps, settings.every),
+        rule=StepRule(settings.rule, settings.size),  # type: ignore[arg-type]
+        treatment=settings.treatment,  # type: ignore[arg-type]
+        combine=settings.combine,  # type: ignore[arg-type]
+        refinement=Refinement(settings.refine_steps, settings.refine_threshold, settings.refine_rounds),
+        stop_below=settings.stop_below if settings.stop else None,
+        one_at_a_time=settings.one_at_a_time,
+        observe=observe,
+        keep_maps=keep_maps,
+        interrupted=interrupted,
+    )
+
+
+@dataclass
+class Session:
+    """A guide that never costs the host its image: after a failure it stands aside for the rest of the run."""
+
+    guide: Guide
+    stood_aside: str = field(default="", init=False)
+    """Why guidance ended early; empty while it works."""
+
+    def before_step(self, latents: Tensor, step: int, total: int, run: Pass, sigma: Tensor | None = None) -> Tensor:
+        """:meth:`Guide.step`, or the latents as they came when it fails or has failed before."""
+        if self.stood_aside:
+            return latents
+        try:
+            return self.guide.step(latents, step, total, run, sigma)
+        except OUT_OF_MEMORY:
+            reason = "out of memory; try “one image at a time”, fewer pixels, or a coarser map level"
+        except NonFinite as error:
+            reason = f"{error}"
+        except Exception as error:
+            log.debug("guidance failed", exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+        self.stood_aside = f"at step {step + 1} of {total}: {reason}"
+        log.warning("Attention Decoupling stands aside %s", self.stood_aside)
+        return latents

@@ -1,0 +1,201 @@
+"""Guidance of the real `diffusers` pipelines of Stable Diffusion 1.x, 2.x and SDXL.
+
+The pipeline's own ``__call__`` makes the picture. Its two documented doors are enough: the first
+latents are handed in, and ``callback_on_step_end`` may replace the latents after each step, which
+are those that the next denoiser call sees and the sampler goes on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.guidance import ImagePlan
+from ..core.maps import CrossAttentionLayer, Entity
+from ..core.trace import ImageTrace
+from ..prompt.align import Piece, align
+from ..settings import Settings
+from .base import Session, make_guide
+
+
+def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
+    """Every ``attn2`` of a UNet2DConditionModel, in order of execution."""
+    parts: Any = unet
+    found: list[CrossAttentionLayer] = []
+
+    def collect(prefix: str, block: nn.Module, factor: int) -> None:
+        for name, module in block.named_modules():
+            if name.rpartition(".")[2] == "attn2":
+                found.append(CrossAttentionLayer(f"{prefix}.{name}", module, factor))
+
+    factor = 1
+    for i, block in enumerate(parts.down_blocks):
+        collect(f"down_blocks.{i}", block, factor)
+        factor *= 2 if block.downsamplers is not None else 1
+    if parts.mid_block is not None:
+        collect("mid_block", parts.mid_block, factor)
+    for i, block in enumerate(parts.up_blocks):
+        collect(f"up_blocks.{i}", block, factor)
+        factor //= 2 if block.upsamplers is not None else 1
+    return found
+
+
+def default_factor(unet: nn.Module) -> int:
+    """The level that localises, per model family.
+
+    A quarter of the latents' side on SD 1.x, 2.x and SDXL [F: 16x16 at 512 px; 32x32 at 1024 px];
+    on a model with one level of cross-attention, that one.
+    """
+    return 4
+
+
+def pieces(pipe: Any, prompt: str) -> list[Piece]:
+    """A prompt's tokens with their positions in the context, by the pipeline's own tokenizer."""
+    tokenizer = pipe.tokenizer
+    ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    texts = tokenizer.convert_ids_to_tokens(ids)
+    return [Piece(i, text) for i, text in enumerate(texts) if 0 < i < len(texts) - 1]
+
+
+def plan_image(pipe: Any, prompt: str, entities: Sequence[str]) -> ImagePlan:
+    """Where the entities stand in the prompt. Raises EntityNotFound (a ValueError) with the prompt's words."""
+    own = pieces(pipe, prompt)
+    places = align(entities, own)
+    return ImagePlan(tuple(Entity(name, tokens) for name, tokens in zip(entities, places)), end=len(own) + 1)
+
+
+@dataclass
+class Picture:
+    """One run's result."""
+
+    images: list[Any]
+    """PIL images, or latents where asked for."""
+    traces: list[ImageTrace]
+    stood_aside: str = ""
+    latents: list[Tensor] = field(default_factory=list)
+    """After every step, where asked for."""
+
+
+@torch.no_grad()
+def generate(
+    pipe: Any,
+    prompts: Sequence[str],
+    entities: Sequence[Sequence[str]],
+    settings: Settings,
+    *,
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    negative_prompt: str = "",
+    observe: bool = False,
+    keep_maps: bool = False,
+    keep_latents: bool = False,
+    output: str = "pil",
+    progress: Callable[[int, int], None] | None = None,
+    model_factor: int | None = None,
+) -> Picture:
+    """Draw one image a prompt with the pipeline's own loop, its latents guided as the settings say.
+
+    ``entities`` names each prompt's entities (none: that image is left alone); ``settings.enabled``
+    off draws plainly, and with ``observe`` looks at the maps of every step without touching anything.
+    Each image starts from the noise of its own seed, so it comes out as it would alone.
+    Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
+    """
+    count = len(prompts)
+    if not len(entities) == len(seeds) == count:
+        raise ValueError(f"prompts: {count}, but entities: {len(entities)} and seeds: {len(seeds)}")
+    unet, scheduler, device = pipe.unet, pipe.scheduler, pipe.unet.device
+    scale = pipe.vae_scale_factor
+    height, width = height or unet.config.sample_size * scale, width or unet.config.sample_size * scale
+    for name, value in (("height", height), ("width", width)):
+        if value % scale:
+            raise ValueError(f"{name}: {value} is not allowed; a multiple of {scale} pixels")
+    noise = torch.cat(
+        [
+            torch.randn(
+                (1, unet.config.in_channels, height // scale, width // scale),
+                generator=torch.Generator("cpu").manual_seed(seed),
+            )
+            for seed in seeds
+        ]
+    ).to(device, unet.dtype)
+
+    session = None
+    if settings.enabled or observe:
+        plans = [plan_image(pipe, p, names) for p, names in zip(prompts, entities)]
+        factor = model_factor or default_factor(unet)
+        guide = make_guide(
+            settings, unet, cross_attention_layers(unet), plans, factor, observe=observe, keep_maps=keep_maps
+        )
+        session = Session(guide)
+    embeds, extra = _conditioning(pipe, list(prompts), height, width)
+
+    scheduler.set_timesteps(steps, device=device)
+    total = len(scheduler.timesteps)
+    start = scheduler.init_noise_sigma
+    kept: list[Tensor] = []
+
+    def guided(latents: Tensor, step: int) -> Tensor:
+        """``latents`` as the sampler holds them before ``step``, guided."""
+        if session is None or step >= total:
+            return latents
+        timestep = scheduler.timesteps[step]
+        probe = torch.ones((), device=device, dtype=torch.float32)
+        shrink = scheduler.scale_model_input(probe, timestep)
+        sigma = None if shrink == 1 else (shrink**-2 - 1).sqrt()
+
+        def run(x: Tensor, images: Sequence[int]) -> None:
+            chosen = list(images)
+            conditions = {k: v[chosen] for k, v in extra.items()} or None
+            unet(
+                x * shrink.to(x.dtype),
+                timestep,
+                encoder_hidden_states=embeds[chosen],
+                added_cond_kwargs=conditions,
+                return_dict=False,
+            )
+
+        return session.before_step(latents, step, total, run, sigma)
+
+    def after_step(_: Any, step: int, __: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        if keep_latents:
+            kept.append(given["latents"].clone())
+        if progress:
+            progress(step + 1, total)
+        return {"latents": guided(given["latents"], step + 1)}
+
+    first = guided(noise * start, 0) / start
+    result = pipe(
+        prompt=list(prompts),
+        negative_prompt=[negative_prompt] * count,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        height=height,
+        width=width,
+        latents=first,
+        output_type=output,
+        callback_on_step_end=after_step,
+        callback_on_step_end_tensor_inputs=["latents"],
+    )
+    traces = session.guide.traces if session else [ImageTrace(tuple(names)) for names in entities]
+    return Picture(list(result.images), traces, session.stood_aside if session else "", kept)
+
+
+def _conditioning(pipe: Any, prompts: list[str], height: int, width: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The conditional rows' context ``[batch, tokens, channels]``, and what SDXL adds to it."""
+    encoded = pipe.encode_prompt(
+        prompts, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    if not hasattr(pipe, "tokenizer_2"):
+        return encoded[0], {}
+    embeds, _, pooled, _ = encoded
+    times = pipe._get_add_time_ids(
+        (height, width), (0, 0), (height, width), dtype=embeds.dtype, text_encoder_projection_dim=pooled.shape[-1]
+    )
+    return embeds, {"text_embeds": pooled, "time_ids": times.to(pooled.device).repeat(len(prompts), 1)}

@@ -1,0 +1,195 @@
+"""The one settings model: UI, API, command line, infotext, presets and XYZ axes are derived from it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any, get_args
+
+from .core.losses import WeightedLoss
+from .core.maps import Combine, Treatment
+
+VERSION = 1
+"""Version of the settings' meaning; presets and infotexts carry it."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of one field beyond its type and default."""
+
+    label: str
+    help: str
+    infotext: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    folded: bool = False
+    """Shown only under "Advanced"."""
+
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        return f"{self.low:g} to {self.high:g}" + (f" {self.unit}" if self.unit else "")
+
+
+def _setting(default: Any, label: str, help: str, infotext: str, **more: Any) -> Any:
+    spec = Spec(label, help, infotext, **more)
+    return field(default=default, metadata={"spec": spec})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a user can choose. Construct with valid values or get a ValueError that names the field."""
+
+    enabled: bool = _setting(False, "Enable", "Turn attention decoupling on.", "Decouple")
+    loss: str = _setting(
+        "com",
+        "Loss",
+        "What is lowered: iou, com, kl, cc (overlap), intensity, spread, or a sum such as iou + 0.5*intensity.",
+        "Decouple loss",
+    )
+    steps: int = _setting(
+        0, "Guided steps", "How many of the first steps are guided; 0 is the first half.", "Decouple steps",
+        low=0, high=150, unit="steps",
+    )  # fmt: skip
+    entities: tuple[str, ...] = _setting(
+        (), "Entities", "Words of the prompt to keep apart, by comma; empty finds them.", "Decouple entities"
+    )
+    rule: str = _setting(
+        "relative",
+        "Step rule",
+        "relative: a share of the latents' norm; attend-excite: a multiple of the gradient.",
+        "Decouple rule",
+        choices=("relative", "attend-excite"),
+    )
+    size: float = _setting(
+        0.15,
+        "Step size",
+        "relative: all guided steps together, as a share of the latents' norm (0.05 to 0.5 is usual); "
+        "attend-excite: the factor, 20 in that method.",
+        "Decouple size",
+        low=0.0001, high=10000.0,
+    )  # fmt: skip
+    factor: int = _setting(
+        0, "Map level", "Latents' side over the maps' side, a power of two; 0 is the model's own default.",
+        "Decouple level", low=0, high=64, folded=True,
+    )  # fmt: skip
+    treatment: str = _setting(
+        "raw",
+        "Map treatment",
+        "raw: the attention itself; attend-excite: without the start token, sharpened and smoothed.",
+        "Decouple treatment",
+        choices=get_args(Treatment), folded=True,
+    )  # fmt: skip
+    combine: str = _setting(
+        "mean", "Several tokens", "How the maps of an entity's tokens become one.", "Decouple combine",
+        choices=get_args(Combine), folded=True,
+    )  # fmt: skip
+    refine_steps: tuple[int, ...] = _setting(
+        (), "Refine at steps", "Steps (from 0) at which the update is repeated, by comma.", "Decouple refine steps",
+        low=0, high=149, folded=True,
+    )  # fmt: skip
+    refine_threshold: float = _setting(
+        0.0, "Refine until loss", "Repeating ends when the loss is at most this.", "Decouple refine threshold",
+        low=-1000.0, high=1000.0, folded=True,
+    )  # fmt: skip
+    refine_rounds: int = _setting(
+        20, "Refine rounds", "Most updates at a refined step.", "Decouple refine rounds",
+        low=1, high=100, folded=True,
+    )  # fmt: skip
+    stop: bool = _setting(
+        False, "Stop when decoupled", "Leave an image alone at steps where its loss is at most the threshold below.",
+        "Decouple stop", folded=True,
+    )  # fmt: skip
+    stop_below: float = _setting(
+        0.0, "Decoupled at loss", "The threshold of “Stop when decoupled”.", "Decouple stop below",
+        low=-1000.0, high=1000.0, folded=True,
+    )  # fmt: skip
+    every: int = _setting(
+        1, "Every k-th step", "Guide only every k-th of the guided steps.", "Decouple every",
+        low=1, high=50, folded=True,
+    )  # fmt: skip
+    hires: bool = _setting(
+        False, "Hires pass too", "Guide the second pass of hires fix, too.", "Decouple hires", folded=True
+    )
+    one_at_a_time: bool = _setting(
+        False, "One image at a time", "Less memory for batches, more time.", "Decouple one at a time", folded=True
+    )
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
+        WeightedLoss.parse(self.loss)
+        if self.factor & (self.factor - 1):
+            raise ValueError(f"factor: {self.factor} is not allowed; 0 or a power of two up to 64")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """Named values, any subset, defaults for the rest. Raises ValueError for an unknown name or a bad value."""
+        known = {item.name for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 1)
+                raise ValueError(
+                    f"{name}: no such field{f' (did you mean {near[0]}?)' if near else ''}; "
+                    f"allowed are {', '.join(item.name for item in fields(cls))}"
+                )
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All values as plain JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def spec(name: str) -> Spec:
+    """The :class:`Spec` of a field. Raises KeyError for an unknown name."""
+    return specs()[name]
+
+
+def specs() -> dict[str, Spec]:
+    """Every field's :class:`Spec`, in order."""
+    return {item.name: item.metadata["spec"] for item in fields(Settings)}
+
+
+def _checked(item: Field[Any], value: Any) -> Any:
+    """The value in its field's type, or a ValueError that names field, value and what is allowed."""
+    about: Spec = item.metadata["spec"]
+    name, default = item.name, item.default
+
+    def wrong(allowed: str) -> ValueError:
+        return ValueError(f"{name}: {value!r} is not allowed; {allowed}")
+
+    def number(one: Any, whole: bool) -> Any:
+        if isinstance(one, bool) or not isinstance(one, (int, float)) or not math.isfinite(one):
+            raise wrong(f"a {'whole ' if whole else ''}number, {about.allowed()}")
+        if whole and one != int(one):
+            raise wrong(f"a whole number, {about.allowed()}")
+        if about.low is not None and about.high is not None and not about.low <= one <= about.high:
+            raise wrong(about.allowed())
+        return int(one) if whole else float(one)
+
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise wrong("true or false")
+        return value
+    if isinstance(default, int):
+        return number(value, True)
+    if isinstance(default, float):
+        return number(value, False)
+    if isinstance(default, tuple):
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise wrong("a list")
+        if name == "refine_steps":
+            return tuple(number(one, True) for one in value)
+        if not all(isinstance(one, str) and one.strip() for one in value):
+            raise wrong("a list of words or phrases, none empty")
+        return tuple(one.strip() for one in value)
+    if not isinstance(value, str):
+        raise wrong(about.allowed() if about.choices else "a text")
+    if about.choices and value not in about.choices:
+        raise wrong(about.allowed())
+    return value
