@@ -69,7 +69,7 @@ class Guide:
 
     ``loss`` takes maps ``[1, entities, h, w]`` and gives ``[1]``. ``stop_below``: an image whose loss
     is at most this is left alone at that step. ``observe`` only looks: no gradient, no update, every
-    step. ``one_at_a_time`` bounds memory by one image a pass. ``keep_maps`` puts the maps into the trace.
+    step; ``watch`` looks at the steps that are not guided, too. ``one_at_a_time`` bounds memory by one image a pass. ``keep_maps`` puts the maps into the trace.
     """
 
     model: nn.Module
@@ -84,6 +84,7 @@ class Guide:
     stop_below: float | None = None
     one_at_a_time: bool = False
     observe: bool = False
+    watch: bool = False
     keep_maps: bool = False
     interrupted: Callable[[], bool] = lambda: False
     traces: list[ImageTrace] = field(init=False)
@@ -126,9 +127,10 @@ class Guide:
 
         ``sigma``: see :meth:`StepRule.update`. Raises NonFinite, and whatever the denoiser raises.
         """
-        if self.observe:
+        guided_step = self.schedule.guided(step, total)
+        if self.observe or (self.watch and not guided_step):
             return self._look(latents, step, run)
-        if not self.schedule.guided(step, total):
+        if not guided_step:
             return latents
         guided = [i for i, plan in enumerate(self.images) if plan.entities]
         groups = [[i] for i in guided] if self.one_at_a_time else [guided] if guided else []
@@ -140,6 +142,8 @@ class Guide:
     @torch.no_grad()
     def _look(self, latents: Tensor, step: int, run: Pass) -> Tensor:
         everyone = [i for i, plan in enumerate(self.images) if plan.entities]
+        if not everyone:
+            return latents
         for i, maps in zip(everyone, self.maps(latents[everyone], everyone, run)):
             loss = float(self.loss(maps[None]))
             self.traces[i].steps.append(look(step, loss, self.images[i].names, maps, self.keep_maps))

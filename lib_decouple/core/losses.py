@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange, reduce
@@ -32,6 +32,20 @@ Peak = Literal["max", "mean"]
 Pooling = Literal["mean", "sum", "max"]
 
 
+class _Widened(torch.autograd.Function):
+    """fp16 or bf16 to float32; on the way back a gradient saturates at the dtype's limit, not at infinity."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        ctx.dtype = maps.dtype
+        return maps.float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        limit = torch.finfo(ctx.dtype).max
+        return gradients[0].clamp(-limit, limit).to(ctx.dtype)
+
+
 def _working(maps: Tensor) -> Tensor:
     if maps.ndim != 4:
         raise ValueError(f"maps: shape {tuple(maps.shape)} is not [batch, entities, h, w]")
@@ -39,7 +53,7 @@ def _working(maps: Tensor) -> Tensor:
         raise ValueError(f"maps: dtype {maps.dtype} is not a float dtype")
     if 0 in maps.shape[1:]:
         raise ValueError(f"maps: shape {tuple(maps.shape)} has no entity or no pixel")
-    return maps if maps.dtype == torch.float64 else maps.float()
+    return maps if maps.dtype in (torch.float32, torch.float64) else _Widened.apply(maps)
 
 
 def _choice(name: str, value: str, allowed: object) -> None:
@@ -222,7 +236,7 @@ _OPTIONS: dict[str, dict[str, tuple[object, ...]]] = {
 
 def _as_float32(formula: Loss) -> Loss:
     def loss(maps: Tensor, **options: object) -> Tensor:
-        return formula(maps, **options).float()
+        return formula(_working(maps), **options).float()
 
     loss.__doc__ = formula.__doc__
     loss.__name__ = formula.__name__
@@ -245,7 +259,8 @@ class Term:
     options: tuple[tuple[str, object], ...] = ()
 
     def __str__(self) -> str:
-        weight = "" if self.weight == 1 else f"{self.weight:g}*"
+        short = f"{self.weight:g}"
+        weight = "" if self.weight == 1 else f"{short if float(short) == self.weight else repr(self.weight)}*"
         options = ", ".join(f"{key}={str(value).lower()}" for key, value in self.options)
         return f"{weight}{self.name}" + (f"({options})" if options else "")
 
@@ -301,6 +316,7 @@ class WeightedLoss:
 
     def __call__(self, maps: Tensor) -> Tensor:
         """Maps ``[batch, entities, h, w]`` -> float32 ``[batch]``."""
+        maps = _working(maps)
         total = [term.weight * LOSSES[term.name](maps, **dict(term.options)) for term in self.terms]
         return torch.stack(total).sum(0)
 

@@ -63,8 +63,8 @@ def token_maps(module: nn.Module, hidden: Tensor, context: Tensor, tokens: Seque
     """Attention of chosen tokens, softmax over all tokens, averaged over heads.
 
     ``hidden`` ``[batch, pixels, channels]`` and ``context`` ``[batch, tokens, channels]`` are the
-    module's own inputs. Returns float32 ``[batch, len(tokens), pixels]`` in [0, 1]; all tokens when
-    ``tokens`` is None. Raises ValueError for a position outside the context.
+    module's own inputs. Returns float32 (of a float64 module float64) ``[batch, len(tokens), pixels]``
+    in [0, 1]; all tokens when ``tokens`` is None. Raises ValueError for a position outside the context.
     """
     wanted = range(context.shape[1]) if tokens is None else tokens
     if wanted and not 0 <= min(wanted) <= max(wanted) < context.shape[1]:
@@ -78,7 +78,9 @@ def token_maps(module: nn.Module, hidden: Tensor, context: Tensor, tokens: Seque
     if callable(getattr(module, "norm_k", None)):
         key = parts.norm_k(key)
     scale = getattr(module, "scale", None) or query.shape[-1] ** -0.5
-    logits = (query.float() * float(scale)) @ key.float().transpose(-1, -2)
+    if query.dtype != torch.float64:
+        query, key = query.float(), key.float()
+    logits = (query * float(scale)) @ key.transpose(-1, -2)
     if tokens is None:
         share = logits.softmax(-1)
     else:
@@ -162,12 +164,14 @@ def captured(
 
 
 def smooth(maps: Tensor, sigma: float = 0.5) -> Tensor:
-    """3x3 Gaussian over the last two axes, reflect padding [F: Attend-and-Excite, sigma 0.5].
+    """3x3 Gaussian over the last two axes, reflect padding [F: Attend-and-Excite].
 
+    That method's code calls 0.5 its sigma but weighs by ``exp(-(d / (2 sigma))²)``, a standard deviation
+    of 0.71 pixels; the weights here are the code's, as in diffusers' pipeline.
     ``[batch, entities, h, w]``; a side of one pixel is padded by repetition, as nothing can be reflected.
     """
     offsets = torch.arange(-1, 2, device=maps.device, dtype=maps.dtype)
-    line = (-0.5 * (offsets / sigma).square()).exp()
+    line = (-(offsets / (2 * sigma)).square()).exp()
     line = line / line.sum()
     mode = "reflect" if min(maps.shape[-2:]) > 1 else "replicate"
     flat = rearrange(functional.pad(maps, (1, 1, 1, 1), mode=mode), "b e h w -> (b e) 1 h w")

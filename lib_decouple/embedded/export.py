@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from .place import TEXT_ENCODER, yaml_text
+
 _RESNET = (
     ("norm1", "in_layers.0"),
     ("conv1", "in_layers.2"),
@@ -109,68 +111,6 @@ def state_dict(unet: UNet2DConditionModel, vae: AutoencoderKL, text: CLIPTextMod
     return {key: value.detach().to(torch.float16).contiguous() for key, value in full.items()}
 
 
-YAML = """\
-# Layout of decouple-tiny.safetensors for WebUIs that read a yaml beside a checkpoint.
-# `version` is the folder of the text encoder's configuration and tokenizer, from where the WebUI is started.
-model:
-  base_learning_rate: 1.0e-4
-  target: ldm.models.diffusion.ddpm.LatentDiffusion
-  params:
-    linear_start: 0.00085
-    linear_end: 0.0120
-    num_timesteps_cond: 1
-    log_every_t: 200
-    timesteps: 1000
-    first_stage_key: jpg
-    cond_stage_key: txt
-    image_size: 12
-    channels: 4
-    cond_stage_trainable: false
-    conditioning_key: crossattn
-    monitor: val/loss_simple_ema
-    scale_factor: 0.18215
-    use_ema: false
-    unet_config:
-      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
-      params:
-        image_size: 32
-        in_channels: 4
-        out_channels: 4
-        model_channels: 64
-        attention_resolutions: [2]
-        num_res_blocks: 1
-        channel_mult: [1, 2]
-        num_heads: 4
-        use_spatial_transformer: true
-        transformer_depth: 1
-        context_dim: 64
-        use_checkpoint: false
-        legacy: false
-    first_stage_config:
-      target: ldm.models.autoencoder.AutoencoderKL
-      params:
-        embed_dim: 4
-        monitor: val/rec_loss
-        ddconfig:
-          double_z: true
-          z_channels: 4
-          resolution: 96
-          in_channels: 3
-          out_ch: 3
-          ch: 32
-          ch_mult: [1, 1, 2, 2]
-          num_res_blocks: 1
-          attn_resolutions: []
-          dropout: 0.0
-        lossconfig:
-          target: torch.nn.Identity
-    cond_stage_config:
-      target: ldm.modules.encoders.modules.FrozenCLIPEmbedder
-      params:
-        version: {version}
-"""
-
-
 def export(folder: Path, target: Path) -> None:
     """Write ``target`` (a ``.safetensors``) and the yaml beside it from a training folder's parts."""
     parts = state_dict(
@@ -179,4 +119,4 @@ def export(folder: Path, target: Path) -> None:
         CLIPTextModel.from_pretrained(folder / "text_encoder"),
     )
     save_file(parts, target, metadata={"format": "pt", "modelspec.title": "decouple-tiny"})
-    target.with_suffix(".yaml").write_text(YAML.format(version="decouple-tiny-clip"))
+    target.with_suffix(".yaml").write_text(yaml_text(TEXT_ENCODER), encoding="utf-8")

@@ -17,7 +17,9 @@ from ..settings import Settings
 
 log = logging.getLogger("lib_decouple")
 
-OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError if hasattr(torch, "OutOfMemoryError") else torch.cuda.OutOfMemoryError, MemoryError)  # fmt: skip
+# torch 2.1 to 2.4 have the CUDA one only; 2.5 made it general.
+_TORCH_OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError
+OUT_OF_MEMORY: tuple[type[BaseException], ...] = (_TORCH_OUT_OF_MEMORY, MemoryError)
 
 
 def choose_layers(layers: Sequence[CrossAttentionLayer], factor: int, default: int) -> list[CrossAttentionLayer]:
@@ -42,6 +44,7 @@ def make_guide(
     images: Sequence[ImagePlan],
     default_factor: int,
     observe: bool = False,
+    watch: bool = False,
     keep_maps: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Guide:
@@ -59,6 +62,7 @@ def make_guide(
         stop_below=settings.stop_below if settings.stop else None,
         one_at_a_time=settings.one_at_a_time,
         observe=observe,
+        watch=watch,
         keep_maps=keep_maps,
         interrupted=interrupted,
     )

@@ -94,6 +94,7 @@ def generate(
     width: int | None = None,
     negative_prompt: str = "",
     observe: bool = False,
+    watch: bool = False,
     keep_maps: bool = False,
     keep_latents: bool = False,
     output: str = "pil",
@@ -131,7 +132,7 @@ def generate(
         plans = [plan_image(pipe, p, names) for p, names in zip(prompts, entities)]
         factor = model_factor or default_factor(unet)
         guide = make_guide(
-            settings, unet, cross_attention_layers(unet), plans, factor, observe=observe, keep_maps=keep_maps
+            settings, unet, cross_attention_layers(unet), plans, factor, observe=observe, watch=watch, keep_maps=keep_maps
         )
         session = Session(guide)
     embeds, extra = _conditioning(pipe, list(prompts), height, width)

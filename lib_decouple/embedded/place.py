@@ -1,0 +1,102 @@
+"""``embedded``: put the embedded checkpoint where a WebUI finds it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINT = HERE / "decouple-tiny.safetensors"
+TOKENIZER = HERE / "tokenizer"
+TEXT_ENCODER = "extensions/attention-decoupling/lib_decouple/embedded/tokenizer"
+"""The text encoder's folder for an extension installed under its own name, from the WebUI's root."""
+
+YAML = """\
+# Layout of decouple-tiny.safetensors for WebUIs that read a yaml beside a checkpoint.
+# `version` is the folder of the text encoder's configuration and tokenizer, as seen from the WebUI's root.
+model:
+  base_learning_rate: 1.0e-4
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    linear_start: 0.00085
+    linear_end: 0.0120
+    num_timesteps_cond: 1
+    log_every_t: 200
+    timesteps: 1000
+    first_stage_key: jpg
+    cond_stage_key: txt
+    image_size: 12
+    channels: 4
+    cond_stage_trainable: false
+    conditioning_key: crossattn
+    monitor: val/loss_simple_ema
+    scale_factor: 0.18215
+    use_ema: false
+    unet_config:
+      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
+      params:
+        image_size: 32
+        in_channels: 4
+        out_channels: 4
+        model_channels: 64
+        attention_resolutions: [2]
+        num_res_blocks: 1
+        channel_mult: [1, 2]
+        num_heads: 4
+        use_spatial_transformer: true
+        transformer_depth: 1
+        context_dim: 64
+        use_checkpoint: false
+        legacy: false
+    first_stage_config:
+      target: ldm.models.autoencoder.AutoencoderKL
+      params:
+        embed_dim: 4
+        monitor: val/rec_loss
+        ddconfig:
+          double_z: true
+          z_channels: 4
+          resolution: 96
+          in_channels: 3
+          out_ch: 3
+          ch: 32
+          ch_mult: [1, 1, 2, 2]
+          num_res_blocks: 1
+          attn_resolutions: []
+          dropout: 0.0
+        lossconfig:
+          target: torch.nn.Identity
+    cond_stage_config:
+      target: ldm.modules.encoders.modules.FrozenCLIPEmbedder
+      params:
+        version: {version}
+"""
+
+
+def yaml_text(text_encoder: str) -> str:
+    """The yaml that a WebUI reads beside the checkpoint; ``text_encoder`` is a folder."""
+    return YAML.format(version=text_encoder)
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's options."""
+    parser = commands.add_parser("embedded", help="copy the embedded checkpoint into a WebUI", description=__doc__)
+    parser.add_argument("--webui", type=Path, required=True, help="the WebUI's root (or its --data-dir)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier copy")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Copy the file and write its yaml. Raises FileNotFoundError, FileExistsError."""
+    folder = arguments.webui / "models" / "Stable-diffusion"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"webui: {folder} does not exist; is {arguments.webui} a WebUI's root?")
+    target = folder / CHECKPOINT.name
+    if target.exists() and not arguments.overwrite:
+        raise FileExistsError(f"webui: {target} exists; --overwrite replaces it")
+    shutil.copyfile(CHECKPOINT, target)
+    target.with_suffix(".yaml").write_text(yaml_text(TOKENIZER.as_posix()), encoding="utf-8")
+    print(f"{target}\nRefresh the WebUI's checkpoint list and choose {CHECKPOINT.stem}; draw at 96x96 px, CFG 3.")
+    return 0

@@ -1,0 +1,1 @@
+"""The commands: drawing, the paper's analysis, costs. Needs the packages of requirements.txt."""

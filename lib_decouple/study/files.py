@@ -1,0 +1,48 @@
+"""Writing results so that an interrupt leaves either the whole file or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A scratch folder that becomes ``target`` when the body ends well, and vanishes otherwise.
+
+    Raises FileExistsError when ``target`` is there and ``overwrite`` is off.
+    """
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"out: {target} exists; give another --out, or --overwrite to replace it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+            os.replace(target, old / "old")
+            os.replace(scratch, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a text file in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

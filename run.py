@@ -1,0 +1,104 @@
+"""Set up and run: ``python run.py demo``, ``python run.py test``, ``python run.py <command of lib_decouple> …``.
+
+Needs Python 3.10 or newer with pip, and nothing else: the first call makes a virtual environment in
+``.venv`` beside this file. Of torch it takes the CPU build; set DECOUPLE_TORCH to a requirement
+(such as ``torch==2.5.1``) or a wheel's path to choose another, for a GPU say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ENVIRONMENT = HERE / ".venv"
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+TORCH = "torch>=2.1"
+KNOWN_TORCH = "torch==2.13.0"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+GPU_MARKS = ("nvidia", "cuda", "triton", "rocm")
+
+
+def call(*command: str | Path) -> None:
+    """Run, or end with the command's own exit status."""
+    status = subprocess.call([str(part) for part in command], cwd=HERE)
+    if status:
+        sys.exit(status)
+
+
+def pip(*arguments: str, quiet: bool = True) -> None:
+    """pip of the virtual environment."""
+    call(PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *(["-q"] if quiet else []), *arguments)
+
+
+def draws_gpu_packages(arguments: Sequence[str]) -> bool | None:
+    """Would pip take packages of a GPU build? None when it finds nothing to install at all."""
+    command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "-q", "--dry-run", "--report", "-"]
+    found = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=HERE)
+    if found.returncode:
+        return None
+    names = [item["metadata"]["name"].lower() for item in json.loads(found.stdout)["install"]]
+    return any(name.startswith(GPU_MARKS) for name in names)
+
+
+def install_torch() -> None:
+    """The first of these that is a CPU build: a local wheel or pip's own choice, then PyTorch's CPU index."""
+    if subprocess.call([str(PYTHON), "-c", "import torch"], stderr=subprocess.DEVNULL) == 0:
+        return
+    chosen = os.environ.get("DECOUPLE_TORCH")
+    if chosen:
+        return pip(chosen, quiet=False)
+    for arguments in ([KNOWN_TORCH], [TORCH], [TORCH, "--index-url", CPU_INDEX]):
+        if draws_gpu_packages(arguments) is False:
+            return pip(*arguments, quiet=False)
+    sys.exit(
+        "no CPU build of torch was found (pip would draw a GPU build of several GB, or nothing). Install one into "
+        f"{ENVIRONMENT}, or set DECOUPLE_TORCH to a wheel or a requirement, and run this again."
+    )
+
+
+def set_up(files: Sequence[str]) -> None:
+    """Make the environment, or bring it up to date when a requirements file has changed."""
+    marker = ENVIRONMENT / "installed.json"
+    wanted = {name: hashlib.sha256((HERE / name).read_bytes()).hexdigest() for name in files}
+    have = json.loads(marker.read_text()) if marker.exists() else {}
+    if all(have.get(name) == digest for name, digest in wanted.items()):
+        return
+    if not PYTHON.exists():
+        print(f"making {ENVIRONMENT} …", flush=True)
+        venv.create(ENVIRONMENT, with_pip=True)
+    print("installing packages (once; some minutes) …", flush=True)
+    install_torch()
+    for name in files:
+        no_deps = ["--no-deps"] if name.endswith("nodeps.txt") else []
+        pip("-r", name, *no_deps)
+    marker.write_text(json.dumps({**have, **wanted}))
+
+
+def main(arguments: list[str]) -> None:
+    """Set up for the command, then run it."""
+    if sys.version_info < (3, 10):
+        sys.exit(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.exit(__doc__)
+    if arguments[0] == "test":
+        set_up(["requirements.txt", "requirements-test.txt", "requirements-test-nodeps.txt"])
+        call(PYTHON, "-m", "ruff", "format", "--check", "-q", ".")
+        call(PYTHON, "-m", "ruff", "check", "-q", ".")
+        call(PYTHON, "-m", "mypy")
+        call(PYTHON, "-m", "pytest", *arguments[1:])
+    else:
+        set_up(["requirements.txt"])
+        if arguments[0] == "demo":
+            arguments = ["generate", "a cat and a dog", "--out", "out/demo", "--overwrite", *arguments[1:]]
+        call(PYTHON, "-m", "lib_decouple", *arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
