@@ -98,7 +98,7 @@ def render(scene: list[Placed], side: int = SIDE) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     for placed in scene:
         _draw(draw, placed, _OVERSAMPLING, COLOURS[placed.entity])
-    return np.asarray(image.resize((side, side), Image.Resampling.BOX))
+    return np.array(image.resize((side, side), Image.Resampling.BOX))
 
 
 def place(entities: list[str], rng: np.random.Generator, side: int = SIDE, gap: float = 5.0) -> list[Placed]:

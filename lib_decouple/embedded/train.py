@@ -1,6 +1,6 @@
 """Train the embedded checkpoint: ``python -m lib_decouple.embedded.train``.
 
-Stages, each resumable and each a function of the seed alone: autoencoder, latents of a pool of
+Stages, each of which can be run alone and depends on the seed only: autoencoder, latents of a pool of
 scenes, denoiser with its text encoder, export. Needs the `study` extras and CPU hours; nobody
 who only uses the checkpoint runs it. See MODEL_CARD.md for the recipe and what it gave.
 """
@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from .export import export
 from .scenes import ENTITIES, HELD_OUT_PAIRS, place, render
 
 VAE_CONFIG = dict(
@@ -297,20 +298,24 @@ def log(folder: Path, **record: object) -> None:
 def main() -> None:
     """Run the stages asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["vae", "pool", "unet"])
+    parser.add_argument("stage", choices=["vae", "pool", "unet", "export", "all"])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=20261123)
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--pool", type=int, default=16000)
-    parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--unet-steps", type=int, default=8000)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    if arguments.stage == "vae":
-        train_vae(arguments.folder, arguments.seed, arguments.vae_steps)
-    elif arguments.stage == "pool":
-        train_pool(arguments.folder, arguments.seed, arguments.pool)
-    else:
-        train_unet(arguments.folder, arguments.seed, arguments.unet_steps)
+    folder, seed = arguments.folder, arguments.seed
+    stages = {
+        "vae": lambda: train_vae(folder, seed, arguments.vae_steps),
+        "pool": lambda: train_pool(folder, seed, arguments.pool),
+        "unet": lambda: train_unet(folder, seed, arguments.unet_steps),
+        "export": lambda: export(folder, folder / "decouple-tiny.safetensors"),
+    }
+    for name, stage in stages.items():
+        if arguments.stage in (name, "all"):
+            stage()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What a prompt says: its syntax, the things it names, and where their tokens stand. Text only, no torch."""

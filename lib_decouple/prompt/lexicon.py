@@ -1,0 +1,94 @@
+"""Words looked up in a compact table made from Princeton WordNet 3.0 (``data/README.md``)."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+LONGEST = 60
+"""Characters of the longest word that is looked up."""
+
+_FILE = Path(__file__).with_name("data") / "lexicon.zz"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the table knows of a word. Shares are 0 (never) to 9 (always)."""
+
+    kind: str
+    """Of the thing that the noun mostly names; the letters are those of ``data/build.py``."""
+    visible: int
+    """How far the noun's senses are visible things."""
+    noun: int
+    verb: int
+    adjective: int
+    """Or adverb."""
+    material: bool = False
+
+
+@lru_cache(maxsize=8192)
+def _table() -> bytes:
+    return b"\n" + zlib.decompress(_FILE.read_bytes()) + b"\n"
+
+
+def _code(word: str) -> str | None:
+    """The code of ``word``, by bisection: the table is sorted, and is never taken apart."""
+    table, wanted = _table(), word.encode()
+    low, high = 0, len(table) - 1
+    while low < high:
+        start = table.rfind(b"\n", low, (low + high) // 2 + 1)
+        end = table.index(b"\n", start + 1)
+        name, _, code = table[start + 1 : end].partition(b"\t")
+        if name == wanted:
+            return code.decode()
+        if name < wanted:
+            low = end
+        else:
+            high = start
+    return None
+
+
+@lru_cache(maxsize=8192)
+def _entry_and_lemma(word: str) -> tuple[Entry | None, str]:
+    """The entry of ``word``, and what it is an irregular form of, or ""."""
+    code, _, lemma = (_code(word) or "").partition("=") if len(word) <= LONGEST else ("", "", "")
+    return Entry(code[0], *map(int, code[1:5]), material=code.endswith("m")) if code else None, lemma
+
+
+def entry(word: str) -> Entry | None:
+    """The entry of ``word`` as written, lower case; None where the table has none."""
+    return _entry_and_lemma(word)[0]
+
+
+def singulars(word: str) -> Iterator[str]:
+    """What ``word``, one word or a compound, may be the plural of."""
+    head, space, last = word.rpartition(" ")
+    if irregular := _entry_and_lemma(last)[1]:
+        yield head + space + irregular
+    if last.endswith("men"):
+        yield head + space + last[:-2] + "an"
+    if len(last) > 3 and last.endswith("s") and not last.endswith(("ss", "us", "is")):
+        if last.endswith("ies"):
+            yield head + space + last[:-3] + "y"
+        if re.search(r"(?:s|x|z|ch|sh|o)es$", last):
+            yield head + space + last[:-2]
+        yield head + space + last[:-1]
+
+
+def verbs(word: str) -> Iterator[tuple[str, Entry]]:
+    """The form ("ing", "ed" or "s") and the entry of each verb that ``word`` may be a form of."""
+    irregular = _entry_and_lemma(word)[1]
+    if irregular and (found := entry(irregular)) and found.verb:
+        yield ("ing" if word.endswith("ing") else "ed"), found
+    for ending in ("ing", "ed", "es", "s"):
+        stem = word.removesuffix(ending)
+        if stem == word or len(stem) < 2 or not re.search("[aeiouy]", stem):
+            continue
+        for base in (stem, stem + "e", stem[:-1] if stem[-1:] == stem[-2:-1] else "", stem[:-1] + "y"):
+            if base and (found := entry(base)) and found.verb:
+                yield ("s" if ending in ("es", "s") else ending), found
+                break

@@ -1,0 +1,510 @@
+"""The update as a whole: gradients, batches, refinement, stopping, traces, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy import Runner, Toy, contexts, noise
+
+from lib_decouple.core import losses
+from lib_decouple.core.guidance import Guide, ImagePlan, NonFinite, Refinement, frozen
+from lib_decouple.core.losses import LOSSES, WeightedLoss
+from lib_decouple.core.maps import Entity
+from lib_decouple.core.schedule import Schedule, StepRule
+
+CAT, DOG, COW = Entity("cat", (2,)), Entity("dog", (4, 5)), Entity("cow", (1,))
+PLAN = ImagePlan((CAT, DOG))
+PLANS = [PLAN, ImagePlan((COW, DOG, CAT)), ImagePlan((DOG, COW))]
+
+
+def guide_for(model: Toy, plans: list[ImagePlan], **changes: Any) -> Guide:
+    values = {
+        "model": model,
+        "layers": model.layers("coarse", "coarse2"),
+        "images": plans,
+        "loss": LOSSES["iou"],
+        "schedule": Schedule(4),
+        "rule": StepRule("relative", 0.3),
+    }
+    return Guide(**{**values, **changes})
+
+
+def explicit_loss(model: Toy, latents: Tensor, context: Tensor) -> Tensor:
+    """iou of cat and dog for one image, from the softmax that the model itself used in a full pass."""
+    model(latents, context)
+    probs = (model.coarse.probs.mean(1) + model.coarse2.probs.mean(1)) / 2
+    cat, dog = probs[0, :, 2], (probs[0, :, 4] + probs[0, :, 5]) / 2
+    return torch.minimum(cat / cat.sum(), dog / dog.sum()).sum() / 2
+
+
+class TestGradient:
+    @pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+    def test_is_the_full_passs_gradient(self, size: tuple[int, int]) -> None:
+        model = Toy()
+        latents, rows = noise(1, *size), contexts(1)
+        leaf = latents.clone().requires_grad_()
+        loss = explicit_loss(model, leaf, rows)
+        (expected,) = torch.autograd.grad(loss, leaf)
+        found_loss, found, _ = guide_for(model, [PLAN]).gradient(latents, [0], Runner(model, rows))
+        assert found_loss.item() == pytest.approx(loss.item(), abs=1e-6)
+        assert expected.abs().max() > 1e-5
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+    @pytest.mark.parametrize(
+        "loss",
+        [losses.iou, losses.com, losses.kl, losses.cc, losses.intensity_loss, losses.spread_loss],
+        ids=lambda f: f.__name__,
+    )
+    @pytest.mark.parametrize("treatment", ["raw", "attend-excite"])
+    def test_central_differences_in_float64(self, loss: Any, treatment: Any) -> None:
+        model = Toy(torch.float64)
+        latents, run = noise(1, 5, 6, torch.float64), Runner(model, contexts(1, dtype=torch.float64))
+        guide = guide_for(model, [PLAN], loss=loss, treatment=treatment)
+        _, gradient, _ = guide.gradient(latents, [0], run)
+        assert gradient.dtype == torch.float64
+
+        def value(at: Tensor) -> float:
+            with torch.no_grad():
+                return loss(guide.maps(at, [0], run)[0][None]).item()
+
+        for seed in range(4):
+            way = noise(1, 5, 6, torch.float64, seed=100 + seed)
+            way = way / way.norm()
+            slope = (value(latents + 1e-6 * way) - value(latents - 1e-6 * way)) / 2e-6
+            assert (gradient * way).sum().item() == pytest.approx(slope, rel=1e-5, abs=1e-8)
+        assert gradient.norm() > 1e-5
+
+    def test_input_and_global_grad_mode_are_left_alone(self) -> None:
+        model = Toy()
+        latents = noise(2)
+        before = latents.clone()
+        with torch.no_grad():
+            moved = guide_for(model, [PLAN, PLAN]).step(latents, 0, 8, Runner(model, contexts(2)))
+            assert not torch.is_grad_enabled()
+        assert torch.equal(latents, before)
+        assert not latents.requires_grad
+        assert not moved.requires_grad
+        assert (moved - latents).abs().max() > 0
+
+
+class TestUpdate:
+    @pytest.mark.parametrize("step", [0, 2])
+    def test_attend_excite_rule_by_hand(self, step: int) -> None:
+        model, rows = Toy(), contexts(1)
+        latents = noise(1)
+        leaf = latents.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(explicit_loss(model, leaf, rows), leaf)
+        a = 50 * math.sqrt(1 - 0.5 * step / 7)
+        guide = guide_for(model, [PLAN], rule=StepRule("attend-excite", 50))
+        moved = guide.step(latents, step, 8, Runner(model, rows))
+        torch.testing.assert_close(moved, latents - a * gradient, rtol=0, atol=1e-5)
+        assert (moved - latents).norm() > 1e-2
+
+    def test_relative_rule_by_hand(self) -> None:
+        model, rows = Toy(), contexts(1)
+        latents = noise(1)
+        leaf = latents.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(explicit_loss(model, leaf, rows), leaf)
+        moved = guide_for(model, [PLAN]).step(latents, 1, 8, Runner(model, rows))
+        share = 0.3 * 3 / (4 + 3 + 2 + 1)
+        torch.testing.assert_close(
+            moved, latents - share * latents.norm() * gradient / gradient.norm(), rtol=0, atol=1e-5
+        )
+
+    @pytest.mark.parametrize("rule", [StepRule("relative", 0.5), StepRule("attend-excite", 20)], ids=lambda r: r.name)
+    @pytest.mark.parametrize("sigma", [0.2, 1.5, 14.6])
+    def test_scaled_and_k_diffusion_latents_take_the_same_path(self, rule: StepRule, sigma: float) -> None:
+        """Whole guide, three rounds: x = z sqrt(1+sigma²) all the way."""
+        model, root = Toy(torch.float64), math.sqrt(1 + sigma**2)
+        z, rows = noise(2, dtype=torch.float64), contexts(2, dtype=torch.float64)
+        options = {"rule": rule, "refinement": Refinement((0,), -1.0, 3), "loss": losses.iou}
+        run_z, run_x = Runner(model, rows), Runner(model, rows)
+        run_x.shrink = 1 / root
+        moved_z = guide_for(model, [PLAN, PLAN], **options).step(z, 0, 8, run_z)
+        level = torch.tensor(sigma, dtype=torch.float64)
+        moved_x = guide_for(model, [PLAN, PLAN], **options).step(z * root, 0, 8, run_x, level)
+        torch.testing.assert_close(moved_x / root, moved_z, rtol=0, atol=1e-6)
+        assert (moved_z - z).abs().max() > 1e-2
+        assert len(run_z.calls) == len(run_x.calls) == 3
+
+    @pytest.mark.parametrize("name", list(LOSSES))
+    def test_each_loss_goes_down(self, name: str) -> None:
+        model, rows = Toy(), contexts(1)
+        guide = guide_for(model, [PLAN], loss=WeightedLoss.parse(name), rule=StepRule("relative", 0.05))
+        latents = noise(1)
+        run = Runner(model, rows)
+        after = guide.step(latents, 0, 8, run)
+        before, later = (guide.gradient(at, [0], run)[0].item() for at in (latents, after))
+        assert later < before
+
+    def test_unguided_steps_return_the_latents_and_run_nothing(self) -> None:
+        model = Toy()
+        run = Runner(model, contexts(1))
+        guide = guide_for(model, [PLAN], schedule=Schedule(5, 2))
+        moved = []
+        for step in range(8):
+            latents = noise(1, seed=step)
+            after = guide.step(latents, step, 8, run)
+            if not torch.equal(after, latents):
+                moved.append(step)
+        assert moved == [0, 2, 4]
+        assert len(run.calls) == 3
+        assert [record.step for record in guide.traces[0].steps] == moved
+
+    def test_every_second_step_makes_the_shares_larger(self) -> None:
+        model = Toy()
+        norms = []
+        for every in (1, 2):
+            guide = guide_for(model, [PLAN], schedule=Schedule(6, every), rule=StepRule("relative", 0.3))
+            latents = noise(1)
+            for step in range(12):
+                guide.step(latents, step, 12, Runner(model, contexts(1)))
+            norms.append(sum(record.update_norm for record in guide.traces[0].steps))
+        assert norms == pytest.approx([0.3, 0.3], rel=1e-4)
+
+
+class TestBatch:
+    @pytest.mark.parametrize("one_at_a_time", [False, True])
+    @pytest.mark.parametrize("rule", [StepRule("relative", 0.5), StepRule("attend-excite", 50)], ids=lambda r: r.name)
+    def test_each_image_comes_out_as_it_would_alone(self, rule: StepRule, one_at_a_time: bool) -> None:
+        model, rows, latents = Toy(), contexts(3), noise(3)
+        guide = guide_for(model, PLANS, rule=rule, one_at_a_time=one_at_a_time)
+        together = latents
+        for step in range(4):
+            together = guide.step(together, step, 8, Runner(model, rows))
+        for i, plan in enumerate(PLANS):
+            alone_guide = guide_for(model, [plan], rule=rule)
+            alone = latents[i : i + 1]
+            for step in range(4):
+                alone = alone_guide.step(alone, step, 8, Runner(model, rows[i : i + 1]))
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-6)
+            assert (alone - latents[i : i + 1]).abs().max() > 1e-2
+            found, expected = guide.traces[i].as_dict(), alone_guide.traces[0].as_dict()
+            assert found["entities"] == expected["entities"]
+            for ours, theirs in zip(found["steps"], expected["steps"]):
+                assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+                assert ours["iou"] == pytest.approx(theirs["iou"], abs=1e-5)
+
+    def test_passes(self) -> None:
+        model, rows = Toy(), contexts(3)
+        run = Runner(model, rows)
+        guide_for(model, PLANS).step(noise(3), 0, 8, run)
+        assert run.calls == [[0, 1, 2]]
+        run = Runner(model, rows)
+        guide_for(model, PLANS, one_at_a_time=True).step(noise(3), 0, 8, run)
+        assert run.calls == [[0], [1], [2]]
+
+    def test_image_without_entities_is_left_alone_bit_for_bit(self) -> None:
+        model = Toy()
+        run = Runner(model, contexts(3))
+        plans = [PLAN, ImagePlan(()), PLAN]
+        latents = noise(3)
+        guide = guide_for(model, plans)
+        moved = guide.step(latents, 0, 8, run)
+        assert run.calls == [[0, 2]]
+        assert torch.equal(moved[1], latents[1])
+        assert not torch.equal(moved[2], latents[2])
+        assert guide.traces[1].steps == []
+
+    @pytest.mark.parametrize("observe", [True, False])
+    def test_no_entities_at_all_needs_no_pass(self, observe: bool) -> None:
+        model = Toy()
+        run = Runner(model, contexts(2))
+        guide = guide_for(model, [ImagePlan(()), ImagePlan(())], observe=observe)
+        latents = noise(2)
+        assert torch.equal(guide.step(latents, 0, 8, run), latents)
+        assert run.calls == []
+
+    @pytest.mark.parametrize("treatment", ["raw", "attend-excite"])
+    def test_parts_of_and_prompts(self, treatment: Any) -> None:
+        """Rows are image-major with an image's parts consecutive; an entity is read in its own part."""
+        model, rows = Toy(), contexts(4)
+        split = ImagePlan((Entity("cat", (2,), part=1), Entity("dog", (4, 5), part=0)), parts=2)
+        latents = noise(3)
+        guide = guide_for(model, [PLAN, split, PLAN], treatment=treatment)
+        run = Runner(model, rows, [1, 2, 1])
+        with torch.no_grad():
+            found = guide.maps(latents, [0, 1, 2], run)
+            single = guide_for(model, [PLAN], treatment=treatment)
+            by_row = [
+                single.maps(latents[image : image + 1], [0], Runner(model, rows[row : row + 1]))[0]
+                for row, image in enumerate([0, 1, 1, 2])
+            ]
+        torch.testing.assert_close(found[0], by_row[0])
+        torch.testing.assert_close(found[1][0], by_row[2][0])
+        torch.testing.assert_close(found[1][1], by_row[1][1])
+        torch.testing.assert_close(found[2], by_row[3])
+        moved = guide.step(latents, 0, 8, run)
+        assert all((moved[i] - latents[i]).abs().max() > 0 for i in range(3))
+
+    def test_end_token_of_each_image_counts(self) -> None:
+        model, rows, latents = Toy(), contexts(1), noise(1)
+        with torch.no_grad():
+            maps = [
+                guide_for(model, [ImagePlan((CAT, DOG), end=end)], treatment="attend-excite").maps(
+                    latents, [0], Runner(model, rows)
+                )[0]
+                for end in (None, 6)
+            ]
+        # 7 tokens: without one, the last position (6) is the end token.
+        assert torch.equal(maps[0], maps[1])
+
+
+class Recorded:
+    """A loss that remembers its values."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        value = LOSSES["iou"](maps)
+        self.values.append(value.item())
+        return value
+
+
+class TestRefinement:
+    def settings(self, threshold: float, rounds: int) -> dict[str, Any]:
+        return {"refinement": Refinement((0, 2), threshold, rounds), "rule": StepRule("relative", 0.2)}
+
+    def test_repeats_until_the_rounds_are_spent(self) -> None:
+        model, rows = Toy(), contexts(1)
+        run, loss = Runner(model, rows), Recorded()
+        guide = guide_for(model, [PLAN], loss=loss, **self.settings(-1.0, 5))
+        guide.step(noise(1), 0, 8, run)
+        assert len(run.calls) == 5
+        assert guide.traces[0].steps[0].passes == 5
+        assert all(later < earlier for earlier, later in pairwise(loss.values))
+        assert guide.traces[0].steps[0].loss == loss.values[0]
+        guide.step(noise(1), 1, 8, run)  # not a refined step
+        assert len(run.calls) == 6
+        assert [record.passes for record in guide.traces[0].steps] == [5, 1]
+        assert guide.traces[0].passes == 6
+
+    def test_ends_at_the_threshold_after_the_updates_that_were_needed(self) -> None:
+        model, rows, latents = Toy(), contexts(1), noise(1)
+        loss = Recorded()
+        guide_for(model, [PLAN], loss=loss, **self.settings(-1.0, 5)).step(latents, 0, 8, Runner(model, rows))
+        threshold = loss.values[2]  # reached after two updates, seen in the third pass
+        run = Runner(model, rows)
+        guide = guide_for(model, [PLAN], **self.settings(threshold, 20))
+        moved = guide.step(latents, 0, 8, run)
+        assert len(run.calls) == 3
+        twice = guide_for(model, [PLAN], **self.settings(-1.0, 2)).step(latents, 0, 8, Runner(model, rows))
+        assert torch.equal(moved, twice)
+
+    def test_each_image_of_a_batch_ends_on_its_own(self) -> None:
+        model, rows, latents = Toy(), contexts(3), noise(3)
+        firsts = [guide_for(model, PLANS).gradient(latents, [0, 1, 2], Runner(model, rows))[0][i].item() for i in range(3)]
+        threshold = sorted(firsts)[1] - 1e-3
+        run = Runner(model, rows)
+        guide = guide_for(model, PLANS, **self.settings(threshold, 6))
+        together = guide.step(latents, 0, 8, run)
+        assert len({record.passes for record in (trace.steps[0] for trace in guide.traces)}) > 1
+        assert len(run.calls[-1]) < 3
+        for i, plan in enumerate(PLANS):
+            alone_guide = guide_for(model, [plan], **self.settings(threshold, 6))
+            alone = alone_guide.step(latents[i : i + 1], 0, 8, Runner(model, rows[i : i + 1]))
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-6)
+            assert guide.traces[i].steps[0].passes == alone_guide.traces[0].steps[0].passes
+
+    def test_interrupt_ends_it_between_rounds(self) -> None:
+        model = Toy()
+        run = Runner(model, contexts(1))
+        guide = guide_for(
+            model, [PLAN], interrupted=lambda: len(run.calls) >= 2, refinement=Refinement((0,), -1.0, 20)
+        )
+        guide.step(noise(1), 0, 8, run)
+        assert len(run.calls) == 2
+
+    def test_update_norms_of_the_rounds_add_up(self) -> None:
+        model = Toy()
+        guide = guide_for(model, [PLAN], schedule=Schedule(1), **self.settings(-1.0, 3))
+        guide.step(noise(1), 0, 8, Runner(model, contexts(1)))
+        assert guide.traces[0].steps[0].update_norm == pytest.approx(3 * 0.2, rel=1e-4)
+
+
+class TestStopping:
+    def test_images_below_the_threshold_are_left_alone(self) -> None:
+        model, rows, latents = Toy(), contexts(3), noise(3)
+        probe = guide_for(model, PLANS)
+        values = probe.gradient(latents, [0, 1, 2], Runner(model, rows))[0].tolist()
+        lowest = min(range(3), key=values.__getitem__)
+        guide = guide_for(model, PLANS, stop_below=values[lowest] + 1e-6)
+        moved = guide.step(latents, 0, 8, Runner(model, rows))
+        for i in range(3):
+            assert torch.equal(moved[i], latents[i]) == (i == lowest)
+            assert (guide.traces[i].steps[0].update_norm == 0) == (i == lowest)
+            assert guide.traces[i].steps[0].loss == pytest.approx(values[i], abs=1e-6)
+
+    def test_a_stopped_image_is_looked_at_again(self) -> None:
+        model, run = Toy(), Runner(Toy(), contexts(1))
+        run.model = model
+        guide = guide_for(model, [PLAN], stop_below=10.0)
+        for step in range(3):
+            guide.step(noise(1), step, 8, run)
+        assert len(guide.traces[0].steps) == 3
+
+
+class TestObserve:
+    def test_changes_nothing_and_sees_every_step(self) -> None:
+        model, rows = Toy(), contexts(3)
+        guide = guide_for(model, PLANS, observe=True, keep_maps=True)
+        for step in range(8):
+            latents = noise(3, seed=step)
+            before = latents.clone()
+            assert torch.equal(guide.step(latents, step, 8, Runner(model, rows)), before)
+        for trace in guide.traces:
+            assert [record.step for record in trace.steps] == list(range(8))
+            assert all(record.update_norm == 0 and record.maps is not None for record in trace.steps)
+
+    def test_sees_what_a_guided_step_sees(self) -> None:
+        model, rows, latents = Toy(), contexts(3), noise(3)
+        looking, guiding = guide_for(model, PLANS, observe=True), guide_for(model, PLANS)
+        looking.step(latents, 0, 8, Runner(model, rows))
+        guiding.step(latents, 0, 8, Runner(model, rows))
+        for seen, guided in zip(looking.traces, guiding.traces):
+            assert seen.steps[0].loss == pytest.approx(guided.steps[0].loss, abs=1e-6)
+            assert seen.steps[0].iou == pytest.approx(guided.steps[0].iou, abs=1e-6)
+
+
+def states(model: torch.nn.Module) -> list[bool]:
+    return [parameter.requires_grad for parameter in model.parameters()]
+
+
+class TestWeightsAndFailures:
+    def mixed(self) -> Toy:
+        """A model of which some parameters take gradients and some do not."""
+        model = Toy()
+        for i, parameter in enumerate(model.parameters()):
+            parameter.requires_grad_(i % 3 != 0)
+        return model
+
+    def test_weights_take_no_gradient_and_their_state_is_restored(self) -> None:
+        model = self.mixed()
+        before = states(model)
+        inside: list[bool] = []
+        hook = model.enter.register_forward_hook(lambda *_: inside.extend(states(model)))
+        guide_for(model, [PLAN]).step(noise(1), 0, 8, Runner(model, contexts(1)))
+        hook.remove()
+        assert inside
+        assert not any(inside)
+        assert states(model) == before
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError])
+    def test_state_is_restored_after_an_exception(self, error: type[BaseException], hooks_are_off: Any) -> None:
+        model = self.mixed()
+        before = states(model)
+
+        def run(latents: Tensor, images: Any) -> None:
+            raise error("injected")
+
+        latents = noise(1)
+        with hooks_are_off(model), pytest.raises(error, match="injected"):
+            guide_for(model, [PLAN]).step(latents, 0, 8, run)
+        assert states(model) == before
+
+    def test_frozen_nests(self) -> None:
+        model = self.mixed()
+        before = states(model)
+        with frozen(model):
+            with frozen(model):
+                assert not any(states(model))
+            assert not any(states(model))
+        assert states(model) == before
+
+    def test_nan_in_the_model(self, hooks_are_off: Any) -> None:
+        model = self.mixed()
+        before = states(model)
+        with torch.no_grad():
+            model.coarse.to_q.weight[0, 0] = math.nan
+        guide = guide_for(model, [PLAN])
+        with hooks_are_off(model), pytest.raises(NonFinite, match="the loss is not finite"):
+            guide.step(noise(1), 0, 8, Runner(model, contexts(1)))
+        assert states(model) == before
+
+    def test_nan_in_the_gradient_alone(self) -> None:
+        model = Toy()
+
+        def loss(maps: Tensor) -> Tensor:
+            return (maps.sum((1, 2, 3)) * 0).sqrt()  # 0, with the gradient 0 * inf
+
+        with pytest.raises(NonFinite, match="the gradient is not finite"):
+            guide_for(model, [PLAN], loss=loss).step(noise(1), 0, 8, Runner(model, contexts(1)))
+
+    def test_update_too_large_for_the_dtype(self) -> None:
+        model = Toy()
+        with pytest.raises(NonFinite, match="the update is not finite"):
+            guide_for(model, [PLAN], rule=StepRule("attend-excite", 1e300)).step(
+                noise(1) * 10, 0, 8, Runner(model, contexts(1)), torch.tensor(1e20)
+            )
+
+    def test_token_outside_the_context(self) -> None:
+        model = Toy()
+        plan = ImagePlan((CAT, Entity("dog", (70,))))
+        with pytest.raises(ValueError, match="outside a context of 7 tokens"):
+            guide_for(model, [plan]).step(noise(1), 0, 8, Runner(model, contexts(1)))
+
+
+class TestTrace:
+    def test_contents(self) -> None:
+        model, rows, latents = Toy(), contexts(3), noise(3)
+        guide = guide_for(model, PLANS, keep_maps=True, rule=StepRule("attend-excite", 30))
+        moved = guide.step(latents, 0, 8, Runner(model, rows))
+        with torch.no_grad():
+            maps = guide.maps(latents, [0, 1, 2], Runner(model, rows))
+        for i, plan in enumerate(PLANS):
+            trace = guide.traces[i]
+            (record,) = trace.steps
+            assert trace.entities == plan.names
+            assert (record.step, record.passes) == (0, 1)
+            assert record.loss == pytest.approx(LOSSES["iou"](maps[i][None]).item(), abs=1e-6)
+            assert record.maps is not None
+            torch.testing.assert_close(record.maps, maps[i])
+            assert not record.maps.requires_grad
+            for k, name in enumerate(plan.names):
+                assert record.intensity[name] == pytest.approx(maps[i][k].max().item(), rel=1e-5)
+                assert record.spread[name] == pytest.approx(losses.spread(maps[i][None])[0, k].item(), rel=1e-5)
+            for a in range(len(plan.names)):
+                for b in range(a + 1, len(plan.names)):
+                    pair = f"{plan.names[a]}/{plan.names[b]}"
+                    p, q = (maps[i][k] / maps[i][k].sum() for k in (a, b))
+                    union = torch.minimum(p, q).sum() / torch.maximum(p, q).sum()
+                    assert record.iou[pair] == pytest.approx(union.item(), rel=1e-4)
+                    apart = losses.pair_distance(maps[i][[a, b]][None]).item()
+                    assert record.distance[pair] == pytest.approx(apart, rel=1e-4, abs=1e-6)
+            assert len(record.iou) == len(record.distance) == len(plan.names) * (len(plan.names) - 1) // 2
+            assert record.mean_iou() == pytest.approx(sum(record.iou.values()) / len(record.iou))
+            length = (moved[i] - latents[i]).norm() / latents[i].norm()
+            assert record.update_norm == pytest.approx(length.item(), rel=1e-3)
+
+    def test_is_plain_json_without_maps(self) -> None:
+        model = Toy()
+        for keep in (True, False):
+            guide = guide_for(model, [PLAN], keep_maps=keep)
+            guide.step(noise(1), 0, 8, Runner(model, contexts(1)))
+            assert (guide.traces[0].steps[0].maps is not None) == keep
+            plain = guide.traces[0].as_dict()
+            assert json.loads(json.dumps(plain)) == plain
+            assert plain["entities"] == ["cat", "dog"]
+            assert "maps" not in plain["steps"][0]
+
+    def test_single_entity(self) -> None:
+        model = Toy()
+        guide = guide_for(model, [ImagePlan((CAT,))], loss=LOSSES["intensity"])
+        guide.step(noise(1), 0, 8, Runner(model, contexts(1)))
+        (record,) = guide.traces[0].steps
+        assert record.iou == {}
+        assert record.mean_iou() == 0
+        assert record.update_norm > 0
+
+    def test_overlap_of_a_single_entity_moves_nothing(self) -> None:
+        model, latents = Toy(), noise(1)
+        moved = guide_for(model, [ImagePlan((CAT,))]).step(latents, 0, 8, Runner(model, contexts(1)))
+        assert torch.equal(moved, latents)

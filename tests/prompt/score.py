@@ -1,0 +1,84 @@
+"""``python -m tests.prompt.score [-v]``: precision, recall and F1 of the suggestions on the labelled prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib_decouple.prompt.entities import suggest
+
+DATA = Path(__file__).with_name("entities.jsonl")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A labelled prompt."""
+
+    prompt: str
+    entities: tuple[str, ...]
+    style: str
+    manner: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts of entities over some prompts."""
+
+    right: int
+    suggested: int
+    labelled: int
+
+    @property
+    def precision(self) -> float:
+        return self.right / self.suggested if self.suggested else 1.0
+
+    @property
+    def recall(self) -> float:
+        return self.right / self.labelled if self.labelled else 1.0
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.right / (self.suggested + self.labelled) if self.labelled else 1.0
+
+
+def load() -> list[Case]:
+    lines = DATA.read_text("utf-8").splitlines()
+    return [Case(**{**row, "entities": tuple(row["entities"])}) for row in map(json.loads, lines)]
+
+
+def score(cases: Iterable[Case]) -> Score:
+    """An entity is right when its text is the label's, whatever the case of its letters."""
+    right = suggested = labelled = 0
+    for case in cases:
+        found, truth = set(suggest(case.prompt)), {entity.lower() for entity in case.entities}
+        right += len(found & truth)
+        suggested += len(found)
+        labelled += len(truth)
+    return Score(right, suggested, labelled)
+
+
+def main() -> None:
+    cases = load()
+    for split in ("tuning", "held-out"):
+        for style in ("prose", "tags", "all"):
+            chosen = [case for case in cases if case.split == split and style in (case.style, "all")]
+            result = score(chosen)
+            print(
+                f"{split:9} {style:6} {len(chosen):4} prompts {result.labelled:4} entities  "
+                f"precision {result.precision:.3f}  recall {result.recall:.3f}  F1 {result.f1:.3f}"
+            )
+    if "-v" in sys.argv:
+        for case in cases:
+            found, truth = suggest(case.prompt), [entity.lower() for entity in case.entities]
+            extra, lost = [e for e in found if e not in truth], [e for e in truth if e not in found]
+            # The held-out half stays unseen, so that nobody tunes on it.
+            if case.split == "tuning" and (extra or lost):
+                print(f"{case.prompt}\n   extra {extra}  lost {lost}")
+
+
+if __name__ == "__main__":
+    main()
