@@ -69,18 +69,19 @@ class Guide:
 
     ``loss`` takes maps ``[1, entities, h, w]`` and gives ``[1]``. ``stop_below``: an image whose loss
     is at most this is left alone at that step. ``observe`` only looks: no gradient, no update, every
-    step; ``watch`` looks at the steps that are not guided, too. ``one_at_a_time`` bounds memory by one image a pass. ``keep_maps`` puts the maps into the trace.
+    step; ``watch`` looks at the steps that are not guided, too. ``one_at_a_time`` bounds memory by one
+    image a pass. ``keep_maps`` puts the maps into the trace.
     """
 
     model: nn.Module
     layers: Sequence[CrossAttentionLayer]
     images: Sequence[ImagePlan]
     loss: Callable[[Tensor], Tensor]
-    schedule: Schedule = Schedule()
-    rule: StepRule = StepRule()
+    schedule: Schedule = field(default_factory=Schedule)
+    rule: StepRule = field(default_factory=StepRule)
     treatment: Treatment = "raw"
     combine: Combine = "mean"
-    refinement: Refinement = Refinement()
+    refinement: Refinement = field(default_factory=Refinement)
     stop_below: float | None = None
     one_at_a_time: bool = False
     observe: bool = False
@@ -98,7 +99,8 @@ class Guide:
         """Entity maps ``[entities, h, w]`` of each of ``images`` by one conditional pass."""
         with captured(self.layers, self._tokens) as capture:
             run(latents, images)
-        grids = capture.average(*latents.shape[-2:], self.layers)
+        height, width = latents.shape[-2:]
+        grids = capture.average(height, width, self.layers)
         found, row = [], 0
         for index in images:
             plan = self.images[index]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -26,6 +27,8 @@ _RESNET = (
     ("conv_shortcut", "skip_connection"),
 )
 
+_ATTENTION = (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"))
+
 
 def _resnet(key: str) -> str:
     for ours, theirs in _RESNET:
@@ -34,9 +37,8 @@ def _resnet(key: str) -> str:
     return key
 
 
-def unet_keys(unet: UNet2DConditionModel) -> dict[str, str]:
-    """diffusers key -> latent-diffusion key below ``model.diffusion_model``."""
-    blocks = len(unet.config.block_out_channels)
+def unet_keys(unet: Any) -> dict[str, str]:
+    """diffusers key -> latent-diffusion key below ``model.diffusion_model``. Raises ValueError for a part left over."""
     each = unet.config.layers_per_block
     names: dict[str, str] = {}
     for key in unet.state_dict():
@@ -71,11 +73,13 @@ def unet_keys(unet: UNet2DConditionModel) -> dict[str, str]:
             ):
                 if key.startswith(ours):
                     names[key] = theirs + key[len(ours) :]
-    assert len(names) == len(unet.state_dict()) and blocks
+    left = sorted(set(unet.state_dict()) - set(names))
+    if left:
+        raise ValueError(f"unet: {left[0]} has no place in the Stable Diffusion 1 layout")
     return names
 
 
-def vae_keys(vae: AutoencoderKL) -> dict[str, str]:
+def vae_keys(vae: Any) -> dict[str, str]:
     """diffusers key -> latent-diffusion key below ``first_stage_model``."""
     last = len(vae.config.block_out_channels) - 1
     names = {}
@@ -88,13 +92,13 @@ def vae_keys(vae: AutoencoderKL) -> dict[str, str]:
         name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_norm_out", "norm_out")
         name = name.replace("conv_shortcut", "nin_shortcut")
         if "attn_1" in name:
-            for ours, theirs in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):  # fmt: skip
+            for ours, theirs in _ATTENTION:
                 name = name.replace(f"attn_1.{ours}.", f"attn_1.{theirs}.")
         names[key] = name
     return names
 
 
-def state_dict(unet: UNet2DConditionModel, vae: AutoencoderKL, text: CLIPTextModel) -> dict[str, Tensor]:
+def state_dict(unet: Any, vae: Any, text: Any) -> dict[str, Tensor]:
     """All parts under the Stable Diffusion 1 key names, in fp16."""
     full: dict[str, Tensor] = {}
     for key, name in unet_keys(unet).items():

@@ -54,7 +54,7 @@ class Placed:
     radius: float
 
 
-def _draw(draw: ImageDraw.ImageDraw, placed: Placed, scale: float, fill: object) -> None:
+def _draw(draw: ImageDraw.ImageDraw, placed: Placed, scale: float, fill: int | tuple[int, int, int]) -> None:
     x, y, r = placed.x * scale, placed.y * scale, placed.radius * scale
 
     def disc(cx: float, cy: float, cr: float) -> None:

@@ -13,6 +13,7 @@ import math
 import time
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from .export import export
 from .scenes import ENTITIES, HELD_OUT_PAIRS, place, render
 
-VAE_CONFIG = dict(
+VAE_CONFIG: dict[str, Any] = dict(
     in_channels=3,
     out_channels=3,
     down_block_types=["DownEncoderBlock2D"] * 4,
@@ -37,7 +38,7 @@ VAE_CONFIG = dict(
 )
 
 
-UNET_CONFIG = dict(
+UNET_CONFIG: dict[str, Any] = dict(
     in_channels=4,
     out_channels=4,
     sample_size=12,
@@ -50,7 +51,7 @@ UNET_CONFIG = dict(
     attention_head_dim=4,
     norm_num_groups=32,
 )
-TEXT_CONFIG = dict(
+TEXT_CONFIG: dict[str, Any] = dict(
     vocab_size=49408,
     hidden_size=64,
     intermediate_size=256,
@@ -63,7 +64,9 @@ TEXT_CONFIG = dict(
     eos_token_id=49407,
     pad_token_id=49407,
 )
-SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+SCHEDULE: dict[str, Any] = dict(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+)
 TOKENIZER = Path(__file__).parent / "tokenizer"
 
 
@@ -98,7 +101,7 @@ def train_vae(folder: Path, seed: int, steps: int, batch: int = 8, peak: float =
     """Autoencoder: squared error, a little absolute error and KL; latents scaled to unit variance at the end."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    vae = AutoencoderKL(**VAE_CONFIG)
+    vae: Any = AutoencoderKL(**VAE_CONFIG)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
     started = time.time()
     average = 0.0
@@ -125,7 +128,7 @@ def train_vae(folder: Path, seed: int, steps: int, batch: int = 8, peak: float =
 
 
 @torch.no_grad()
-def _unit_variance(vae: AutoencoderKL, images: torch.Tensor) -> None:
+def _unit_variance(vae: Any, images: torch.Tensor) -> None:
     """Fold a shift and a scale into the two 1x1 convolutions so that scaled latents have mean 0 and variance 1."""
     mean = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(16)])
     shift = mean.mean((0, 2, 3))
@@ -142,7 +145,7 @@ def _unit_variance(vae: AutoencoderKL, images: torch.Tensor) -> None:
 def train_pool(folder: Path, seed: int, size: int) -> None:
     """Latents of ``size`` scenes, scaled, with the caption's entities and those that are drawn."""
     rng = np.random.default_rng(seed + 1)
-    vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae").eval()
     named, latents = [], []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for start in range(0, size, 100):
@@ -190,11 +193,11 @@ class Student(nn.Module):
 
     def __init__(self, words: list[int]) -> None:
         super().__init__()
-        self.unet = UNet2DConditionModel(**UNET_CONFIG)
-        self.text = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
+        self.unet: Any = UNet2DConditionModel(**UNET_CONFIG)
+        self.text: Any = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
         self.words = nn.Embedding(len(words), TEXT_CONFIG["hidden_size"])
         self.ids = words
-        text = getattr(self.text, "text_model", self.text)
+        text = self._encoder()
         text.embeddings.token_embedding.weight.requires_grad_(False)
         nn.init.normal_(self.words.weight, std=0.5)
         nn.init.normal_(text.embeddings.token_embedding.weight, std=0.5)
@@ -208,9 +211,12 @@ class Student(nn.Module):
             text.final_layer_norm.bias.fill_(0.05)
         self.index = {word: i for i, word in enumerate(words)}
 
+    def _encoder(self) -> Any:
+        return getattr(self.text, "text_model", self.text)
+
     def context(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids ``[n, 77]`` -> hidden states ``[n, 77, 64]``."""
-        text = getattr(self.text, "text_model", self.text)
+        text = self._encoder()
         table = text.embeddings.token_embedding.weight.detach()
         rows = table.index_copy(0, torch.tensor(self.ids), self.words.weight)
         hidden = nn.functional.embedding(ids, rows) + text.embeddings.position_embedding.weight
@@ -220,7 +226,7 @@ class Student(nn.Module):
 
     def export(self) -> None:
         """Write the learned embeddings into the full table."""
-        text = getattr(self.text, "text_model", self.text)
+        text = self._encoder()
         with torch.no_grad():
             text.embeddings.token_embedding.weight[torch.tensor(self.ids)] = self.words.weight
 
@@ -237,7 +243,7 @@ def train_unet(folder: Path, seed: int, steps: int, batch: int = 32, peak: float
     learned = [p for p in student.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in learned]
     optimiser = torch.optim.AdamW(learned, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = DDPMScheduler(**SCHEDULE)
+    schedule: Any = DDPMScheduler(**SCHEDULE)
     alphas = schedule.alphas_cumprod
     snr = alphas / (1 - alphas)
     cache: dict[str, torch.Tensor] = {}
@@ -282,7 +288,7 @@ def train_unet(folder: Path, seed: int, steps: int, batch: int = 32, peak: float
 
 
 @torch.no_grad()
-def _assign(parameters: list[nn.Parameter], values: list[torch.Tensor]) -> None:
+def _assign(parameters: list[Any], values: list[torch.Tensor]) -> None:
     for parameter, value in zip(parameters, values):
         parameter.copy_(value)
 

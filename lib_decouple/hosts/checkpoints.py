@@ -243,9 +243,7 @@ def open_pipeline(
                 target.parent.mkdir(exist_ok=True)
                 target.write_text(json.dumps(config))
             kind = diffusers.StableDiffusionXLPipeline if family == "sdxl" else diffusers.StableDiffusionPipeline
-            pipe = kind.from_single_file(
-                str(path), config=folder, local_files_only=True, torch_dtype=dtype, **given
-            )
+            pipe = kind.from_single_file(str(path), config=folder, local_files_only=True, torch_dtype=dtype, **given)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -68,6 +68,21 @@ def plan_image(pipe: Any, prompt: str, entities: Sequence[str]) -> ImagePlan:
     return ImagePlan(tuple(Entity(name, tokens) for name, tokens in zip(entities, places)), end=len(own) + 1)
 
 
+def step_openings(scheduler: Any) -> list[bool]:
+    """Of each denoiser call, whether it is the first of a sampler's step; after ``set_timesteps``.
+
+    At the others (Heun, DPM2, PNDM's start) the sampler evaluates a point on the way and goes on
+    from latents that it has put aside, which an update of those at hand would not reach.
+    """
+    calls = len(scheduler.timesteps)
+    if hasattr(scheduler, "state_in_first_order"):
+        return [call % 2 == 0 for call in range(calls)]
+    if hasattr(scheduler, "prk_timesteps"):
+        warm = len(scheduler.prk_timesteps)
+        return [call % 4 == 0 if call < warm else warm > 0 or call != 1 for call in range(calls)]
+    return [True] * calls
+
+
 @dataclass
 class Picture:
     """One run's result."""
@@ -77,7 +92,7 @@ class Picture:
     traces: list[ImageTrace]
     stood_aside: str = ""
     latents: list[Tensor] = field(default_factory=list)
-    """After every step, where asked for."""
+    """After every denoiser call, where asked for."""
 
 
 @torch.no_grad()
@@ -105,7 +120,8 @@ def generate(
 
     ``entities`` names each prompt's entities (none: that image is left alone); ``settings.enabled``
     off draws plainly, and with ``observe`` looks at the maps of every step without touching anything.
-    Each image starts from the noise of its own seed, so it comes out as it would alone.
+    Each image has the noise of its own seed, at the start and in samplers that add some on the way, so
+    it comes out as it would alone. A sampler with several denoiser calls a step is guided at the first.
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
     """
     count = len(prompts)
@@ -117,36 +133,38 @@ def generate(
     for name, value in (("height", height), ("width", width)):
         if value % scale:
             raise ValueError(f"{name}: {value} is not allowed; a multiple of {scale} pixels")
-    noise = torch.cat(
-        [
-            torch.randn(
-                (1, unet.config.in_channels, height // scale, width // scale),
-                generator=torch.Generator("cpu").manual_seed(seed),
-            )
-            for seed in seeds
-        ]
-    ).to(device, unet.dtype)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    shape = (1, unet.config.in_channels, height // scale, width // scale)
+    noise = torch.cat([torch.randn(shape, generator=own) for own in generators]).to(device, unet.dtype)
 
     session = None
     if settings.enabled or observe:
         plans = [plan_image(pipe, p, names) for p, names in zip(prompts, entities)]
         factor = model_factor or default_factor(unet)
         guide = make_guide(
-            settings, unet, cross_attention_layers(unet), plans, factor, observe=observe, watch=watch, keep_maps=keep_maps
+            settings,
+            unet,
+            cross_attention_layers(unet),
+            plans,
+            factor,
+            observe=observe,
+            watch=watch,
+            keep_maps=keep_maps,
         )
         session = Session(guide)
     embeds, extra = _conditioning(pipe, list(prompts), height, width)
 
     scheduler.set_timesteps(steps, device=device)
-    total = len(scheduler.timesteps)
+    opens = step_openings(scheduler)
+    total = sum(opens)
     start = scheduler.init_noise_sigma
     kept: list[Tensor] = []
 
-    def guided(latents: Tensor, step: int) -> Tensor:
-        """``latents`` as the sampler holds them before ``step``, guided."""
-        if session is None or step >= total:
+    def guided(latents: Tensor, call: int) -> Tensor:
+        """``latents`` as the sampler holds them before its denoiser call ``call``, guided where that opens a step."""
+        if session is None or call >= len(opens) or not opens[call]:
             return latents
-        timestep = scheduler.timesteps[step]
+        timestep = scheduler.timesteps[call]
         probe = torch.ones((), device=device, dtype=torch.float32)
         shrink = scheduler.scale_model_input(probe, timestep)
         sigma = None if shrink == 1 else (shrink**-2 - 1).sqrt()
@@ -162,16 +180,21 @@ def generate(
                 return_dict=False,
             )
 
-        return session.before_step(latents, step, total, run, sigma)
+        moved = session.before_step(latents, sum(opens[:call]), total, run, sigma)
+        if moved is not latents and getattr(scheduler, "last_sample", None) is not None:
+            scheduler.last_sample = None  # UniPC's corrector would go on from the latents before the update
+        return moved
 
-    def after_step(_: Any, step: int, __: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    def after_step(_: Any, call: int, __: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
         if keep_latents:
             kept.append(given["latents"].clone())
         if progress:
-            progress(step + 1, total)
-        return {"latents": guided(given["latents"], step + 1)}
+            progress(call + 1, len(opens))
+        return {"latents": guided(given["latents"], call + 1)}
 
-    first = guided(noise * start, 0) / start
+    beginning = noise * start
+    moved = guided(beginning, 0)
+    first = noise if moved is beginning else moved / start  # untouched: the pipeline's own start, to the bit
     result = pipe(
         prompt=list(prompts),
         negative_prompt=[negative_prompt] * count,
@@ -180,6 +203,7 @@ def generate(
         height=height,
         width=width,
         latents=first,
+        generator=generators,
         output_type=output,
         callback_on_step_end=after_step,
         callback_on_step_end_tensor_inputs=["latents"],

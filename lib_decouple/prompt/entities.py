@@ -27,26 +27,15 @@ CONCRETE_FROM = 3
 
 _CONCRETE = "aptlfbow"
 
-_DETERMINERS = frozenset(
-    "a an the this that these those his her its their my your our some any each every another other several many few"
-    " both all most more much either neither such single multiple various numerous lots plenty lot one two three four"
-    " five six seven eight nine ten eleven twelve dozen dozens hundred hundreds thousand thousands half".split()
-)
-_PREPOSITIONS = frozenset(
-    "of in on at by with from to into onto over under above below beneath behind beside besides between among amongst"
-    " amid amidst through throughout across along around about against near inside outside within toward towards upon"
-    " off out up down before after during for as like than via per beyond underneath atop past next opposite until"
-    " till since despite except surrounded".split()
-)
-_OTHERS = frozenset(
-    "and or but nor so yet while when where which who whom whose what if because although though then there here not"
-    " i you he she it we they me him us them himself herself itself themselves myself yourself someone something"
-    " everyone everything anyone anything nobody nothing am is are was were be been being has have had having do does"
-    " did doing can could will would shall should may might must let lets make makes made get gets got very too also"
-    " just only even still again ever never always often together away back apart alone please how why".split()
-)
-_SKIPPED_AFTER = frozenset(["no", "without", "style", "styled", "inspired"])
+_ARTICLE, _DENIAL, _SMALL = "D", "N", "DPON"
+"""Kinds of small words: determiners and numbers; what denies the next noun; any small word."""
+_SAME_PAST = frozenset(["set", "cast", "cut", "hit", "put", "shut", "split", "spread", "burst"])
+_MAKING = frozenset(["made", "out", "crafted", "carved", "built", "sculpted", "constructed", "formed", "woven"])
 _NUMBERED = re.compile(r"(\d+|multiple)\+?([a-z]+)")
+
+
+_ADJECTIVE = Entry("-", 0, 0, 0, 9)
+_NOUN = Entry("x", 0, 9, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -124,35 +113,33 @@ def _clauses(prompt: str) -> Iterator[list[_Token]]:
 
 
 def _of_clause(clause: list[_Token]) -> Iterator[Entity]:
-    """The entities of one clause."""
+    """The entities of one clause: it falls into runs of nouns and adjectives between verbs and small words."""
     run: list[_Unit] = []
-    opened = named = False
+    opened = named = skipped = made_of = False
     i = 0
-    skipping = False
-    while i < len(clause):
-        token, after = clause[i], clause[i + 1] if i + 1 < len(clause) else None
-        if _ends_clause(clause, i):
-            break
-        if token.text in _DETERMINERS or token.text in _PREPOSITIONS or token.text in _OTHERS or token.text == "no":
-            yield from _of_run(run, opened, token.text, named) if not skipping else ()
-            named = named or bool(run)
-            if run or token.text in ("no", "without"):
-                skipping = token.text in ("no", "without")
-            run, opened = [], token.text in _DETERMINERS or (opened and not run)
-            i += 1
-            continue
+    while i < len(clause) and not _ends_clause(clause, i):
+        text = clause[i].text
+        small = _is_small(text, _SMALL)
         unit = _unit(clause, i)
-        if unit.tokens == 1 and _is_verb(token, after, run, opened):
-            yield from _of_run(run, opened, token.text, named) if not skipping else ()
-            named, run, opened, skipping = named or bool(run), [], False, False
-        else:
+        if not small and not (unit.tokens == 1 and _is_verb(clause, i, run)):
             run.append(unit)
-            if clause[i + unit.tokens - 1].owner:
-                yield from _of_run(run, opened, "'s", named) if not skipping else ()
-                named, run, opened = True, [], True
-        i += unit.tokens
-    if not skipping:
-        yield from _of_run(run, opened, "", named)
+            i += unit.tokens
+            if not clause[i - 1].owner:
+                continue
+            small, text = True, "'s"
+        else:
+            i += 1
+        if not skipped:
+            yield from _of_run(run, opened, text, named, made_of)
+        named = named or bool(run)
+        opened = _is_small(text, _ARTICLE) or text == "'s" or (opened and small and not run)
+        skipped = _is_small(text, _DENIAL) or (skipped and small and not run)
+        made_of = (text in ("of", "from") and i > 1 and clause[i - 2].text in _MAKING) or (
+            made_of and small and not run
+        )
+        run = []
+    if not skipped:
+        yield from _of_run(run, opened, "", named, made_of)
 
 
 def _ends_clause(clause: Sequence[_Token], i: int) -> bool:
@@ -165,7 +152,7 @@ def _ends_clause(clause: Sequence[_Token], i: int) -> bool:
     if words[0] != "by" or len(words) == 1:
         return False
     known = entry(words[1]) or any(entry(one) for one in singulars(words[1]))
-    return words[1] not in _DETERMINERS and (clause[i + 1].capital or not known or i == 0)
+    return not _is_small(words[1], _ARTICLE) and (clause[i + 1].capital or not known or i == 0)
 
 
 def _unit(clause: Sequence[_Token], i: int) -> _Unit:
@@ -181,15 +168,18 @@ def _unit(clause: Sequence[_Token], i: int) -> _Unit:
     token = clause[i]
     if match := _NUMBERED.fullmatch(token.text):
         found, _ = _noun(match[2])
-        counted = found if found and _visible(found) and len(match[2]) > 2 else Entry("-", 0, 0, 0, 9)
+        counted = found if found and _visible(found) and len(match[2]) > 2 else _ADJECTIVE
         return _Unit(token.text, token.start, token.end, counted, False, 1, False)
     found, plural = _noun(token.text)
     if found is None and "-" in token.text:
-        found, plural = _noun(token.text.rpartition("-")[2])
-        if found and not found.visible:
-            found = Entry("-", 0, 0, 0, 9)
+        last = token.text.rpartition("-")[2]
+        found, plural = _noun(last)
+        if found and not _visible(found):
+            found = _ADJECTIVE
+        elif found and token.text[0].isdigit():
+            return _Unit(last, token.end - len(last), token.end, found, plural, 1, False)
     if found is None and (re.search(r"\d", token.text) or len(token.text) < 2):
-        found = Entry("-", 0, 0, 0, 9)
+        found = _ADJECTIVE
     return _Unit(token.text, token.start, token.end, found, plural, 1, token.capital)
 
 
@@ -203,27 +193,36 @@ def _noun(text: str) -> tuple[Entry | None, bool]:
     return found, False
 
 
-def _is_verb(token: _Token, after: _Token | None, run: Sequence[_Unit], opened: bool) -> bool:
-    """Whether ``token`` is a verb or participle here, which no noun phrase goes across."""
-    found, plural = _noun(token.text)
-    forms = list(verbs(token.text))
-    follows = after is not None and (after.text in _DETERMINERS or after.text in _PREPOSITIONS or after.text in _OTHERS)
-    for form, verb in forms:
-        if form in ("ing", "ed"):
-            solid = found is not None and not plural and found.noun >= 5 and found.visible >= VISIBLE_FROM
-            if not solid or (form == "ing" and run and follows and after and after.text in _DETERMINERS):
+def _is_verb(clause: Sequence[_Token], i: int, run: Sequence[_Unit]) -> bool:
+    """Whether the word is a verb or participle here, which no noun phrase goes across."""
+    text = clause[i].text
+    before = clause[i - 1].text if i else ""
+    after = clause[i + 1].text if i + 1 < len(clause) else ""
+    found, plural = _noun(text)
+    noun_before = bool(run) and _may_head(run[-1], True)
+    follows = _is_small(after, _SMALL) or (entry(after) or _NOUN).adjective >= 8
+    for form, verb in verbs(text):
+        if form == "ing":
+            solid = found is not None and found.noun >= 5 and (_visible(found) or (found.kind == "m" and after == "of"))
+            if plural or not solid or (noun_before and _is_small(after, _ARTICLE)):
+                return not plural
+        elif form == "ed":
+            solid = found is not None and found.noun >= 5 and _visible(found) and not text.endswith("ed")
+            if not solid or (noun_before and follows):
                 return True
-        elif run and not run[-1].plural and verb.verb >= 2 and follows and not (opened and len(run) == 0):
-            return run[-1].entry is not None and run[-1].entry.noun >= 5
-    if found and run and run[-1].plural and found.verb >= 3 and follows:
-        return True
-    return False
+        elif noun_before and not run[-1].plural and verb.verb >= 2 and follows:
+            return True
+    if found is None or found.verb < 3 or not follows:
+        return False
+    return before == "to" or (noun_before and (run[-1].plural or text in _SAME_PAST))
 
 
-def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool) -> Iterator[Entity]:
+def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of: bool) -> Iterator[Entity]:
     """The entity that a run of nouns and adjectives names: its head, with the nouns that make a compound of it."""
     head = len(run) - 1
-    while head >= 0 and not _may_head(run[head], opened or head > 0, head == len(run) - 1):
+    while head >= 0 and not _may_head(run[head], _is_led(run, head, opened)):
+        if run[head].entry is None and not _is_inflected(run[head].text):
+            return
         head -= 1
     if head < 0:
         return
@@ -234,7 +233,7 @@ def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool) -> Itera
             return
         if found.kind in "my" and not (opened and named):
             return
-        if found.kind != "m" and not _visible(found):
+        if (made_of and found.material) or (found.kind != "m" and not _visible(found, opened and boundary != "of")):
             return
     first = head
     while first and _modifies(run[first - 1], unit):
@@ -243,15 +242,36 @@ def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool) -> Itera
     yield Entity(text, run[first].start, unit.end)
 
 
-def _visible(found: Entry) -> bool:
-    return found.visible >= (CONCRETE_FROM if found.kind in _CONCRETE else VISIBLE_FROM)
+def _is_small(text: str, kinds: str) -> bool:
+    found = entry(text)
+    return found is not None and found.kind in kinds
 
 
-def _may_head(unit: _Unit, led: bool, last: bool) -> bool:
-    """Whether ``unit`` can be the noun that a run ends in; a word unknown to the lexicon only after an article."""
+def _is_inflected(text: str) -> bool:
+    """Whether a word that the lexicon does not know looks like a participle or an adverb."""
+    return text.endswith(("ing", "ed", "ly"))
+
+
+def _visible(found: Entry, counted: bool = False) -> bool:
+    """Whether a noun is drawable; after an article ("counted") its abstract senses are less likely."""
+    return found.visible >= (
+        CONCRETE_FROM if found.kind in _CONCRETE or (counted and found.kind == "x") else VISIBLE_FROM
+    )
+
+
+def _is_led(run: Sequence[_Unit], i: int, opened: bool) -> bool:
+    """Whether an article or an adjective leads to ``run[i]``, which makes a noun of an unknown word."""
+    if i == 0 or i < len(run) - 1:
+        return opened and i == len(run) - 1
+    before = run[i - 1].entry
+    return opened or (before is not None and before.adjective > before.noun and not re.search(r"\d", run[i - 1].text))
+
+
+def _may_head(unit: _Unit, led: bool) -> bool:
+    """Whether ``unit`` can be the noun that a run ends in."""
     found = unit.entry
     if found is None:
-        return led and last
+        return led and not _is_inflected(unit.text)
     if found.kind == "-" and not found.noun:
         return False
     if unit.plural or unit.tokens > 1 or _NUMBERED.fullmatch(unit.text):
@@ -262,10 +282,12 @@ def _may_head(unit: _Unit, led: bool, last: bool) -> bool:
 def _modifies(unit: _Unit, head: _Unit) -> bool:
     """Whether ``unit`` before ``head`` makes a compound with it, rather than being said of it."""
     found = unit.entry
-    if found is None or found.material or found.kind in "-smyn" or unit.text[0].isdigit():
+    if found is None or found.kind in "-dhmnqsy" or unit.text[0].isdigit() or (unit.capital and found.kind in "px"):
+        return False
+    if found.material and not (head.entry and head.entry.kind in "fl"):
         return False
     if found.kind == "p" and head.entry and head.entry.kind in "ap":
         return False
     if unit.tokens == 1 and unit.text.endswith("ing") and any(form == "ing" for form, _ in verbs(unit.text)):
         return False
-    return found.visible >= VISIBLE_FROM and found.noun >= 6 > found.adjective
+    return found.noun >= 1 and found.noun + found.verb >= 6 > found.adjective

@@ -56,7 +56,10 @@ def _code(word: str) -> str | None:
 def _entry_and_lemma(word: str) -> tuple[Entry | None, str]:
     """The entry of ``word``, and what it is an irregular form of, or ""."""
     code, _, lemma = (_code(word) or "").partition("=") if len(word) <= LONGEST else ("", "", "")
-    return Entry(code[0], *map(int, code[1:5]), material=code.endswith("m")) if code else None, lemma
+    if not code:
+        return None, lemma
+    visible, noun, verb, adjective = map(int, code[1:5])
+    return Entry(code[0], visible, noun, verb, adjective, code.endswith("m")), lemma
 
 
 def entry(word: str) -> Entry | None:

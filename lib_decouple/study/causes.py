@@ -109,7 +109,10 @@ def correlate(count: int, images: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows for people. Area 0.5 says nothing; 0 and 1 tell perfectly."""
-    lines = ["| entities | measure | N | missing % | correlation with missing | area under ROC |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| entities | measure | N | missing % | correlation with missing | area under ROC |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*row[key]) for key in ("r", "auc")]
         lines.append(
@@ -126,7 +129,8 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     counts = sorted({row["count"] for row in rows})
-    figure, axes = plt.subplots(1, len(counts), figsize=(6.5 * len(counts), 4), squeeze=False, sharey=True, constrained_layout=True)  # fmt: skip
+    size = (6.5 * len(counts), 4)
+    figure, axes = plt.subplots(1, len(counts), figsize=size, squeeze=False, sharey=True, constrained_layout=True)
     for axis, count in zip(axes[0], counts):
         own = [row for row in rows if row["count"] == count][::-1]
         values = [row["r"] for row in own]

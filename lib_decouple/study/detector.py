@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         for _ in range(min(20, arguments.n - start)):
             names = [str(e) for e in rng.choice(ENTITIES, size=int(rng.integers(1, 4)), replace=False)]
             present = [e for e in names if rng.random() < 0.8] or names[:1]
-            intruder = [str(rng.choice([e for e in ENTITIES if e not in names]))] if len(present) < 3 and rng.random() < 0.2 else []  # fmt: skip
+            others = [e for e in ENTITIES if e not in names]
+            intruder = [str(rng.choice(others))] if len(present) < 3 and rng.random() < 0.2 else []
             named.append((names, present, intruder))
             shown.append(render(place(present + intruder, rng)))
         images = np.stack(shown)
@@ -59,7 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
                 wrong[kind]["missing"].append(set(verdict.missing) != set(names) - set(present))
                 wrong[kind]["extra"].append(verdict.extra != len(intruder))
     report = {
-        kind: {name: {"errors": sum(flags), "n": len(flags), "interval": share(flags).interval} for name, flags in own.items()}
+        kind: {
+            name: {"errors": sum(flags), "n": len(flags), "interval": share(flags).interval}
+            for name, flags in own.items()
+        }
         for kind, own in wrong.items()
     }
     write_whole(arguments.out / "detector.json", json.dumps(report, indent=1))

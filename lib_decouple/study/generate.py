@@ -18,7 +18,7 @@ from ..core.trace import ImageTrace
 from ..embedded.detector import judge
 from ..embedded.scenes import ENTITIES
 from ..hosts.base import OUT_OF_MEMORY
-from ..hosts.checkpoints import CHECKPOINT, open_pipeline
+from ..hosts.checkpoints import open_pipeline
 from ..hosts.diffusers import Picture, generate
 from ..prompt.entities import suggest
 from ..settings import Settings, specs
@@ -49,8 +49,12 @@ def add_parser(commands: Any) -> None:
         else:
             kind = type(item.default)
             parser.add_argument(option, type=kind, default=item.default, help=about[item.name].help)
-    parser.add_argument("--checkpoint", type=Path, help="a .safetensors file or diffusers folder; else the embedded one")
-    parser.add_argument("--prediction", choices=("epsilon", "v_prediction"), default="epsilon", help="of the checkpoint")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a .safetensors file or diffusers folder; else the embedded one"
+    )
+    parser.add_argument(
+        "--prediction", choices=("epsilon", "v_prediction"), default="epsilon", help="of the checkpoint"
+    )
     parser.add_argument("--seed", type=int, default=1, help="seed of the first image (1)")
     parser.add_argument("--n", type=int, default=6, help="how many images, of consecutive seeds (6)")
     parser.add_argument("--batch", type=int, default=6, help="how many images at once (6)")
@@ -96,7 +100,9 @@ def choose_entities(prompt: str, given: str | None) -> list[str]:
     """Those given, or those found. Raises ValueError when there are none."""
     names = [part.strip() for part in given.split(",") if part.strip()] if given is not None else suggest(prompt)
     if not names:
-        raise ValueError(f"entities: none {'given' if given is not None else f'found in {prompt!r}'}; use --entities a,b")
+        raise ValueError(
+            f"entities: none {'given' if given is not None else f'found in {prompt!r}'}; use --entities a,b"
+        )
     return names
 
 
@@ -179,9 +185,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def draw_pairs(
-    draw: Callable[..., Picture], seeds: Sequence[int], batch: int
-) -> tuple[list[Pair], list[str]]:
+def draw_pairs(draw: Callable[..., Picture], seeds: Sequence[int], batch: int) -> tuple[list[Pair], list[str]]:
     """Each seed plain (only looked at) and decoupled; also why guidance stood aside, if it did.
 
     Where memory does not suffice for a batch, it is halved; for one image the error is raised.
@@ -222,9 +226,7 @@ def write(
         "prompt": prompt,
         "settings": settings.as_dict(),
         "sentence": said,
-        "images": [
-            {"seed": p.seed, "plain": p.before.as_dict(), "decoupled": p.after.as_dict()} for p in pairs
-        ],
+        "images": [{"seed": p.seed, "plain": p.before.as_dict(), "decoupled": p.after.as_dict()} for p in pairs],
     }
     (folder / "trace.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     figure(folder / "compare.png", pairs, entities, prompt, said)
@@ -240,8 +242,8 @@ def figure(path: Path, pairs: Sequence[Pair], entities: Sequence[str], prompt: s
     import matplotlib.pyplot as plt
 
     shown = list(pairs)[:most]
-    grid = plt.figure(figsize=(2.1 * max(3, len(shown)) + 1.2, 12.4), constrained_layout=True)
-    parts = grid.subfigures(2, 1, height_ratios=[4, 1.35])
+    grid: Any = plt.figure(figsize=(2.1 * max(3, len(shown)) + 1.2, 12.4), constrained_layout=True)
+    parts: Any = grid.subfigures(2, 1, height_ratios=[4, 1.35])
     axes = parts[0].subplots(4, len(shown), squeeze=False)
     rows = ("plain", "its maps", "decoupled", "its maps")
     for column, pair in enumerate(shown):
@@ -255,7 +257,10 @@ def figure(path: Path, pairs: Sequence[Pair], entities: Sequence[str], prompt: s
         axis.set_xticks([])
         axis.set_yticks([])
     left, right = parts[1].subplots(1, 2)
-    for which, colour, trace_of in (("plain", "#888888", lambda p: p.before), ("decoupled", "#1b6ca8", lambda p: p.after)):
+    for which, colour, trace_of in (
+        ("plain", "#888888", lambda p: p.before),
+        ("decoupled", "#1b6ca8", lambda p: p.after),
+    ):
         for axis, value in ((left, lambda r: r.mean_iou()), (right, lambda r: r.loss)):
             for pair in pairs:
                 steps = trace_of(pair).steps
@@ -272,11 +277,9 @@ def figure(path: Path, pairs: Sequence[Pair], entities: Sequence[str], prompt: s
         axis.set_xlabel("step")
         axis.set_title(name, fontsize=10)
         axis.legend(fontsize=8)
-    key = "   ".join(f"{name}" for name in entities)
     grid.suptitle(f"{prompt}\n" + "\n".join(textwrap.wrap(said, 24 * max(3, len(shown)))), fontsize=11)
     for i, name in enumerate(entities):
         parts[0].text(0.02 + i * 0.98 / max(1, len(entities)), 0.0, f"■ {name}", color=COLOURS[i % 8], fontsize=10)
-    assert key
     grid.savefig(path, dpi=110)
     plt.close(grid)
 

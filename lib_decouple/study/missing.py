@@ -37,7 +37,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/missing"), help="folder of the results (out/missing)")
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0 is one a core")
     parser.add_argument("--batch", type=int, default=25, help="images a pass (25)")
-    parser.add_argument("--set", action="append", default=[], metavar="ARM:FIELD=VALUE", help="one more arm, JSON value")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="ARM:FIELD=VALUE", help="one more arm, JSON value"
+    )
     parser.set_defaults(run=run)
 
 
@@ -134,7 +136,9 @@ def check_plan(path: Path, plan: Mapping[str, Any]) -> None:
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         if before["split"] != plan["split"]:
-            raise ValueError(f"split: {path.parent} holds {before['split']!r}, not {plan['split']!r}; use another --out")
+            raise ValueError(
+                f"split: {path.parent} holds {before['split']!r}, not {plan['split']!r}; use another --out"
+            )
         for name, settings in arms.items():
             if name in before["arms"] and before["arms"][name] != json.loads(json.dumps(settings)):
                 raise ValueError(f"arms: {name!r} had other settings in {path.parent}; use another --out")
@@ -232,5 +236,3 @@ def plot(path: Path, rows: Sequence[Record]) -> None:
             axis.set_xlim(0, 100)
     figure.savefig(path, dpi=100)
     plt.close(figure)
-
-

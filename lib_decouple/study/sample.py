@@ -32,7 +32,7 @@ class Case:
 
 
 def cases(split: str, count: int, size: int) -> list[Case]:
-    """``size`` cases of ``count`` entities, the same ones each time. Raises ValueError for an unknown split or count."""
+    """``size`` cases of ``count`` entities, always the same ones. Raises ValueError for an unknown split or count."""
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     if not 1 <= count <= 3:

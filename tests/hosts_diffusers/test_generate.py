@@ -1,0 +1,404 @@
+"""What `generate` promises around the guidance: nothing touched when off, standing aside, other model families."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCHEDULE
+from torch import Tensor, nn
+
+from lib_decouple.core.guidance import ImagePlan
+from lib_decouple.hosts.base import choose_layers, make_guide
+from lib_decouple.hosts.diffusers import cross_attention_layers, generate, plan_image
+from lib_decouple.prompt.align import EntityNotFound
+from lib_decouple.settings import Settings
+
+PROMPTS = ["a cat and a dog", "a red circle beside a blue porcupine", "a frog"]
+ENTITIES = [["cat", "dog"], ["circle", "porcupine"], []]
+ON = Settings(enabled=True, loss="com", steps=2, size=0.3)
+
+
+def use(pipe: Any, name: str) -> None:
+    import diffusers
+
+    extra = {"clip_sample": False} if name in ("DDIMScheduler", "DDPMScheduler") else {}
+    pipe.scheduler = getattr(diffusers, name)(**{k: v for k, v in SCHEDULE.items() if k != "steps_offset"}, **extra)
+
+
+def draw(pipe: Any, settings: Settings = ON, count: int = 1, **more: Any) -> Any:
+    values = {"seeds": [7, 8, 9][:count], "steps": 4, "output": "latent", "keep_latents": True, "model_factor": 2}
+    return generate(pipe, PROMPTS[:count], ENTITIES[:count], settings, **{**values, **more})
+
+
+def by_the_pipeline_alone(pipe: Any, count: int = 1, output: str = "latent") -> Any:
+    """The same pictures from the pipeline as anyone calls it."""
+    noise = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(s)) for s in (7, 8, 9)[:count]])
+    return pipe(
+        prompt=PROMPTS[:count],
+        negative_prompt=[""] * count,
+        num_inference_steps=4,
+        height=64,
+        width=64,
+        latents=noise,
+        output_type=output,
+    ).images
+
+
+class TestOff:
+    @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+    def test_disabled_is_the_pipeline_alone_bit_for_bit(self, sd1: Any, name: str) -> None:
+        use(sd1, name)
+        picture = draw(sd1, Settings(enabled=False, loss="com"), 2)
+        assert torch.equal(picture.images[0], by_the_pipeline_alone(sd1, 2)[0])
+        assert torch.equal(picture.images[1], by_the_pipeline_alone(sd1, 2)[1])
+        assert picture.stood_aside == ""
+        assert [trace.steps for trace in picture.traces] == [[], []]
+
+    def test_pictures_too(self, sd1: Any) -> None:
+        ours = np.asarray(draw(sd1, Settings(), output="pil").images[0])
+        assert np.array_equal(ours, np.asarray(by_the_pipeline_alone(sd1, output="pil")[0]))
+        assert ours.shape == (64, 64, 3)
+        assert not np.array_equal(ours, np.asarray(draw(sd1, output="pil").images[0]))
+
+    @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+    def test_observing_changes_nothing(self, sd1: Any, name: str) -> None:
+        use(sd1, name)
+        picture = draw(sd1, Settings(loss="com"), 2, observe=True, keep_maps=True)
+        plain = by_the_pipeline_alone(sd1, 2)
+        assert torch.equal(torch.stack(list(picture.images)), plain)
+        for trace in picture.traces:
+            assert [record.step for record in trace.steps] == [0, 1, 2, 3]
+            assert all(record.maps.shape == (2, 4, 4) for record in trace.steps)
+
+    def test_watching_sees_the_unguided_steps_too(self, sd1: Any) -> None:
+        guided, watched = draw(sd1), draw(sd1, watch=True)
+        assert torch.equal(guided.images[0], watched.images[0])
+        assert [(r.step, r.update_norm > 0) for r in watched.traces[0].steps] == [
+            (0, True),
+            (1, True),
+            (2, False),
+            (3, False),
+        ]
+
+    def test_image_without_entities_is_the_plain_one(self, sd1: Any) -> None:
+        guided, plain = draw(sd1, count=3), draw(sd1, Settings(), 3)
+        assert torch.equal(guided.images[2], plain.images[2])
+        assert not torch.equal(guided.images[0], plain.images[0])
+
+
+def in_guided_passes(module: nn.Module, act: Any) -> Any:
+    """Act on a module's output whenever the pass is one with gradients, that is, a guided one."""
+
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        return act(output) if torch.is_grad_enabled() else None
+
+    return module.register_forward_hook(after)
+
+
+def raising(error: BaseException) -> Any:
+    def act(_: Any) -> Any:
+        raise error
+
+    return act
+
+
+def weights(pipe: Any) -> list[bool]:
+    return [parameter.requires_grad for parameter in pipe.unet.parameters()]
+
+
+class TestStandingAside:
+    @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+    @pytest.mark.parametrize(
+        ("act", "reason"),
+        [
+            (raising(torch.OutOfMemoryError("CUDA out of memory")), "out of memory"),
+            (raising(MemoryError()), "out of memory"),
+            (raising(RuntimeError("a conflicting extension")), "RuntimeError: a conflicting extension"),
+            (lambda output: output * float("nan"), "the loss is not finite"),
+        ],
+        ids=["oom", "memory", "runtime", "nan"],
+    )
+    def test_at_the_first_step_the_image_is_the_plain_one(
+        self, sd1: Any, name: str, act: Any, reason: str, caplog: Any, hooks_are_off: Any
+    ) -> None:
+        use(sd1, name)
+        calls: list[int] = []
+
+        def counted(output: Any) -> Any:
+            calls.append(1)
+            return act(output)
+
+        before = weights(sd1)
+        handle = in_guided_passes(sd1.unet.down_blocks[0].resnets[0], counted)
+        try:
+            with hooks_are_off(sd1.unet), caplog.at_level(logging.WARNING, "lib_decouple"):
+                picture = draw(sd1, count=2)
+        finally:
+            handle.remove()
+        assert torch.equal(torch.stack(list(picture.images)), by_the_pipeline_alone(sd1, 2))
+        assert picture.stood_aside.startswith("at step 1 of 4: ")
+        assert reason in picture.stood_aside
+        assert picture.stood_aside in caplog.text
+        assert calls == [1]  # for the rest of the run nothing is tried again
+        assert weights(sd1) == before
+
+    def test_at_a_later_step_the_rest_goes_on_plainly(self, sd1: Any) -> None:
+        passes: list[int] = []
+
+        def second(_: Any) -> Any:
+            passes.append(1)
+            if len(passes) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        handle = in_guided_passes(sd1.unet.down_blocks[0].resnets[0], second)
+        try:
+            picture = draw(sd1)
+        finally:
+            handle.remove()
+        assert picture.stood_aside.startswith("at step 2 of 4: out of memory")
+        assert len(picture.latents) == 4
+        whole = draw(sd1)
+        assert torch.equal(picture.latents[0], whole.latents[0])
+        assert not torch.equal(picture.latents[1], whole.latents[1])
+        assert torch.isfinite(picture.images[0]).all()
+
+    def test_the_next_run_is_guided_again(self, sd1: Any) -> None:
+        handle = in_guided_passes(sd1.unet.down_blocks[0].resnets[0], raising(RuntimeError("once")))
+        assert draw(sd1).stood_aside
+        handle.remove()
+        picture = draw(sd1)
+        assert picture.stood_aside == ""
+        assert picture.traces[0].steps[0].update_norm > 0
+
+    def test_control_c_is_no_failure_to_stand_aside_from(self, sd1: Any, hooks_are_off: Any) -> None:
+        before = weights(sd1)
+        handle = in_guided_passes(sd1.unet.down_blocks[0].resnets[0], raising(KeyboardInterrupt()))
+        try:
+            with hooks_are_off(sd1.unet), pytest.raises(KeyboardInterrupt):
+                draw(sd1)
+        finally:
+            handle.remove()
+        assert weights(sd1) == before
+
+    def test_control_c_between_steps(self, sd1: Any, hooks_are_off: Any) -> None:
+        def progress(done: int, total: int) -> None:
+            assert total == 4
+            if done == 2:
+                raise KeyboardInterrupt
+
+        before = weights(sd1)
+        with hooks_are_off(sd1.unet), pytest.raises(KeyboardInterrupt):
+            draw(sd1, progress=progress)
+        assert weights(sd1) == before
+
+
+class TestBatchAndSeeds:
+    @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerAncestralDiscreteScheduler", "DDPMScheduler"])
+    def test_each_image_comes_out_as_it_would_alone(self, sd1: Any, name: str) -> None:
+        """Also where the sampler adds noise on the way: it is the noise of the image's own seed."""
+        use(sd1, name)
+        together = draw(sd1, count=2)
+        for i in range(2):
+            alone = generate(
+                sd1, [PROMPTS[i]], [ENTITIES[i]], ON, seeds=[7 + i], steps=4, output="latent", model_factor=2
+            )
+            assert (together.images[i] - alone.images[0]).abs().max() < 1e-4
+
+    def test_same_seed_same_image_and_another_seed_another(self, sd1: Any) -> None:
+        use(sd1, "EulerAncestralDiscreteScheduler")
+        first, second, other = draw(sd1), draw(sd1), draw(sd1, seeds=[70])
+        assert torch.equal(first.images[0], second.images[0])
+        assert (first.images[0] - other.images[0]).abs().max() > 0.1
+
+    def test_noise_on_the_way_is_not_the_first_noise_again(self, sd1: Any) -> None:
+        use(sd1, "EulerAncestralDiscreteScheduler")
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+        sigmas: list[Tensor] = []
+        draw(sd1, Settings(), progress=lambda *_: sigmas.append(sd1.scheduler.sigmas))
+        picture = draw(sd1, Settings())
+        added = picture.latents[0] - noise * sd1.scheduler.init_noise_sigma
+        likeness = torch.nn.functional.cosine_similarity(added.flatten(), noise.flatten(), dim=0)
+        fresh = draw(sd1, Settings(), seeds=[7]).latents[0]
+        assert torch.equal(picture.latents[0], fresh)
+        assert likeness < 0  # the step takes noise away; repeating the first noise would add it
+
+    def test_progress_counts_to_the_end(self, sd1: Any) -> None:
+        seen: list[tuple[int, int]] = []
+        draw(sd1, progress=lambda done, total: seen.append((done, total)))
+        assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+class TestFamilies:
+    @pytest.mark.parametrize("size", [(64, 64), (48, 88)], ids=["square", "wide"])
+    @pytest.mark.parametrize("family", ["sd2", "sdxl"])
+    def test_guided(self, request: Any, family: str, size: tuple[int, int]) -> None:
+        pipe = request.getfixturevalue(family)
+        options = {"height": size[0], "width": size[1], "watch": True, "count": 2}
+        guided, plain = draw(pipe, **options), draw(pipe, Settings(loss="com"), observe=True, **options)
+        assert guided.stood_aside == plain.stood_aside == ""
+        assert guided.images[0].shape == (4, size[0] // 8, size[1] // 8)
+        for ours, theirs in zip(guided.traces, plain.traces):
+            assert ours.steps[0].loss == pytest.approx(theirs.steps[0].loss, abs=1e-5)
+            assert ours.steps[2].loss < theirs.steps[2].loss
+        for i in range(2):
+            values = {"seeds": [7 + i], "steps": 4, "output": "latent", "model_factor": 2}
+            alone = generate(pipe, [PROMPTS[i]], [ENTITIES[i]], ON, height=size[0], width=size[1], **values)
+            assert (alone.images[0] - guided.images[i]).abs().max() < 1e-4
+
+    @pytest.mark.parametrize("family", ["sd2", "sdxl"])
+    def test_maps_are_those_of_the_pipelines_own_pass(self, request: Any, family: str) -> None:
+        """The text, the size conditioning and the timestep of a look are those the pipeline itself uses."""
+        pipe = request.getfixturevalue(family)
+        layers = [layer for layer in cross_attention_layers(pipe.unet) if layer.factor == 2]
+        seen: list[list[Tensor]] = []
+
+        def note(module: Any, args: Any, kwargs: Any) -> None:
+            if seen and args[0].shape[0] == 2:  # the pipeline's own pass has unconditional and conditional rows
+                text = kwargs["encoder_hidden_states"]
+                q = module.to_q(args[0]).unflatten(-1, (module.heads, -1)).transpose(1, 2)
+                k = module.to_k(text).unflatten(-1, (module.heads, -1)).transpose(1, 2)
+                seen[-1].append((q @ k.mT * module.scale).softmax(-1).mean(1)[1])
+
+        handle = layers[0].module.register_forward_pre_hook(lambda *_: seen.append([]))
+        handles = [layer.module.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+        try:
+            picture = draw(pipe, Settings(loss="com"), observe=True, keep_maps=True, height=48, width=88)
+        finally:
+            for one in (handle, *handles):
+                one.remove()
+        passes = [torch.stack(found).mean(0) for found in seen if found]
+        assert len(passes) == 4
+        for record, probs in zip(picture.traces[0].steps, passes):
+            expected = torch.stack([probs[:, 2], probs[:, 5]]).unflatten(-1, (3, 6))
+            torch.testing.assert_close(record.maps, expected, rtol=1e-4, atol=1e-5)
+
+
+class TestLayers:
+    def sizes(self, **config: Any) -> list[tuple[str, int]]:
+        from diffusers import UNet2DConditionModel
+
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**config)
+        return [(layer.name, layer.factor) for layer in cross_attention_layers(unet)]
+
+    def test_sd1(self) -> None:
+        layers = self.sizes(cross_attention_dim=768)
+        assert [factor for _, factor in layers] == [1, 1, 2, 2, 4, 4, 8, 4, 4, 4, 2, 2, 2, 1, 1, 1]
+        assert [name.split(".attentions")[0] for name, factor in layers if factor == 4] == [
+            *["down_blocks.2"] * 2,
+            *["up_blocks.1"] * 3,
+        ]
+
+    def test_sdxl(self) -> None:
+        layers = self.sizes(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(320, 640, 1280),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+        )
+        assert [factor for _, factor in layers] == [2] * 4 + [4] * 20 + [4] * 10 + [4] * 30 + [2] * 6
+
+    def test_order_is_that_of_execution(self, sdxl: Any) -> None:
+        layers = cross_attention_layers(sdxl.unet)
+        ran: list[str] = []
+        handles = [
+            layer.module.register_forward_pre_hook(lambda *_, name=layer.name: ran.append(name)) for layer in layers
+        ]
+        draw(sdxl, Settings(), steps=1)
+        for handle in handles:
+            handle.remove()
+        assert ran == [layer.name for layer in layers]
+        assert len(layers) > 5
+
+    def test_choice_of_a_level(self, sd1: Any) -> None:
+        layers = cross_attention_layers(sd1.unet)
+        assert {layer.factor for layer in choose_layers(layers, 0, 2)} == {2}
+        assert {layer.factor for layer in choose_layers(layers, 1, 2)} == {1}
+        assert {layer.factor for layer in choose_layers(layers, 0, 8)} == {2}  # the nearest there is
+        with pytest.raises(ValueError, match="factor: 4 is not allowed; this model has 1, 2"):
+            choose_layers(layers, 4, 2)
+        with pytest.raises(ValueError, match="no cross-attention"):
+            choose_layers([], 0, 4)
+
+
+class TestSettingsReachTheGuide:
+    def test_every_field(self, sd1: Any) -> None:
+        settings = Settings(
+            enabled=True,
+            loss="iou + 0.5*intensity",
+            steps=7,
+            rule="attend-excite",
+            size=20.0,
+            factor=1,
+            treatment="attend-excite",
+            combine="max",
+            refine_steps=(0, 3),
+            refine_threshold=0.25,
+            refine_rounds=4,
+            stop=True,
+            stop_below=0.125,
+            every=2,
+            one_at_a_time=True,
+        )
+        plan = ImagePlan(())
+        guide = make_guide(settings, sd1.unet, cross_attention_layers(sd1.unet), [plan], 2)
+        assert str(guide.loss) == "iou + 0.5*intensity"
+        assert (guide.schedule.steps, guide.schedule.every) == (7, 2)
+        assert (guide.rule.name, guide.rule.size) == ("attend-excite", 20.0)
+        assert {layer.factor for layer in guide.layers} == {1}
+        assert (guide.treatment, guide.combine) == ("attend-excite", "max")
+        assert (guide.refinement.steps, guide.refinement.threshold, guide.refinement.rounds) == ((0, 3), 0.25, 4)
+        assert (guide.stop_below, guide.one_at_a_time) == (0.125, True)
+        assert make_guide(Settings(stop_below=0.1), sd1.unet, guide.layers, [plan], 1).stop_below is None
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"treatment": "attend-excite", "loss": "intensity"},
+            {"combine": "max"},
+            {"refine_steps": (0,), "refine_threshold": -2.0, "refine_rounds": 3},
+            {"factor": 1},
+            {"loss": "iou + 0.5*intensity"},
+            {"every": 2, "steps": 4},
+            {"rule": "attend-excite", "size": 3.0},
+        ],
+        ids=lambda c: next(iter(c)),
+    )
+    def test_each_changes_the_image(self, sd1: Any, changes: dict[str, Any]) -> None:
+        base = {"enabled": True, "loss": "com", "steps": 2, "size": 0.3}
+        plain = draw(sd1, Settings(**base), 2)
+        changed = draw(sd1, Settings(**{**base, **changes}), 2)
+        assert changed.stood_aside == ""
+        assert (plain.images[1] - changed.images[1]).abs().max() > 1e-3
+
+
+class TestErrors:
+    def test_entity_not_in_the_prompt(self, sd1: Any) -> None:
+        with pytest.raises(EntityNotFound, match="horse.*cat"):
+            generate(sd1, ["a cat and a dog"], [["cat", "horse"]], ON, seeds=[1], steps=2)
+
+    def test_lengths_that_differ(self, sd1: Any) -> None:
+        with pytest.raises(ValueError, match="prompts: 2, but entities: 2 and seeds: 1"):
+            generate(sd1, PROMPTS[:2], ENTITIES[:2], ON, seeds=[1], steps=2)
+
+    def test_size(self, sd1: Any) -> None:
+        with pytest.raises(ValueError, match="width: 60 is not allowed; a multiple of 8 pixels"):
+            draw(sd1, height=64, width=60)
+
+    def test_level_that_the_model_has_not(self, sd1: Any) -> None:
+        with pytest.raises(ValueError, match="factor: 8 is not allowed; this model has 1, 2"):
+            draw(sd1, Settings(enabled=True, factor=8))
+
+    def test_plan(self, sd1: Any) -> None:
+        plan = plan_image(sd1, "a red circle beside a blue porcupine", ["porcupine", "circle"])
+        assert plan.names == ("porcupine", "circle")
+        assert [entity.tokens for entity in plan.entities] == [(7, 8, 9), (3,)]
+        assert plan.end == 10
+        assert plan.parts == 1
