@@ -134,6 +134,9 @@ class Settings:
         unit="steps",
         folded=True,
     )
+    checkpoint: bool = _setting(
+        False, "Save memory", "Most blocks are computed twice instead of kept.", "Decouple checkpoint", folded=True
+    )
     one_at_a_time: bool = _setting(
         False, "One image at a time", "Less memory for batches, more time.", "Decouple one at a time", folded=True
     )
