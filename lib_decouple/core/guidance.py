@@ -80,7 +80,7 @@ def checkpointed(model: nn.Module, layers: Sequence[CrossAttentionLayer]) -> Ite
     ]
     before = [block.__dict__.get("forward") for block in blocks]
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
