@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from modules import errors, script_callbacks, scripts, shared
+from modules.ui_components import InputAccordion
+
 from lib_decouple.hosts.a1111 import SamplingPass
 from lib_decouple.settings import Settings, specs
 from lib_decouple.webui import api, infotext, ui
 from lib_decouple.webui.report import Run
-from modules import errors, script_callbacks, scripts, shared
-from modules.ui_components import InputAccordion
 
 log = logging.getLogger("lib_decouple")
 if getattr(shared.cmd_opts, "decouple_debug", False):
