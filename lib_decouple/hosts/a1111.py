@@ -79,7 +79,7 @@ class SamplingPass:
                 steps = _schedule_length(denoiser, kwargs)
                 calls = main_calls(getattr(sample, "__name__", str(sample)), steps)
             except Exception as error:
-                self.stand_aside(f"{error}")
+                self.stand_aside(_in_words(error))
                 return sample(denoiser, x, *args, **kwargs)
             with self._hooked(denoiser, calls, "timesteps" not in kwargs):
                 # txt2img hands this very tensor to other scripts, and our update is made in place.
@@ -87,10 +87,11 @@ class SamplingPass:
 
         sampler.func = guided
 
-    def stand_aside(self, reason: str) -> None:
+    def stand_aside(self, reason: str, logged: bool = False) -> None:
         """Leave the rest of this pass to the host, and tell the user why."""
         self.stood_aside = reason
-        log.warning("Attention Decoupling stands aside: %s", reason)
+        if not logged:
+            log.warning("Attention Decoupling stands aside: %s", reason)
         self.p.comment(f"Attention Decoupling stood aside: {reason}")
 
     @contextmanager
@@ -110,9 +111,7 @@ class SamplingPass:
                     self._guide(denoiser, x, sigma, kwargs, step, len(calls), sigmas)
                 except Exception as error:
                     log.debug("guidance failed", exc_info=True)
-                    self.stand_aside(
-                        f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                    )
+                    self.stand_aside(_in_words(error))
                 finally:
                     self.seconds += time.perf_counter() - started
             return forward(x, sigma, **kwargs)
@@ -140,7 +139,7 @@ class SamplingPass:
         run = _conditional_pass(denoiser, sigma, given)
         moved = session.before_step(x.detach(), step, total, run, sigma.reshape(-1)[0] if sigmas else None)
         if session.stood_aside:
-            return self.stand_aside(session.stood_aside)
+            return self.stand_aside(session.stood_aside, logged=True)
         if moved is not x and guide.schedule.guided(step, total):
             if denoiser.mask is not None:
                 moved = x + (moved - x) * denoiser.nmask
@@ -210,6 +209,10 @@ class SamplingPass:
             now.append(tuple(texts))
             ever.append(tuple(text for index, _ in own for _, text in self._schedules[index]))
         return tuple(now), tuple(ever)
+
+
+def _in_words(error: Exception) -> str:
+    return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _schedule_length(denoiser: Any, kwargs: dict[str, Any]) -> int:

@@ -13,6 +13,8 @@ from ..settings import Settings, Spec, specs
 from .api import TITLE
 from .infotext import to_text
 
+FACTOR = specs()["factor"].infotext
+
 
 def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tuple[dict[str, Any], Any]:
     """Build the accordion; gives the control of every field, in order, and the status line.
@@ -44,6 +46,8 @@ def _control(spec: Spec, default: Any, elem_id: str) -> Any:
         return gr.Checkbox(value=default, **given)
     if spec.choices:
         return gr.Radio(choices=list(spec.choices), value=default, **given)
+    if isinstance(default, int) and spec.infotext == FACTOR:
+        return gr.Number(value=default, precision=0, **given)  # a slider would offer sizes that are no powers of two
     if isinstance(default, int):
         return gr.Slider(minimum=spec.low, maximum=spec.high, step=1, value=default, **given)
     if isinstance(default, float):

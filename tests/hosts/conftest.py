@@ -35,11 +35,10 @@ rows: list[tuple[str, str]] = []
 
 @dataclass
 class Picture:
-    """The first images of an API answer, and what the host said of them."""
+    """The first images of an API answer, and their infotexts."""
 
     images: list[Image.Image]
     infotexts: list[str]
-    comments: str
 
     @property
     def pixels(self) -> list[bytes]:
@@ -88,7 +87,7 @@ class Host:
         images = [Image.open(io.BytesIO(base64.b64decode(data))) for data in answer["images"]]
         for image in images:
             image.load()
-        return Picture(images, info["infotexts"], str(info.get("comments", "")))
+        return Picture(images, info["infotexts"])
 
     def inside(self, code: str, **scope: Any) -> Any:
         """What ``code``, run inside the WebUI, leaves in ``result``."""

@@ -28,6 +28,7 @@ p = processing.StableDiffusionProcessingTxt2Img(
     do_not_save_samples=True,
     do_not_save_grid=True,
 )
+p.is_api = True  # or the host's own controls would set sampler, steps and seed
 p.scripts, p.script_args = runner, args
 with queue_lock:
     processed = processing.process_images(p)

@@ -27,6 +27,7 @@ def job(script_args):
         do_not_save_samples=True,
         do_not_save_grid=True,
     )
+    p.is_api = True  # or the host's own controls would set sampler, steps and seed
     p.scripts = scripts.scripts_txt2img if script_args else None
     p.script_args = script_args or ()
     return p
