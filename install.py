@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import metadata
 
 NEEDED = {"torch": (2, 1), "einops": (0, 4)}
@@ -21,8 +20,6 @@ def problems() -> list[str]:
         numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
         if numbers < least:
             found.append(f"{name} {version} is too old; {wanted} or newer is needed")
-    if sys.version_info < (3, 10):
-        found.append(f"Python {sys.version.split()[0]} is too old; 3.10 or newer is needed")
     return found
 
 

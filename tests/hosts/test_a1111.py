@@ -134,7 +134,9 @@ def test_an_image_in_a_batch_comes_out_as_alone(host):
     ],
 )
 def test_setting(host, name, given):
-    guided = host.draw({"entities": ["cat", "dog"]} if name != "editing" else {"entities": ["cat", "fox", "dog"]}, **given)
+    guided = host.draw(
+        {"entities": ["cat", "dog"]} if name != "editing" else {"entities": ["cat", "fox", "dog"]}, **given
+    )
     assert_guided(guided)
     assert guided.pixels != host.draw(**given).pixels
 
@@ -159,7 +161,9 @@ def test_img2img(host, scene, sampler, masked):
     assert guided.value("Decouple stood aside") is None
     assert guided.pixels != unguided.pixels
     if masked:
-        right = [Image.frombytes("RGB", (96, 96), p.pixels[0]).crop((56, 0, 96, 96)).tobytes() for p in (guided, unguided)]
+        right = [
+            Image.frombytes("RGB", (96, 96), p.pixels[0]).crop((56, 0, 96, 96)).tobytes() for p in (guided, unguided)
+        ]
         assert right[0] == right[1]
 
 
@@ -197,7 +201,12 @@ result = True
 )
 @pytest.mark.parametrize("path", ["txt2img", "img2img"])
 def test_bad_argument_is_answered_with_422(host, scene, path, args, words):
-    body = {"prompt": "a cat", "steps": 1, "init_images": [scene], "alwayson_scripts": {"attention decoupling": {"args": args}}}
+    body = {
+        "prompt": "a cat",
+        "steps": 1,
+        "init_images": [scene],
+        "alwayson_scripts": {"attention decoupling": {"args": args}},
+    }
     status, answer = host.post(f"/sdapi/v1/{path}", body)
     assert status == 422
     assert all(word in answer["detail"] for word in words), answer

@@ -19,7 +19,7 @@ def number(word: str) -> int:
 
 
 class Clip:
-    """Words by white space and comma, 75 to a chunk; ``BREAK`` starts a new one; ``<ti>`` is an embedding of 3 vectors."""
+    """Words by white space and comma, 75 to a chunk; ``BREAK`` starts one; ``<ti>`` is an embedding of 3 vectors."""
 
     tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda token: {v: k for k, v in VOCABULARY.items()}[token])
 
@@ -167,5 +167,11 @@ class Job:
     def sample(self, x: torch.Tensor) -> torch.Tensor:
         """The host's ``Sampler.sample``."""
         sigmas = torch.linspace(14.0, 0.0, self.steps + 1)
-        given = {"cond": self.cond, "uncond": None, "cond_scale": 1, "s_min_uncond": 0, "image_cond": x.new_zeros(len(x), 5, 1, 1)}
+        given = {
+            "cond": self.cond,
+            "uncond": None,
+            "cond_scale": 1,
+            "s_min_uncond": 0,
+            "image_cond": x.new_zeros(len(x), 5, 1, 1),
+        }
         return self.sampler.func(self.denoiser, x, sigmas=sigmas, extra_args=given, callback=None, disable=True)

@@ -221,7 +221,9 @@ def test_overlap_of_one_entity_stands_aside(a1111, shared):
     assert sampling.stood_aside == ""
 
 
-@pytest.mark.parametrize("phase", ["plan_image", "cross_attention_layers", "make_guide", "_conditional_pass", "main_calls"])
+@pytest.mark.parametrize(
+    "phase", ["plan_image", "cross_attention_layers", "make_guide", "_conditional_pass", "main_calls"]
+)
 @pytest.mark.parametrize("error", [RuntimeError("broken"), torch.cuda.OutOfMemoryError("broken"), KeyError("broken")])
 def test_a_failure_costs_nothing(a1111, shared, monkeypatch, phase, error):
     def fail(*args, **kwargs):

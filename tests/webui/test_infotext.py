@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 
@@ -33,10 +34,8 @@ def host_reads(text):
         if not v:
             continue
         if v[0] == '"' and v[-1] == '"':
-            try:
+            with contextlib.suppress(ValueError):
                 v = json.loads(v)
-            except ValueError:
-                pass
         size = re.match(r"^(\d+)x(\d+)$", v)
         if size:
             found[f"{k}-1"], found[f"{k}-2"] = size[1], size[2]
@@ -45,7 +44,20 @@ def host_reads(text):
     return found
 
 
-ODD = ["512x512", "a, b", 'say "hi"', '"quoted"', "line\nbreak", "a: b", "back\\slash", '"', "tab\there", "é猫", '\\"', "#5-7"]
+ODD = [
+    "512x512",
+    "a, b",
+    'say "hi"',
+    '"quoted"',
+    "line\nbreak",
+    "a: b",
+    "back\\slash",
+    '"',
+    "tab\there",
+    "é猫",
+    '\\"',
+    "#5-7",
+]
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
 
 
