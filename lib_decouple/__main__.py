@@ -12,7 +12,7 @@ from . import __version__
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     from .embedded import place
-    from .study import bench, causes, detector, generate, missing
+    from .study import bench, causes, detector, generate, layers, missing
 
     top = argparse.ArgumentParser(prog="python -m lib_decouple", description=__doc__)
     top.add_argument("--version", action="version", version=__version__)
@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     missing.add_parser(studies)
     causes.add_parser(studies)
     detector.add_parser(studies)
+    layers.add_parser(studies)
     bench.add_parser(commands)
     place.add_parser(commands)
     return top

@@ -9,7 +9,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from .core.losses import WeightedLoss
-from .core.maps import Combine, Treatment
+from .core.maps import Combine, Part, Treatment
 
 VERSION = 1
 """Version of the settings' meaning; presets and infotexts carry it."""
@@ -78,6 +78,14 @@ class Settings:
         0, "Map level", "Latents' side over the maps' side, a power of two; 0 is the model's own default.",
         "Decouple level", low=0, high=64, folded=True,
     )  # fmt: skip
+    layers: str = _setting(
+        "auto",
+        "Layers",
+        "Which of the level's layers are read; last is the last one on the way up; auto is the model's own default.",
+        "Decouple layers",
+        choices=("auto", *get_args(Part)),
+        folded=True,
+    )
     treatment: str = _setting(
         "raw",
         "Map treatment",
@@ -115,6 +123,19 @@ class Settings:
     )  # fmt: skip
     hires: bool = _setting(
         False, "Hires pass too", "Guide the second pass of hires fix, too.", "Decouple hires", folded=True
+    )
+    start: int = _setting(
+        0,
+        "Passed over",
+        "How many of the first steps are passed over before guidance begins.",
+        "Decouple start",
+        low=0,
+        high=149,
+        unit="steps",
+        folded=True,
+    )
+    checkpoint: bool = _setting(
+        False, "Save memory", "Most blocks are computed twice instead of kept.", "Decouple checkpoint", folded=True
     )
     one_at_a_time: bool = _setting(
         False, "One image at a time", "Less memory for batches, more time.", "Decouple one at a time", folded=True

@@ -7,11 +7,13 @@ by its own loss alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .maps import Combine, CrossAttentionLayer, Entity, Treatment, captured, entity_maps
 from .schedule import Schedule, StepRule
@@ -43,7 +45,10 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class Refinement:
-    """Repeat the update at some steps until the loss is at most ``threshold`` or ``rounds`` are spent."""
+    """Repeat the update at some steps until the loss is at most ``threshold`` or ``rounds`` are spent.
+
+    An image whose loss is at most ``threshold`` at the first look is left alone there.
+    """
 
     steps: tuple[int, ...] = ()
     threshold: float = 0.0
@@ -63,14 +68,38 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def checkpointed(model: nn.Module, layers: Sequence[CrossAttentionLayer]) -> Iterator[None]:
+    """Blocks that hold none of ``layers`` keep no activations inside; they are computed again for the gradient."""
+    read = {layer.module for layer in layers}
+    blocks = [
+        block
+        for block in model.modules()
+        if type(block).__name__ in ("ResnetBlock2D", "ResBlock", "BasicTransformerBlock")
+        and read.isdisjoint(block.modules())
+    ]
+    before = [block.__dict__.get("forward") for block in blocks]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, before):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
+
+
 @dataclass
 class Guide:
     """Guidance of one sampling run.
 
     ``loss`` takes maps ``[1, entities, h, w]`` and gives ``[1]``. ``stop_below``: an image whose loss
-    is at most this is left alone at that step. ``observe`` only looks: no gradient, no update, every
+    is at most this at a step's first look is left alone at that step; refinement, once begun, goes by
+    its own threshold. ``observe`` only looks: no gradient, no update, every
     step; ``watch`` looks at the steps that are not guided, too. ``one_at_a_time`` bounds memory by one
-    image a pass. ``keep_maps`` puts the maps into the trace.
+    image a pass; ``checkpoint`` by computing most blocks twice. ``keep_maps`` puts the maps into the trace.
     """
 
     model: nn.Module
@@ -84,6 +113,7 @@ class Guide:
     refinement: Refinement = field(default_factory=Refinement)
     stop_below: float | None = None
     one_at_a_time: bool = False
+    checkpoint: bool = False
     observe: bool = False
     watch: bool = False
     keep_maps: bool = False
@@ -114,7 +144,8 @@ class Guide:
 
         Raises NonFinite when a loss or a gradient is not finite.
         """
-        with torch.enable_grad(), frozen(self.model):
+        saving = checkpointed(self.model, self.layers) if self.checkpoint else nullcontext()
+        with torch.enable_grad(), frozen(self.model), saving:
             leaf = latents.detach().clone().requires_grad_()
             maps = self.maps(leaf, images, run)
             losses = torch.cat([self.loss(own[None]) for own in maps])
@@ -137,8 +168,14 @@ class Guide:
         guided = [i for i, plan in enumerate(self.images) if plan.entities]
         groups = [[i] for i in guided] if self.one_at_a_time else [guided] if guided else []
         moved = latents.clone()
-        for group in groups:
-            moved[group] = self._move(latents[group], group, step, total, run, sigma)
+        try:
+            for group in groups:
+                moved[group] = self._move(latents[group], group, step, total, run, sigma)
+        except BaseException:
+            for trace in self.traces:
+                if trace.steps and trace.steps[-1].step == step:
+                    trace.steps[-1].update_norm = 0.0
+            raise
         return moved
 
     @torch.no_grad()
@@ -155,13 +192,16 @@ class Guide:
         self, latents: Tensor, images: list[int], step: int, total: int, run: Pass, sigma: Tensor | None
     ) -> Tensor:
         """All rounds of one step for some images."""
-        rounds = self.refinement.rounds if step in self.refinement.steps else 1
-        target = self.refinement.threshold if rounds > 1 else self.stop_below
+        refined = step in self.refinement.steps
+        rounds = self.refinement.rounds if refined else 1
         place = self.schedule.place(step, total)
         active, moved = list(range(len(images))), latents.clone()
         for turn in range(rounds):
             if not active or self.interrupted():
                 break
+            limits = [self.refinement.threshold] if refined else []
+            if turn == 0 and self.stop_below is not None:
+                limits.append(self.stop_below)
             losses, gradient, maps = self.gradient(moved[active], [images[k] for k in active], run)
             keep = []
             for j, k in enumerate(active):
@@ -172,7 +212,7 @@ class Guide:
                     )
                 else:
                     trace.steps[-1].passes += 1
-                if target is None or float(losses[j]) > target:
+                if all(float(losses[j]) > limit for limit in limits):
                     keep.append(j)
             chosen = [active[j] for j in keep]
             if chosen:

@@ -24,9 +24,11 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 EPS = 1e-8
+MARGIN = 0.4
+"""Distance of centres at which ``com(form=margin)`` counts two entities as apart; longer side = 1."""
 
 IouForm = Literal["half", "union", "product"]
-ComForm = Literal["bounded", "negative"]
+ComForm = Literal["bounded", "negative", "margin"]
 KlForm = Literal["exp", "negative", "js"]
 Peak = Literal["max", "mean"]
 Pooling = Literal["mean", "sum", "max"]
@@ -136,7 +138,7 @@ def pair_distance(maps: Tensor) -> Tensor:
     centre = centre_of_mass(maps)
     i, j = torch.triu_indices(centre.shape[1], centre.shape[1], offset=1, device=centre.device)
     square = (centre[:, i] - centre[:, j]).square().sum(-1)
-    apart = square > 0
+    apart = square != 0  # true for NaN, which must not pass for a distance of 0
     return torch.where(apart, torch.where(apart, square, 1.0).sqrt(), 0.0)
 
 
@@ -162,7 +164,8 @@ def compactness(maps: Tensor, normalise: bool = True) -> Tensor:
     maps = normalised(maps) if normalise else _working(maps)
     total = maps.sum((1, 2, 3))
     strongest = maps.amax(1).sum((1, 2))
-    return torch.where(total > 0, strongest / torch.where(total > 0, total, 1.0), 1.0)
+    there = total != 0  # true for NaN
+    return torch.where(there, strongest / torch.where(there, total, 1.0), 1.0)
 
 
 # ---------------------------------------------------------------- losses
@@ -174,10 +177,18 @@ def iou(maps: Tensor, form: IouForm = "half", normalise: bool = True, pool: Pool
 
 
 def com(maps: Tensor, form: ComForm = "bounded", pool: Pooling = "mean") -> Tensor:
-    """Closeness of the centres: ``1 − d_ij/√2`` in [0, 1] [I], or ``−d_ij`` in [−√2, 0] [P]. ``[batch]``."""
+    """Closeness of the centres: ``[batch]``.
+
+    ``bounded``: ``1 − d_ij/√2`` in [0, 1] [I]; ``negative``: ``−d_ij`` in [−√2, 0] [P];
+    ``margin``: ``max(0, 1 − d_ij/MARGIN)`` in [0, 1], 0 once the centres are :data:`MARGIN` apart [I].
+    """
     _choice("form", form, ComForm)
     distance = pair_distance(maps)
-    return _pool(1 - distance / math.sqrt(2) if form == "bounded" else -distance, pool, _working(maps))
+    if form == "margin":
+        distance = (1 - distance / MARGIN).clamp(min=0)
+    else:
+        distance = 1 - distance / math.sqrt(2) if form == "bounded" else -distance
+    return _pool(distance, pool, _working(maps))
 
 
 def kl(maps: Tensor, form: KlForm = "exp", pool: Pooling = "mean") -> Tensor:

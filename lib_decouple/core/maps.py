@@ -19,6 +19,7 @@ from torch.nn import functional
 
 Treatment = Literal["raw", "attend-excite"]
 Combine = Literal["mean", "max"]
+Part = Literal["all", "down", "middle", "up", "last"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class CrossAttentionLayer:
     """Has ``to_q``, ``to_k`` and ``heads``; a ``scale`` is used where it has one."""
     factor: int
     """Downsampling: the latents' side over the side of this layer's maps."""
+
+    @property
+    def part(self) -> Part:
+        """Which path of the denoiser it stands on, by the names of diffusers' and latent-diffusion's blocks."""
+        if self.name.startswith(("down", "input")):
+            return "down"
+        return "middle" if self.name.startswith("mid") else "up"
 
 
 @dataclass(frozen=True)

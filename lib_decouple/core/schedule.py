@@ -13,29 +13,33 @@ from torch import Tensor
 class Schedule:
     """Which of a sampler's steps are guided: the first ``steps`` (0: the first half), every ``every``-th of them.
 
-    Raises ValueError for a negative ``steps`` or ``every`` below 1.
+    Those before ``start`` are passed over: at the highest noise the maps of some models do not yet tell
+    where an entity will be. Raises ValueError for a negative ``steps`` or ``start``, or ``every`` below 1.
     """
 
     steps: int = 0
     every: int = 1
+    start: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps: {self.steps} must be 0 (the first half) or more")
+        if self.start < 0:
+            raise ValueError(f"start: {self.start} must be 0 or more")
         if self.every < 1:
             raise ValueError(f"every: {self.every} must be 1 or more")
 
     def window(self, total: int) -> int:
-        """Number of steps, guided or passed over, from the first to the last guided one."""
+        """Number of steps, guided or passed over, from the sampler's first to the last that may be guided."""
         return min(total, self.steps or max(1, total // 2))
 
     def guided(self, step: int, total: int) -> bool:
         """Is ``step`` (from 0) of ``total`` guided?"""
-        return step < self.window(total) and step % self.every == 0
+        return self.start <= step < self.window(total) and (step - self.start) % self.every == 0
 
     def place(self, step: int, total: int) -> tuple[int, int]:
         """Which guided step this is (from 0), and of how many."""
-        return step // self.every, math.ceil(self.window(total) / self.every)
+        return (step - self.start) // self.every, math.ceil((self.window(total) - self.start) / self.every)
 
 
 @dataclass(frozen=True)

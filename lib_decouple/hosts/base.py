@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.guidance import Guide, ImagePlan, NonFinite, Pass, Refinement
 from ..core.losses import WeightedLoss
-from ..core.maps import CrossAttentionLayer
+from ..core.maps import CrossAttentionLayer, Part
 from ..core.schedule import Schedule, StepRule
 from ..settings import Settings
 
@@ -22,19 +22,37 @@ _TORCH_OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", None) or torch.cuda.Ou
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (_TORCH_OUT_OF_MEMORY, MemoryError)
 
 
-def choose_layers(layers: Sequence[CrossAttentionLayer], factor: int, default: int) -> list[CrossAttentionLayer]:
-    """The layers at one downsampling factor; 0 takes ``default``, or what comes nearest to it.
+@dataclass(frozen=True)
+class Level:
+    """Where the maps of a model family are read when the user does not say."""
 
-    Where the deepest block of the model stands at the same level, it counts too.
-    Raises ValueError when no layer stands at the factor asked for, naming those that exist.
+    factor: int
+    part: Part = "all"
+
+
+def choose_layers(
+    layers: Sequence[CrossAttentionLayer], factor: int, part: str, default: Level
+) -> list[CrossAttentionLayer]:
+    """The layers at one downsampling factor, on one path of the denoiser.
+
+    A ``factor`` of 0 takes the default's, or the nearest one that the model has; a ``part`` of "auto"
+    the default's. Raises ValueError when there are none, naming those that exist.
     """
     there = sorted({layer.factor for layer in layers})
     if not there:
         raise ValueError("layers: this model has no cross-attention that can be read")
     if factor and factor not in there:
         raise ValueError(f"factor: {factor} is not allowed; this model has {', '.join(map(str, there))}")
-    wanted = factor or min(there, key=lambda f: (abs(f - default), f))
-    return [layer for layer in layers if layer.factor == wanted]
+    wanted = factor or min(there, key=lambda f: (abs(f - default.factor), f))
+    level = [layer for layer in layers if layer.factor == wanted]
+    part = default.part if part == "auto" else part
+    if part == "last":
+        return level[-1:]
+    chosen = [layer for layer in level if part in ("all", layer.part)]
+    if not chosen:
+        parts = ", ".join(sorted({layer.part for layer in level}))
+        raise ValueError(f"layers: {part!r} is not allowed; at factor {wanted} this model has all, last, {parts}")
+    return chosen
 
 
 def make_guide(
@@ -42,7 +60,7 @@ def make_guide(
     model: nn.Module,
     layers: Sequence[CrossAttentionLayer],
     images: Sequence[ImagePlan],
-    default_factor: int,
+    default: Level,
     observe: bool = False,
     watch: bool = False,
     keep_maps: bool = False,
@@ -51,16 +69,17 @@ def make_guide(
     """A guide as the settings say, for one sampling run. Raises ValueError as :func:`choose_layers` does."""
     return Guide(
         model=model,
-        layers=choose_layers(layers, settings.factor, default_factor),
+        layers=choose_layers(layers, settings.factor, settings.layers, default),
         images=images,
         loss=WeightedLoss.parse(settings.loss),
-        schedule=Schedule(settings.steps, settings.every),
+        schedule=Schedule(settings.steps, settings.every, settings.start),
         rule=StepRule(settings.rule, settings.size),  # type: ignore[arg-type]
         treatment=settings.treatment,  # type: ignore[arg-type]
         combine=settings.combine,  # type: ignore[arg-type]
         refinement=Refinement(settings.refine_steps, settings.refine_threshold, settings.refine_rounds),
         stop_below=settings.stop_below if settings.stop else None,
         one_at_a_time=settings.one_at_a_time,
+        checkpoint=settings.checkpoint,
         observe=observe,
         watch=watch,
         keep_maps=keep_maps,

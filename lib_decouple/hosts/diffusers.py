@@ -19,7 +19,7 @@ from ..core.maps import CrossAttentionLayer, Entity
 from ..core.trace import ImageTrace
 from ..prompt.align import Piece, align
 from ..settings import Settings
-from .base import Session, make_guide
+from .base import Level, Session, make_guide
 
 
 def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
@@ -44,13 +44,15 @@ def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
     return found
 
 
-def default_factor(unet: nn.Module) -> int:
-    """The level that localises, per model family.
+def default_level(unet: nn.Module) -> Level:
+    """Where to read maps, per model family.
 
-    A quarter of the latents' side on SD 1.x, 2.x and SDXL [F: 16x16 at 512 px; 32x32 at 1024 px];
-    on a model with one level of cross-attention, that one.
+    All layers at a quarter of the latents' side on SD 1.x, 2.x and SDXL [F: 16x16 at 512 px; 32x32 at
+    1024 px]. On a model with a single level of cross-attention, as the embedded one, the level's last
+    layer: there it alone localises (`study layers`).
     """
-    return 4
+    factors = {layer.factor for layer in cross_attention_layers(unet)}
+    return Level(min(factors), "last") if len(factors) == 1 else Level(4)
 
 
 def pieces(pipe: Any, prompt: str) -> list[Piece]:
@@ -114,7 +116,7 @@ def generate(
     keep_latents: bool = False,
     output: str = "pil",
     progress: Callable[[int, int], None] | None = None,
-    model_factor: int | None = None,
+    layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] | None = None,
 ) -> Picture:
     """Draw one image a prompt with the pipeline's own loop, its latents guided as the settings say.
 
@@ -122,6 +124,7 @@ def generate(
     off draws plainly, and with ``observe`` looks at the maps of every step without touching anything.
     Each image has the noise of its own seed, at the start and in samplers that add some on the way, so
     it comes out as it would alone. A sampler with several denoiser calls a step is guided at the first.
+    ``layers`` chooses among the layers of the level that the settings name (all of them when left out).
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
     """
     count = len(prompts)
@@ -140,17 +143,17 @@ def generate(
     session = None
     if settings.enabled or observe:
         plans = [plan_image(pipe, p, names) for p, names in zip(prompts, entities)]
-        factor = model_factor or default_factor(unet)
         guide = make_guide(
             settings,
             unet,
             cross_attention_layers(unet),
             plans,
-            factor,
+            default_level(unet),
             observe=observe,
             watch=watch,
             keep_maps=keep_maps,
         )
+        guide.layers = layers(list(guide.layers)) if layers else guide.layers
         session = Session(guide)
     embeds, extra = _conditioning(pipe, list(prompts), height, width)
 

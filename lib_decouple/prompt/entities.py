@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .lexicon import Entry, entry, singulars, verbs
+from .lexicon import Entry, begins_compound, entry, singulars, verbs
 from .syntax import parse
 
 VISIBLE_FROM = 4
@@ -25,15 +25,18 @@ VISIBLE_FROM = 4
 CONCRETE_FROM = 3
 """The same for a noun that is mostly a living being, an artifact, a plant, food or a natural object."""
 
+SURELY = 7
+"""The same for an -ing form after a noun: "an apartment building", but "a motorcycle hanging on a wall"."""
+
 _CONCRETE = "aptlfbow"
 
 _ARTICLE, _DENIAL, _SMALL = "D", "N", "DPON"
 """Kinds of small words: determiners and numbers; what denies the next noun; any small word."""
 _SAME_PAST = frozenset(["set", "cast", "cut", "hit", "put", "shut", "split", "spread", "burst"])
+_BEING = frozenset(["is", "are", "was", "were", "be", "being", "been"])
+_SUBJECTS = frozenset(["i", "you", "he", "she", "it", "we", "they", "who", "which"])
 _MAKING = frozenset(["made", "out", "crafted", "carved", "built", "sculpted", "constructed", "formed", "woven"])
-_NUMBERED = re.compile(r"(\d+|multiple)\+?([a-z]+)")
-
-
+_NUMBERED = re.compile(r"\d+([a-z]+)")
 _ADJECTIVE = Entry("-", 0, 0, 0, 9)
 _NOUN = Entry("x", 0, 9, 0, 0)
 
@@ -53,9 +56,7 @@ class _Token:
     start: int
     end: int
     capital: bool
-    tight: bool
-    """Nothing but a hyphen or an underscore stands before it."""
-    owner: bool = False
+    owner: bool
     """It ends in "'s"."""
 
 
@@ -91,7 +92,6 @@ def _clauses(prompt: str) -> Iterator[list[_Token]]:
     end, quoted = 0, False
     for span in parse(prompt):
         gap = prompt[end : span.start]
-        tight = bool(clause) and not gap.strip("\\")
         if "\n" in gap:
             yield clause
             clause = []
@@ -100,9 +100,8 @@ def _clauses(prompt: str) -> Iterator[list[_Token]]:
             text = span.text.lower().replace("’", "'")
             owner = text.endswith("'s")
             text = text.removesuffix("'s")
-            joined = tight and clause and prompt[span.start - 1] in "_"
-            clause.append(_Token(text, span.start, span.start + len(text), span.text[0].isupper(), bool(joined), owner))
-        elif span.kind == "weight" or (span.kind == "punctuation" and set(span.text) <= {"_", "-", "'"} and tight):
+            clause.append(_Token(text, span.start, span.start + len(text), span.text[0].isupper(), owner))
+        elif span.kind == "weight" or (span.kind == "punctuation" and set(span.text) <= {"_", "-", "'"} and not gap):
             continue
         else:
             if span.kind == "punctuation" and span.text.count('"') % 2 and (quoted or '"' in prompt[end:]):
@@ -117,7 +116,7 @@ def _of_clause(clause: list[_Token]) -> Iterator[Entity]:
     run: list[_Unit] = []
     opened = named = skipped = made_of = False
     i = 0
-    while i < len(clause) and not _ends_clause(clause, i):
+    while i < len(clause) and not _names_style(clause, i):
         text = clause[i].text
         small = _is_small(text, _SMALL)
         unit = _unit(clause, i)
@@ -133,31 +132,35 @@ def _of_clause(clause: list[_Token]) -> Iterator[Entity]:
             yield from _of_run(run, opened, text, named, made_of)
         named = named or bool(run)
         opened = _is_small(text, _ARTICLE) or text == "'s" or (opened and small and not run)
-        skipped = _is_small(text, _DENIAL) or (skipped and small and not run)
-        made_of = (text in ("of", "from") and i > 1 and clause[i - 2].text in _MAKING) or (
-            made_of and small and not run
-        )
+        denied = _is_small(text, _DENIAL) or (small and _names_artist(clause, i - 1))
+        skipped = denied or (skipped and small and (not run or text == "and"))
+        making = text in ("of", "from") and i > 1 and clause[i - 2].text in _MAKING
+        made_of = making or (made_of and small and not run)
         run = []
     if not skipped:
         yield from _of_run(run, opened, "", named, made_of)
 
 
-def _ends_clause(clause: Sequence[_Token], i: int) -> bool:
-    """Whether what follows names a style or an artist."""
+def _names_style(clause: Sequence[_Token], i: int) -> bool:
+    """Whether the rest of the clause names a style."""
     words = [token.text for token in clause[i : i + 4]]
-    if words[0] in ("style", "styled", "inspired") and (i == 0 or words[1:2] in (["of"], ["by"])):
-        return True
-    if words[0] == "in" and "style" in words[1:4]:
-        return True
-    if words[0] != "by" or len(words) == 1:
+    if words[0] in ("style", "styled", "inspired"):
+        return i == 0 or words[1:2] in (["of"], ["by"])
+    return words[0] == "in" and "style" in words[1:4]
+
+
+def _names_artist(clause: Sequence[_Token], i: int) -> bool:
+    """Whether ``by`` is followed by a name rather than by a place."""
+    if clause[i].text != "by" or i + 1 == len(clause):
         return False
-    known = entry(words[1]) or any(entry(one) for one in singulars(words[1]))
-    return not _is_small(words[1], _ARTICLE) and (clause[i + 1].capital or not known or i == 0)
+    text = clause[i + 1].text
+    known = entry(text) or any(entry(one) for one in singulars(text))
+    return not _is_small(text, _ARTICLE) and (clause[i + 1].capital or not known or i == 0)
 
 
 def _unit(clause: Sequence[_Token], i: int) -> _Unit:
     """The longest compound that starts at ``i``, or the word itself."""
-    for length in (4, 3, 2):
+    for length in (3, 2) if begins_compound(clause[i].text) else ():
         tokens = clause[i : i + length]
         if len(tokens) < length or any(token.owner for token in tokens[:-1]):
             continue
@@ -167,8 +170,8 @@ def _unit(clause: Sequence[_Token], i: int) -> _Unit:
             return _Unit(text, tokens[0].start, tokens[-1].end, found, plural, length, False)
     token = clause[i]
     if match := _NUMBERED.fullmatch(token.text):
-        found, _ = _noun(match[2])
-        counted = found if found and _visible(found) and len(match[2]) > 2 else _ADJECTIVE
+        found, _ = _noun(match[1])
+        counted = found if found and _visible(found) and len(match[1]) > 2 else _ADJECTIVE
         return _Unit(token.text, token.start, token.end, counted, False, 1, False)
     found, plural = _noun(token.text)
     if found is None and "-" in token.text:
@@ -203,22 +206,31 @@ def _is_verb(clause: Sequence[_Token], i: int, run: Sequence[_Unit]) -> bool:
     follows = _is_small(after, _SMALL) or (entry(after) or _NOUN).adjective >= 8
     for form, verb in verbs(text):
         if form == "ing":
-            solid = found is not None and found.noun >= 5 and (_visible(found) or (found.kind == "m" and after == "of"))
-            if plural or not solid or (noun_before and _is_small(after, _ARTICLE)):
+            solid = found is not None and not plural and found.noun >= 5 and (_visible(found) or found.kind == "m")
+            if not solid or found is None or before in _BEING:
                 return not plural
+            sure = found.visible >= SURELY or (found.kind == "m" and (after == "of" or not follows))
+            if noun_before and (_is_small(after, _ARTICLE) or not sure):
+                return True
         elif form == "ed":
             solid = found is not None and found.noun >= 5 and _visible(found) and not text.endswith("ed")
             if not solid or (noun_before and follows):
                 return True
-        elif noun_before and not run[-1].plural and verb.verb >= 2 and follows:
+        elif verb.verb >= 2 and (
+            before == "that" or before in _SUBJECTS or (noun_before and not run[-1].plural and follows)
+        ):
             return True
-    if found is None or found.verb < 3 or not follows:
+    if found is None or found.verb < 3:
         return False
-    return before == "to" or (noun_before and (run[-1].plural or text in _SAME_PAST))
+    return before in _SUBJECTS or (
+        follows and (before == "to" or (noun_before and (run[-1].plural or text in _SAME_PAST)))
+    )
 
 
 def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of: bool) -> Iterator[Entity]:
     """The entity that a run of nouns and adjectives names: its head, with the nouns that make a compound of it."""
+    while run and run[-1].text.isdigit():
+        run = run[:-1]
     head = len(run) - 1
     while head >= 0 and not _may_head(run[head], _is_led(run, head, opened)):
         if run[head].entry is None and not _is_inflected(run[head].text):
@@ -233,7 +245,9 @@ def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of:
             return
         if found.kind in "my" and not (opened and named):
             return
-        if (made_of and found.material) or (found.kind != "m" and not _visible(found, opened and boundary != "of")):
+        if made_of and (found.described or found.kind == "s"):
+            return
+        if found.kind != "m" and not _visible(found, opened and boundary != "of"):
             return
     first = head
     while first and _modifies(run[first - 1], unit):
@@ -254,9 +268,8 @@ def _is_inflected(text: str) -> bool:
 
 def _visible(found: Entry, counted: bool = False) -> bool:
     """Whether a noun is drawable; after an article ("counted") its abstract senses are less likely."""
-    return found.visible >= (
-        CONCRETE_FROM if found.kind in _CONCRETE or (counted and found.kind == "x") else VISIBLE_FROM
-    )
+    concrete = found.kind in _CONCRETE or (counted and found.kind == "x")
+    return found.visible >= (CONCRETE_FROM if concrete else VISIBLE_FROM)
 
 
 def _is_led(run: Sequence[_Unit], i: int, opened: bool) -> bool:
@@ -284,9 +297,9 @@ def _modifies(unit: _Unit, head: _Unit) -> bool:
     found = unit.entry
     if found is None or found.kind in "-dhmnqsy" or unit.text[0].isdigit() or (unit.capital and found.kind in "px"):
         return False
-    if found.material and not (head.entry and head.entry.kind in "fl"):
+    if found.described and unit.tokens == 1 and not (head.entry and head.entry.kind in "fl"):
         return False
-    if found.kind == "p" and head.entry and head.entry.kind in "ap":
+    if found.kind == "p" and head.entry and head.entry.kind in "aplf":
         return False
     if unit.tokens == 1 and unit.text.endswith("ing") and any(form == "ing" for form, _ in verbs(unit.text)):
         return False

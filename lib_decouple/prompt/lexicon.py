@@ -27,7 +27,8 @@ class Entry:
     verb: int
     adjective: int
     """Or adverb."""
-    material: bool = False
+    described: bool = False
+    """Before another noun it is a material or a colour."""
 
 
 @lru_cache(maxsize=8192)
@@ -35,21 +36,29 @@ def _table() -> bytes:
     return b"\n" + zlib.decompress(_FILE.read_bytes()) + b"\n"
 
 
-def _code(word: str) -> str | None:
-    """The code of ``word``, by bisection: the table is sorted, and is never taken apart."""
+def _first_from(word: str) -> bytes:
+    """The first line whose word is not before ``word``, by bisection: the table is sorted, and is never taken apart."""
     table, wanted = _table(), word.encode()
     low, high = 0, len(table) - 1
     while low < high:
         start = table.rfind(b"\n", low, (low + high) // 2 + 1)
-        end = table.index(b"\n", start + 1)
-        name, _, code = table[start + 1 : end].partition(b"\t")
-        if name == wanted:
-            return code.decode()
-        if name < wanted:
+        end = table.find(b"\n", start + 1)
+        if table[start + 1 : table.find(b"\t", start, end)] < wanted:
             low = end
         else:
             high = start
-    return None
+    return table[low + 1 : table.find(b"\n", low + 1)]
+
+
+def _code(word: str) -> str | None:
+    name, _, code = _first_from(word).partition(b"\t")
+    return code.decode() if name == word.encode() else None
+
+
+@lru_cache(maxsize=8192)
+def begins_compound(word: str) -> bool:
+    """Whether some compound of the table has ``word`` as its first word."""
+    return len(word) <= LONGEST and _first_from(word + " ").startswith((word + " ").encode())
 
 
 @lru_cache(maxsize=8192)

@@ -508,3 +508,47 @@ class TestTrace:
         model, latents = Toy(), noise(1)
         moved = guide_for(model, [ImagePlan((CAT,))]).step(latents, 0, 8, Runner(model, contexts(1)))
         assert torch.equal(moved, latents)
+
+
+class TestCheckpointing:
+    """On a real UNet: the same gradient from fewer kept activations, and nothing left behind."""
+
+    @staticmethod
+    def unet():
+        import diffusers
+
+        torch.manual_seed(0)
+        return diffusers.UNet2DConditionModel(
+            sample_size=8,
+            down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+            block_out_channels=[32, 64],
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=4,
+        ).eval()
+
+    def test_same_gradient_less_kept(self):
+        pytest.importorskip("diffusers", reason="diffusers is not installed")
+        from lib_decouple.hosts.diffusers import cross_attention_layers
+
+        unet = self.unet()
+        context, latents = torch.randn(1, 7, 16), torch.randn(1, 4, 8, 8)
+        layers = [layer for layer in cross_attention_layers(unet) if layer.factor == 2][-1:]
+        plan = ImagePlan((Entity("a", (1,)), Entity("b", (3,))))
+        found, kept = [], []
+        for checkpoint in (False, True):
+            guide = Guide(unet, layers, [plan], LOSSES["com"], checkpoint=checkpoint)
+            sizes = []
+
+            def pack(tensor, sizes=sizes):
+                sizes.append(tensor.numel())
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                found.append(guide.gradient(latents, [0], lambda x, _: unet(x, 5, encoder_hidden_states=context)))
+            kept.append(sum(sizes))
+        assert torch.allclose(found[0][1], found[1][1], atol=1e-7)
+        assert found[0][1].abs().max() > 0
+        assert kept[1] < kept[0]
+        assert not any("forward" in module.__dict__ for module in unet.modules())

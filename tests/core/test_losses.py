@@ -353,6 +353,15 @@ def test_half_precision_is_computed_in_float32(name: str, options: dict[str, obj
     torch.testing.assert_close(LOSSES[name](maps, **options), LOSSES[name](maps.float(), **options), rtol=0, atol=0)
 
 
+@all_forms
+def test_nan_in_a_map_is_not_hidden(name: str, options: dict[str, object]) -> None:
+    maps = random_maps(2, 3, 4, 5)
+    maps[1, 1, 2, 2] = math.nan
+    loss = LOSSES[name](maps, **options)
+    assert torch.isfinite(loss[0])
+    assert torch.isnan(loss[1])
+
+
 class TestErrors:
     @pytest.mark.parametrize("name", LOSSES)
     def test_wrong_shape_or_dtype_says_what_came(self, name: str) -> None:
@@ -461,7 +470,7 @@ class TestWeightedLoss:
         ],
     )
     def test_errors_name_what_is_wrong_and_what_is_allowed(self, text: str, parts: list[str]) -> None:
-        with pytest.raises(ValueError, match="^loss: ") as caught:
+        with pytest.raises(ValueError, match=r"^loss: ") as caught:
             WeightedLoss.parse(text)
         for part in parts:
             assert part in str(caught.value)

@@ -42,7 +42,15 @@ def both(pipe: Any, recipe: Recipe, **settings: Any) -> tuple[list[torch.Tensor]
         pipe,
         recipe.prompts,
         [PROMPTS[i][1] for i in range(count)],
-        Settings(enabled=True, loss=recipe.loss, steps=recipe.guided, rule=recipe.rule, size=recipe.size, **settings),
+        Settings(
+            enabled=True,
+            loss=recipe.loss,
+            steps=recipe.guided,
+            rule=recipe.rule,
+            size=recipe.size,
+            factor=recipe.factor,
+            **settings,
+        ),
         seeds=recipe.seeds,
         steps=recipe.steps,
         guidance_scale=recipe.scale,
@@ -51,7 +59,6 @@ def both(pipe: Any, recipe: Recipe, **settings: Any) -> tuple[list[torch.Tensor]
         negative_prompt=recipe.negative,
         keep_latents=True,
         output="latent",
-        model_factor=recipe.factor,
     )
     assert picture.stood_aside == ""
     assert len(picture.latents) == len(pipe.scheduler.timesteps)
@@ -143,10 +150,17 @@ def test_finest_level_negative_prompt_and_other_scale(sd1: Any) -> None:
     assert_agree(*both(sd1, wanted)[:2])
 
 
-def test_level_chosen_in_the_settings_wins(sd1: Any) -> None:
-    wanted = recipe(1, "com", layers=FINE, factor=1)
-    ours, theirs, _ = both(sd1, wanted, factor=1)
-    assert_agree(ours, theirs)
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("down", ("down_blocks.1.",)),
+        ("middle", ("mid_block.",)),
+        ("up", ("up_blocks.0.",)),
+        ("last", ("up_blocks.0.attentions.1.",)),
+    ],
+)
+def test_one_path_of_the_level(sd1: Any, part: str, names: tuple[str, ...]) -> None:
+    assert_agree(*both(sd1, recipe(1, "com", layers=names), layers=part)[:2])
 
 
 def test_one_image_at_a_time_is_the_same(sd1: Any) -> None:

@@ -12,7 +12,7 @@ from conftest import SCHEDULE
 from torch import Tensor, nn
 
 from lib_decouple.core.guidance import ImagePlan
-from lib_decouple.hosts.base import choose_layers, make_guide
+from lib_decouple.hosts.base import Level, choose_layers, make_guide
 from lib_decouple.hosts.diffusers import cross_attention_layers, generate, plan_image
 from lib_decouple.prompt.align import EntityNotFound
 from lib_decouple.settings import Settings
@@ -30,7 +30,7 @@ def use(pipe: Any, name: str) -> None:
 
 
 def draw(pipe: Any, settings: Settings = ON, count: int = 1, **more: Any) -> Any:
-    values = {"seeds": [7, 8, 9][:count], "steps": 4, "output": "latent", "keep_latents": True, "model_factor": 2}
+    values = {"seeds": [7, 8, 9][:count], "steps": 4, "output": "latent", "keep_latents": True}
     return generate(pipe, PROMPTS[:count], ENTITIES[:count], settings, **{**values, **more})
 
 
@@ -118,7 +118,7 @@ class TestStandingAside:
             (raising(torch.OutOfMemoryError("CUDA out of memory")), "out of memory"),
             (raising(MemoryError()), "out of memory"),
             (raising(RuntimeError("a conflicting extension")), "RuntimeError: a conflicting extension"),
-            (lambda output: output * float("nan"), "the loss is not finite"),
+            (lambda output: output * float("nan"), "is not finite"),
         ],
         ids=["oom", "memory", "runtime", "nan"],
     )
@@ -203,9 +203,7 @@ class TestBatchAndSeeds:
         use(sd1, name)
         together = draw(sd1, count=2)
         for i in range(2):
-            alone = generate(
-                sd1, [PROMPTS[i]], [ENTITIES[i]], ON, seeds=[7 + i], steps=4, output="latent", model_factor=2
-            )
+            alone = generate(sd1, [PROMPTS[i]], [ENTITIES[i]], ON, seeds=[7 + i], steps=4, output="latent")
             assert (together.images[i] - alone.images[0]).abs().max() < 1e-4
 
     def test_same_seed_same_image_and_another_seed_another(self, sd1: Any) -> None:
@@ -245,7 +243,7 @@ class TestFamilies:
             assert ours.steps[0].loss == pytest.approx(theirs.steps[0].loss, abs=1e-5)
             assert ours.steps[2].loss < theirs.steps[2].loss
         for i in range(2):
-            values = {"seeds": [7 + i], "steps": 4, "output": "latent", "model_factor": 2}
+            values = {"seeds": [7 + i], "steps": 4, "output": "latent"}
             alone = generate(pipe, [PROMPTS[i]], [ENTITIES[i]], ON, height=size[0], width=size[1], **values)
             assert (alone.images[0] - guided.images[i]).abs().max() < 1e-4
 
@@ -266,7 +264,7 @@ class TestFamilies:
         handle = layers[0].module.register_forward_pre_hook(lambda *_: seen.append([]))
         handles = [layer.module.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
         try:
-            picture = draw(pipe, Settings(loss="com"), observe=True, keep_maps=True, height=48, width=88)
+            picture = draw(pipe, Settings(layers="all"), observe=True, keep_maps=True, height=48, width=88)
         finally:
             for one in (handle, *handles):
                 one.remove()
@@ -319,13 +317,33 @@ class TestLayers:
 
     def test_choice_of_a_level(self, sd1: Any) -> None:
         layers = cross_attention_layers(sd1.unet)
-        assert {layer.factor for layer in choose_layers(layers, 0, 2)} == {2}
-        assert {layer.factor for layer in choose_layers(layers, 1, 2)} == {1}
-        assert {layer.factor for layer in choose_layers(layers, 0, 8)} == {2}  # the nearest there is
+        assert {layer.factor for layer in choose_layers(layers, 0, "auto", Level(2))} == {2}
+        assert {layer.factor for layer in choose_layers(layers, 1, "auto", Level(2))} == {1}
+        assert {layer.factor for layer in choose_layers(layers, 0, "auto", Level(8))} == {2}  # the nearest there is
         with pytest.raises(ValueError, match="factor: 4 is not allowed; this model has 1, 2"):
-            choose_layers(layers, 4, 2)
+            choose_layers(layers, 4, "auto", Level(2))
         with pytest.raises(ValueError, match="no cross-attention"):
-            choose_layers([], 0, 4)
+            choose_layers([], 0, "auto", Level(4))
+
+    @pytest.mark.parametrize(
+        ("part", "expected"),
+        [
+            ("all", ["down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.0"]),
+            ("down", ["down_blocks.1"]),
+            ("middle", ["mid_block"]),
+            ("up", ["up_blocks.0", "up_blocks.0"]),
+            ("last", ["up_blocks.0"]),
+        ],
+    )
+    def test_choice_of_a_path(self, sd1: Any, part: Any, expected: list[str]) -> None:
+        layers = cross_attention_layers(sd1.unet)
+        for chosen in (choose_layers(layers, 2, part, Level(1)), choose_layers(layers, 0, "auto", Level(2, part))):
+            assert [layer.name.split(".attentions")[0] for layer in chosen] == expected
+        assert choose_layers(layers, 2, "last", Level(1))[0].name.startswith("up_blocks.0.attentions.1.")
+
+    def test_path_without_layers_at_this_level(self, sd1: Any) -> None:
+        with pytest.raises(ValueError, match=r"layers: 'middle' is not allowed; at factor 1 this model has .*down, up"):
+            choose_layers(cross_attention_layers(sd1.unet), 1, "middle", Level(2))
 
 
 class TestSettingsReachTheGuide:
@@ -348,7 +366,7 @@ class TestSettingsReachTheGuide:
             one_at_a_time=True,
         )
         plan = ImagePlan(())
-        guide = make_guide(settings, sd1.unet, cross_attention_layers(sd1.unet), [plan], 2)
+        guide = make_guide(settings, sd1.unet, cross_attention_layers(sd1.unet), [plan], Level(2))
         assert str(guide.loss) == "iou + 0.5*intensity"
         assert (guide.schedule.steps, guide.schedule.every) == (7, 2)
         assert (guide.rule.name, guide.rule.size) == ("attend-excite", 20.0)
@@ -356,7 +374,7 @@ class TestSettingsReachTheGuide:
         assert (guide.treatment, guide.combine) == ("attend-excite", "max")
         assert (guide.refinement.steps, guide.refinement.threshold, guide.refinement.rounds) == ((0, 3), 0.25, 4)
         assert (guide.stop_below, guide.one_at_a_time) == (0.125, True)
-        assert make_guide(Settings(stop_below=0.1), sd1.unet, guide.layers, [plan], 1).stop_below is None
+        assert make_guide(Settings(stop_below=0.1), sd1.unet, guide.layers, [plan], Level(1)).stop_below is None
 
     @pytest.mark.parametrize(
         "changes",
@@ -381,7 +399,7 @@ class TestSettingsReachTheGuide:
 
 class TestErrors:
     def test_entity_not_in_the_prompt(self, sd1: Any) -> None:
-        with pytest.raises(EntityNotFound, match="horse.*cat"):
+        with pytest.raises(EntityNotFound, match=r"horse.*cat"):
             generate(sd1, ["a cat and a dog"], [["cat", "horse"]], ON, seeds=[1], steps=2)
 
     def test_lengths_that_differ(self, sd1: Any) -> None:

@@ -200,13 +200,13 @@ class Judge:
         )
         return [(count, offset) for _, count, offset in found if not self.ancestors(offset) & self.taxa]
 
-    def is_one_of(self, word: str, roots: frozenset[str]) -> bool:
-        """Whether one of the commonest senses of ``word`` is below ``roots``."""
-        return any(self.ancestors(offset) & roots for _, offset in self.nouns(word)[:3])
+    def is_one_of(self, word: str, roots: frozenset[str], senses: int) -> bool:
+        """Whether one of the commonest ``senses`` of ``word`` is below ``roots``."""
+        return any(self.ancestors(offset) & roots for _, offset in self.nouns(word)[:senses])
 
     def is_plain(self, word: str) -> bool:
         """Whether ``word`` says age, size or colour."""
-        return (word in self.plain and self.mostly_adjective(word)) or self.is_one_of(word, self.colors)
+        return (word in self.plain and self.mostly_adjective(word)) or self.is_one_of(word, self.colors, 1)
 
     def mostly_adjective(self, word: str) -> bool:
         """Whether ``word`` is more often an adjective than a noun."""
@@ -226,8 +226,11 @@ class Judge:
         plain = self.is_plain(words[0])
         heads = {offset for _, offset in self.nouns(words[1])[:2]}
         if not any(self.kind(offset)[1] for offset in senses):
-            literal = plain or self.mostly_adjective(words[0]) or self.is_one_of(words[0], self.material)
+            literal = plain or self.mostly_adjective(words[0]) or self.is_one_of(words[0], self.material, 3)
             return literal and any(self.kind(offset)[1] for offset in heads)
+        if self.is_one_of(words[0], self.colors, 1):
+            files = {self.synsets[offset].file for offset in senses}
+            return any(self.synsets[offset].file in files for offset in heads)
         heads |= {parent for offset in heads for parent in self.synsets[offset].parents}
         return plain and any(self.ancestors(offset) & heads for offset in senses)
 
@@ -286,7 +289,8 @@ def build(files: dict[str, str], terms: str) -> str:
         best = max(sorted(kinds), key=lambda kind: kinds[kind]) if kinds else "-"
         if best == "n" and seen == 0 and uses[1] + uses[2] == 0:
             continue
-        described = judge.is_one_of(word, judge.material | judge.colors)
+        colored = judge.is_one_of(word, judge.colors, 3) and 5 * uses[2] >= sum(uses)
+        described = colored or judge.is_one_of(word, judge.material, 3)
         table[word.replace("_", " ")] = (
             best + nine(seen, total) + "".join(nine(use, sum(uses)) for use in uses) + "m" * described
         )
