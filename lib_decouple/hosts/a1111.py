@@ -24,12 +24,9 @@ from ..core.trace import ImageTrace
 from ..prompt.align import Piece
 from ..settings import Settings
 from .base import Session, make_guide
-from .ldm import cross_attention_layers, main_calls, pieces, plan_image
+from .ldm import cross_attention_layers, default_level, main_calls, pieces, plan_image
 
 log = logging.getLogger("lib_decouple")
-
-DEFAULT_FACTOR = 4
-"""A quarter of the latents' side localises on SD 1.x, 2.x and SDXL [F: 16x16 at 512 px; 32x32 at 1024 px]."""
 
 
 def tokenize(text: str) -> list[Piece]:
@@ -159,7 +156,7 @@ class SamplingPass:
             layers = cross_attention_layers(unet)
             state = shared.state
             guide = make_guide(
-                self.settings, unet, layers, plans, DEFAULT_FACTOR,
+                self.settings, unet, layers, plans, default_level(layers),
                 interrupted=lambda: state.interrupted or state.skipped,
             )  # fmt: skip
             guide.traces = self.traces

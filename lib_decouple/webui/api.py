@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from ..settings import Settings
@@ -12,7 +11,11 @@ from .infotext import from_text
 
 TITLE = "Attention Decoupling"
 
-ORDER: tuple[str, ...] = tuple(item.name for item in fields(Settings))
+ORDER: tuple[str, ...] = (
+    *("enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps"),
+    *("refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time"),
+    *("layers", "start", "checkpoint"),
+)
 """Fields of a positional list. Clients depend on it: new fields are appended."""
 
 PATHS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img")

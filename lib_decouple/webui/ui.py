@@ -10,14 +10,15 @@ from typing import Any
 import gradio as gr
 
 from ..settings import Settings, Spec, specs
-from .api import TITLE
+from .api import ORDER, TITLE
 from .infotext import to_text
 
 FACTOR = specs()["factor"].infotext
 
 
 def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tuple[dict[str, Any], Any]:
-    """Build the accordion; gives the control of every field, in order, and the status line.
+    """Build the accordion; gives the control of every field, in the order of a
+    positional list, and the status line.
 
     ``accordion`` is the host's ``InputAccordion``, whose state is the field ``enabled``; ``elem_id``
     makes an element's id from its name. Nothing outside the accordion is touched.
@@ -35,7 +36,7 @@ def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tu
             for name, spec in about.items():
                 if spec.folded:
                     made[name] = _control(spec, defaults[name], elem_id(name))
-    return {name: made[name] for name in about}, status
+    return {name: made[name] for name in ORDER}, status
 
 
 def _control(spec: Spec, default: Any, elem_id: str) -> Any:

@@ -41,7 +41,8 @@ def product_args():
     for other in runner.alwayson_scripts:
         if other.controls:
             args[other.args_from : other.args_to] = [control.value for control in other.controls]
-    args[script.args_from] = {"enabled": True, "loss": "iou", "entities": ["cat", "dog"], "size": SHARE, "steps": 6}
+    given = {"loss": "iou", "entities": ["cat", "dog"], "size": SHARE, "steps": 6, "layers": "all"}
+    args[script.args_from] = {"enabled": True, **given}
     return args
 
 

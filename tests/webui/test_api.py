@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 
@@ -13,6 +14,8 @@ def test_positional_order_is_append_only():
         "enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps",
         "refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time",
     )  # fmt: skip
+    assert ORDER[17:20] == ("layers", "start", "checkpoint")
+    assert sorted(ORDER) == sorted(item.name for item in fields(Settings))
 
 
 NAMED = {"enabled": True, "loss": "iou", "steps": 25, "entities": ["cat", "dog"]}
@@ -61,7 +64,7 @@ def request(args):
         ([{"factor": 3}], ("factor", "3", "power of two")),
         (["{broken"], ("not JSON",)),
         ([{}, 1], ("stand alone",)),
-        ([True] * 18, ("18 values", "at most 17")),
+        ([True] * 99, ("99 values", f"at most {len(ORDER)}")),
         ("text", ("text",)),
     ],
 )
