@@ -71,7 +71,7 @@ class Run:
         more = [f"… and {len(found) - 8} more"] if len(found) > 8 else []
         count = sum(trace.passes for one in self.passes for trace in one.traces)
         seconds = sum(one.seconds for one in self.passes)
-        return [*found[:8], *more, f"{count} guided passes, {seconds:.1f} s"]
+        return [*found[:8], *more, f"{count} more passes of the UNet, {seconds:.1f} s"]
 
 
 def _reason(one: Pass, position: int) -> str:

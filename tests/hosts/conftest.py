@@ -31,6 +31,15 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 7899
 rows: list[tuple[str, str]] = []
+versions: dict[str, str] = {}
+VERSIONS = """
+import platform
+from importlib.metadata import version
+from modules import launch_utils, shared
+result = {"webui": launch_utils.git_tag(), "commit": launch_utils.commit_hash(), "Python": platform.python_version()}
+result.update({name: version(name) for name in ("torch", "gradio", "transformers", "einops", "pydantic", "numpy")})
+result.update(device=str(shared.device), checkpoint=shared.sd_model.sd_checkpoint_info.title)
+"""
 
 
 @dataclass
@@ -103,7 +112,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """The WebUI; skips where none is given."""
     url, root = os.environ.get("DECOUPLE_A1111_URL"), os.environ.get("DECOUPLE_A1111_ROOT")
     if url:
-        yield Host(url)
+        found = Host(url)
+        versions.update(found.inside(VERSIONS))
+        yield found
         return
     if not root:
         pytest.skip("no WebUI given: set DECOUPLE_A1111_ROOT to its folder, or DECOUPLE_A1111_URL")
@@ -135,6 +146,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
                 break
             except OSError:
                 time.sleep(2)
+        versions.update(found.inside(VERSIONS))
         yield found
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -149,5 +161,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish() -> None:
     target = os.environ.get("DECOUPLE_HOSTS_TABLE")
     if target and rows:
+        run = ", ".join(f"{name} {version}" for name, version in versions.items())
         table = "".join(f"| {name.replace('_', ' ')} | {outcome} |\n" for name, outcome in rows)
-        Path(target).write_text(f"| row | result |\n|---|---|\n{table}")
+        head = "Written by `tests/hosts` (DECOUPLE_HOSTS_TABLE); the rows are its tests."
+        Path(target).write_text(f"{head}\n\n{run}\n\n| row | result |\n|---|---|\n{table}", encoding="utf-8")

@@ -58,5 +58,5 @@ def test_status_lines():
     lines = run().lines()
     assert lines[0] == "Image 1: cat, dog: overlap (IoU) 0.800 to 0.250"
     assert lines[1].startswith("Image 2: stood aside: entities")
-    assert lines[-1] == "6 guided passes, 3.0 s"
+    assert lines[-1] == "6 more passes of the UNet, 3.0 s"
     assert run(problem="loss: no").lines() == ["Stood aside: loss: no"]
