@@ -134,8 +134,8 @@ class Settings:
         unit="steps",
         folded=True,
     )
-    checkpoint: bool = _setting(
-        False, "Save memory", "Most blocks are computed twice instead of kept.", "Decouple checkpoint", folded=True
+    recompute: bool = _setting(
+        False, "Save memory", "Most blocks are computed twice instead of kept.", "Decouple recompute", folded=True
     )
     one_at_a_time: bool = _setting(
         False, "One image at a time", "Less memory for batches, more time.", "Decouple one at a time", folded=True

@@ -79,7 +79,7 @@ def make_guide(
         refinement=Refinement(settings.refine_steps, settings.refine_threshold, settings.refine_rounds),
         stop_below=settings.stop_below if settings.stop else None,
         one_at_a_time=settings.one_at_a_time,
-        checkpoint=settings.checkpoint,
+        checkpoint=settings.recompute,
         observe=observe,
         watch=watch,
         keep_maps=keep_maps,

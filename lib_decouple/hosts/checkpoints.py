@@ -216,6 +216,7 @@ def open_pipeline(
     import diffusers
     from transformers import CLIPTokenizer
 
+    diffusers.utils.logging.disable_progress_bar()
     path = Path(checkpoint) if checkpoint else CHECKPOINT
     if not path.exists():
         raise FileNotFoundError(f"checkpoint: {path} does not exist")

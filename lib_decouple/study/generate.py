@@ -22,11 +22,12 @@ from ..hosts.checkpoints import open_pipeline
 from ..hosts.diffusers import Picture, generate
 from ..prompt.entities import suggest
 from ..settings import Settings, specs
+from .arms import embedded
 from .files import whole_folder
 
 COLOURS = ("#e4572e", "#2e86ab", "#f0b400", "#6a4c93", "#3a9d5d", "#c2185b", "#7a5c3e", "#4a4a4a")
 
-# Settings with a meaning of their own on the command line, or none at all.
+# Settings with an option of their own below, or none at all.
 _OWN = {"enabled", "entities", "steps", "hires", "refine_steps", "size", "loss"}
 
 
@@ -36,19 +37,18 @@ def add_parser(commands: Any) -> None:
     about = specs()
     parser.add_argument("prompt")
     parser.add_argument("--entities", help="words of the prompt, by comma; found in the prompt when left out")
-    parser.add_argument("--loss", default=None, help=about["loss"].help)
-    parser.add_argument("--steps", type=int, default=0, help=about["steps"].help)
+    parser.add_argument("--loss", help=about["loss"].help)
+    parser.add_argument("--steps", type=int, default=None, help=about["steps"].help)
     parser.add_argument("--step-size", dest="size", type=float, default=None, help=about["size"].help)
-    parser.add_argument("--refine-steps", default="", help=about["refine_steps"].help)
+    parser.add_argument("--refine-steps", default=None, help=about["refine_steps"].help)
     for item in fields(Settings):
         if item.name in _OWN:
             continue
         option = "--" + item.name.replace("_", "-")
         if isinstance(item.default, bool):
-            parser.add_argument(option, action="store_true", help=about[item.name].help)
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=about[item.name].help)
         else:
-            kind = type(item.default)
-            parser.add_argument(option, type=kind, default=item.default, help=about[item.name].help)
+            parser.add_argument(option, type=type(item.default), help=about[item.name].help)
     parser.add_argument(
         "--checkpoint", type=Path, help="a .safetensors file or diffusers folder; else the embedded one"
     )
@@ -82,18 +82,22 @@ class Pair:
 
 
 def settings_from(arguments: argparse.Namespace, entities: Sequence[str]) -> Settings:
-    """The settings that the command line asks for. Raises ValueError that names the field."""
-    values: dict[str, Any] = {
-        item.name: getattr(arguments, item.name) for item in fields(Settings) if item.name not in _OWN
-    }
-    for name in ("loss", "size"):
-        if getattr(arguments, name) is not None:
-            values[name] = getattr(arguments, name)
-    try:
-        values["refine_steps"] = [int(part) for part in arguments.refine_steps.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"refine_steps: {arguments.refine_steps!r} is not allowed; whole numbers by comma") from None
-    return Settings.from_dict({**values, "enabled": True, "steps": arguments.steps, "entities": list(entities)})
+    """The settings that the command line asks for.
+
+    What it leaves open is taken from the loss's own arm on the embedded model, and from the defaults of
+    :class:`Settings` on any other. Raises ValueError that names the field.
+    """
+    base = Settings() if arguments.checkpoint else embedded(arguments.loss, len(entities))
+    given = {item.name: getattr(arguments, item.name, None) for item in fields(Settings)}
+    if arguments.refine_steps is not None:
+        try:
+            given["refine_steps"] = [int(part) for part in arguments.refine_steps.split(",") if part.strip()]
+        except ValueError:
+            raise ValueError(
+                f"refine_steps: {arguments.refine_steps!r} is not allowed; whole numbers by comma"
+            ) from None
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Settings.from_dict({**base.as_dict(), **chosen, "enabled": True, "entities": list(entities)})
 
 
 def choose_entities(prompt: str, given: str | None) -> list[str]:

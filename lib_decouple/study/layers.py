@@ -40,9 +40,7 @@ def add_parser(commands: Any) -> None:
 def inside(blob: Blob, rows: int, columns: int) -> np.ndarray:
     """Which cells of a map, ``[rows, columns]``, have their centre on the object."""
     y, x = np.mgrid[0:rows, 0:columns]
-    return (
-        np.hypot((y + 0.5) * SIDE / rows - blob.y, (x + 0.5) * SIDE / columns - blob.x) < sum(RADIUS) / len(RADIUS)
-    )
+    return np.hypot((y + 0.5) * SIDE / rows - blob.y, (x + 0.5) * SIDE / columns - blob.x) < sum(RADIUS) / len(RADIUS)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..embedded.detector import Verdict
 from ..hosts.diffusers import Picture
 from ..settings import Settings
-from .arms import ARMS
+from .arms import ARMS, NAMES
 from .files import write_whole
 from .sample import SPLITS, Task, cases, chunks, draw_all
 from .stats import mcnemar, share
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("missing", help="missing rates, paired over arms", description=__doc__)
     parser.add_argument("--n", type=int, default=500, help="paired seeds for each number of entities (500)")
     parser.add_argument("--counts", default="2,3", help="numbers of entities, by comma (2,3)")
-    parser.add_argument("--arms", default=",".join(ARMS), help=f"by comma, of {', '.join(ARMS)}")
+    parser.add_argument("--arms", default=",".join(NAMES), help=f"by comma, of {', '.join(NAMES)}")
     parser.add_argument("--split", choices=SPLITS, default="report", help="which prompts and seeds (report)")
     parser.add_argument("--out", type=Path, default=Path("out/missing"), help="folder of the results (out/missing)")
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0 is one a core")
@@ -43,20 +43,23 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def arms_from(names: str, extra: Sequence[str]) -> dict[str, Settings]:
+def arms_from(names: str, extra: Sequence[str], count: int) -> dict[str, Settings]:
     """The arms by name, and those that ``--set`` builds from an existing one. Raises ValueError by name."""
+    if count not in ARMS:
+        raise ValueError(f"counts: {count} is not one of {', '.join(map(str, ARMS))}")
+    own = ARMS[count]
     chosen: dict[str, Settings] = {}
     for name in (part.strip() for part in names.split(",")):
-        if name not in ARMS:
-            raise ValueError(f"arms: {name!r} is not one of {', '.join(ARMS)}")
-        chosen[name] = ARMS[name]
+        if name not in own:
+            raise ValueError(f"arms: {name!r} is not one of {', '.join(own)}")
+        chosen[name] = own[name]
     for text in extra:
         arm, _, changes = text.partition(":")
-        if arm not in ARMS or not changes:
-            raise ValueError(f"set: {text!r} is not ARM:FIELD=VALUE[;FIELD=VALUE] with an arm of {', '.join(ARMS)}")
+        if arm not in own or not changes:
+            raise ValueError(f"set: {text!r} is not ARM:FIELD=VALUE[;FIELD=VALUE] with an arm of {', '.join(own)}")
         values = dict(part.split("=", 1) for part in changes.split(";"))
         read = {k: json.loads(v) for k, v in values.items()}
-        chosen[text] = Settings.from_dict({**ARMS[arm].as_dict(), **read})
+        chosen[text] = Settings.from_dict({**own[arm].as_dict(), **read})
     return chosen
 
 
@@ -88,12 +91,12 @@ def read_log(path: Path) -> list[Record]:
 def run(arguments: argparse.Namespace) -> int:
     """Draw what is not drawn yet, then write results.json, results.csv, results.md and results.png."""
     counts = [int(part) for part in arguments.counts.split(",")]
-    arms = arms_from(arguments.arms, arguments.set)
+    arms = {count: arms_from(arguments.arms, arguments.set, count) for count in counts}
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     plan = {
         "split": arguments.split,
-        "arms": {name: settings.as_dict() for name, settings in arms.items()},
+        "arms": {f"{count} {name}": s.as_dict() for count, own in arms.items() for name, s in own.items()},
     }
     check_plan(out / "plan.json", plan)
     log = out / "images.jsonl"
@@ -104,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = []
     for count in counts:
         wanted = cases(arguments.split, count, arguments.n)
-        for name, settings in arms.items():
+        for name, settings in arms[count].items():
             left = [case for case in wanted if (name, count, case.seed) not in done]
             tasks += [Task((name, count), group, settings) for group in chunks(left, arguments.batch)]
     started = time.time()
@@ -116,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
             records += found
             bar.update(len(found))
     wanted_seeds = {(count, case.seed) for count in counts for case in cases(arguments.split, count, arguments.n)}
-    table = summarise([r for r in records if (r["count"], r["seed"]) in wanted_seeds and r["arm"] in arms])
+    table = summarise([r for r in records if (r["count"], r["seed"]) in wanted_seeds and r["arm"] in arms[r["count"]]])
     report = {"split": arguments.split, "n": arguments.n, "settings": plan["arms"], "rows": table}
     write_whole(out / "results.json", json.dumps(report, indent=1))
     write_whole(out / "results.csv", as_csv(table))

@@ -13,6 +13,7 @@ from lib_decouple.embedded.place import CHECKPOINT, TOKENIZER, yaml_text
 from lib_decouple.hosts.checkpoints import Unsupported, family_of, open_pipeline
 from lib_decouple.hosts.diffusers import generate
 from lib_decouple.settings import Settings
+from lib_decouple.study.arms import embedded
 from lib_decouple.study.sample import cases
 
 
@@ -49,7 +50,9 @@ def test_ldm_loads_every_weight_of_the_file():
     unet = UNetModel(**config["unet_config"]["params"])
     with safe_open(CHECKPOINT, "pt") as file:
         prefix = "model.diffusion_model."
-        weights = {k.removeprefix(prefix): file.get_tensor(k).float() for k in list(file.keys()) if k.startswith(prefix)}
+        weights = {
+            k.removeprefix(prefix): file.get_tensor(k).float() for k in list(file.keys()) if k.startswith(prefix)
+        }
     unet.load_state_dict(weights, strict=True)
     latents, context = torch.randn(1, 4, 12, 12), torch.randn(1, 77, 64)
     with torch.no_grad():
@@ -74,7 +77,7 @@ def test_single_entities_are_drawn(pipe):
 
 
 def test_guidance_brings_entities_back(pipe):
-    """On 30 pairs the default settings leave fewer images short of an entity than plain ones (docs/results.md)."""
+    """On 30 pairs guidance leaves fewer images short of an entity than there are plain ones (docs/results.md)."""
     wanted = cases("report", 2, 30)
 
     def missing(settings):
@@ -90,7 +93,7 @@ def test_guidance_brings_entities_back(pipe):
         assert not picture.stood_aside
         return sum(bool(judge(np.asarray(i), list(c.entities)).missing) for i, c in zip(picture.images, wanted))
 
-    assert missing(Settings(enabled=True)) < missing(Settings())
+    assert missing(embedded(None, 2)) < missing(Settings())
 
 
 def test_what_a_file_is_not(tmp_path):
