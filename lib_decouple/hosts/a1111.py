@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core.guidance import ImagePlan
 from ..core.losses import OVERLAP_LOSSES, WeightedLoss
+from ..core.schedule import Schedule
 from ..core.trace import ImageTrace
 from ..prompt.align import Piece
 from ..settings import Settings
@@ -58,11 +59,12 @@ class SamplingPass:
         self.stood_aside = ""
         """Why guidance ended early, or never began; empty while it works."""
         self.seconds = 0.0
+        self._schedule = Schedule(settings.steps, settings.every, settings.start)
         self._session: Session | None = None
         self._schedules: list[list[tuple[int, str]]] = []
         self._planned: tuple[object, ...] = ()
         self._call = 0
-        self._watched = False
+        self._looked = False
 
     def attach(self) -> None:
         """Guide what ``p.sampler`` is about to sample."""
@@ -73,8 +75,8 @@ class SamplingPass:
         def guided(denoiser: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
             sampler.func = sample
             try:
-                steps = _schedule_length(denoiser, kwargs)
-                calls = main_calls(getattr(sample, "__name__", str(sample)), steps)
+                name = getattr(sample, "__name__", str(sample))
+                calls = main_calls(name, _schedule_length(name, denoiser, kwargs))
             except Exception as error:
                 self.stand_aside(_in_words(error))
                 return sample(denoiser, x, *args, **kwargs)
@@ -101,7 +103,7 @@ class SamplingPass:
             step = calls.get(self._call)
             self._call += 1
             state = shared.state
-            if step is not None and not self.stood_aside and not (state.interrupted or state.skipped):
+            if step is not None and self._due(step, len(calls)) and not (state.interrupted or state.skipped):
                 started = time.perf_counter()
                 try:
                     kwargs = _refined(denoiser, sigma, kwargs)
@@ -123,21 +125,25 @@ class SamplingPass:
                 denoiser.forward = before
             self._session = None
 
+    def _due(self, step: int, total: int) -> bool:
+        """Is there anything to do at this step? After the last guided one, one look, for the figures "after"."""
+        if self.stood_aside:
+            return False
+        look = step >= self._schedule.window(total) and any(trace.steps for trace in self.traces) and not self._looked
+        return look or self._schedule.guided(step, total)
+
     def _guide(
         self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any], step: int, total: int, sigmas: bool
     ) -> None:
         """Move ``x`` in place, as the settings say for this step."""
         session = self._prepare(denoiser, given["cond"])
-        guide = session.guide
-        window = guide.schedule.window(total)
-        # One look after the last guided step, for the figures "after".
-        guide.watch = step >= window and not self._watched and any(trace.steps for trace in self.traces)
-        self._watched |= guide.watch
+        guided = self._schedule.guided(step, total)
+        session.guide.watch = self._looked = not guided
         run = _conditional_pass(denoiser, sigma, given)
         moved = session.before_step(x.detach(), step, total, run, sigma.reshape(-1)[0] if sigmas else None)
         if session.stood_aside:
             return self.stand_aside(session.stood_aside, logged=True)
-        if moved is not x and guide.schedule.guided(step, total):
+        if guided:
             if denoiser.mask is not None:
                 moved = x + (moved - x) * denoiser.nmask
             with torch.no_grad():
@@ -212,11 +218,11 @@ def _in_words(error: Exception) -> str:
     return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
-def _schedule_length(denoiser: Any, kwargs: dict[str, Any]) -> int:
+def _schedule_length(sampler: str, denoiser: Any, kwargs: dict[str, Any]) -> int:
     """Steps that the sampler's function is really about to make."""
     if "timesteps" in kwargs:
-        # UniPC evaluates every timestep; the others need the one before it.
-        return len(kwargs["timesteps"]) - ("is_img2img" not in kwargs)
+        # UniPC evaluates every timestep; the others go from one to the next.
+        return len(kwargs["timesteps"]) - (sampler != "unipc")
     if "sigmas" in kwargs:
         return len(kwargs["sigmas"]) - 1
     return int(kwargs.get("n", denoiser.steps))

@@ -14,7 +14,7 @@ TITLE = "Attention Decoupling"
 ORDER: tuple[str, ...] = (
     *("enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps"),
     *("refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time"),
-    *("layers", "start", "checkpoint"),
+    *("layers", "start", "recompute"),
 )
 """Fields of a positional list. Clients depend on it: new fields are appended."""
 
