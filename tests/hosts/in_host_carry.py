@@ -27,16 +27,17 @@ def latents_at_calls(moved_call):
     )  # fmt: skip
     sd_samplers_cfg_denoiser.CFGDenoiser.forward = forward
     try:
-        with queue_lock:
-            processing.process_images(p)
+        processing.process_images(p)
     finally:
         sd_samplers_cfg_denoiser.CFGDenoiser.forward = whole
     return seen, names[0]
 
 
-plain, function = latents_at_calls(None)
-later = []
-for call in range(len(plain)):
-    moved, _ = latents_at_calls(call)
-    later.append([round(float((a - b).norm()), 5) for a, b in zip(moved[call + 1 :], plain[call + 1 :])])
+with queue_lock:  # another job's calls would be recorded, too
+    plain, function = latents_at_calls(None)
+    moves = [latents_at_calls(call)[0] for call in range(len(plain))]
+later = [
+    [round(float((a - b).norm()), 5) for a, b in zip(moved[call + 1 :], plain[call + 1 :])]
+    for call, moved in enumerate(moves)
+]
 result = {"function": function, "later": later}

@@ -1,8 +1,9 @@
 """Run inside the WebUI by the probe: one picture by the product, one by a reference that shares no code with it.
 
 The reference takes the full conditional pass with its own explicit attention and the distance of the two
-centres of mass written out, and steps the latents before ``CFGDenoiser.forward``. That loss is smooth and its
-gradient does not fade; with kinks, or a fading gradient whose length is then set, rounding grows from step to step. Expects SAMPLER, STEPS and SIZE in its scope; leaves ``result``.
+centres of mass written out, and steps the latents before ``CFGDenoiser.forward``. That loss is smooth and
+its gradient does not fade; otherwise rounding grows from step to step. "apart" is relative to the largest latent.
+Expects SAMPLER, STEPS and SIZE in its scope; leaves ``result``.
 """
 
 import torch
@@ -66,9 +67,7 @@ def run(script_args, guide=None):
 
     processing.decode_latent_batch = last
     try:
-        p = job(script_args)
-        with queue_lock:
-            processing.process_images(p)
+        processing.process_images(job(script_args))
     finally:
         sd_samplers_cfg_denoiser.CFGDenoiser.forward = whole
         processing.decode_latent_batch = decoded
@@ -126,10 +125,11 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
     x -= gradient / gradient.norm() * share * x.norm()
 
 
-ours, theirs, plain = run(product_args()), run(None, reference), run(None)
+with queue_lock:  # another job's calls would be recorded, too
+    ours, theirs, plain = run(product_args()), run(None, reference), run(None)
 result = {
     "calls": [len(ours), len(theirs), len(plain)],
-    "apart": [float((a - b).abs().max()) for a, b in zip(ours, theirs)],
+    "apart": [float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs)],
     "moved": float((ours[-1] - plain[-1]).abs().max()),
     "scale": float(theirs[-1].abs().max()),
 }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+
+from lib_decouple.hosts.ldm import main_calls
 
 HERE = Path(__file__).parent
 SAMPLERS = (
@@ -67,6 +70,16 @@ def test_sampler(host, sampler):
     guided = host.draw({"steps": 4, "size": 0.3}, **given)
     assert guided.pixels != host.draw(**given).pixels
     assert_guided(guided)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_main_call_carries_a_change_to_the_next(host, sampler):
+    found = host.inside((HERE / "in_host_carry.py").read_text(), SAMPLER=sampler, STEPS=6)
+    calls = main_calls(found["function"], 6 if sampler == "DPM fast" else 99)
+    main = [call for call in calls if call < len(found["later"])]
+    assert len(main) >= 3
+    for call, following in pairwise(main):
+        assert found["later"][call][following - call - 1] > 0.01, (call, following, found)
 
 
 def test_lcm_stands_aside_and_says_so(host):
