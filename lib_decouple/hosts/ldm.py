@@ -1,0 +1,135 @@
+"""What the WebUIs built on CompVis' ``ldm`` share: their UNets, their text chunks, k-diffusion's samplers.
+
+Knows no host: a host's parts are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..core.guidance import ImagePlan
+from ..core.maps import CrossAttentionLayer, Entity
+from ..prompt.align import Piece, align
+from ..prompt.entities import suggest
+from .base import Level
+
+_ONE_CALL = {
+    *("sample_euler", "sample_euler_ancestral", "sample_lms", "sample_dpmpp_2m", "sample_dpmpp_2m_sde"),
+    *("sample_dpmpp_3m_sde", "ddim", "ddim_cfgpp", "unipc"),
+}
+_TWO_CALLS = {
+    *("sample_heun", "sample_dpm_2", "sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral", "sample_dpmpp_sde"),
+    "restart_sampler",
+}
+_PART = 1_000_000
+"""Offset between the positions of AND parts while their words are looked up together."""
+
+
+class Unsupported(ValueError):
+    """A sampler or a model that guidance cannot work with."""
+
+
+def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
+    """Every ``attn2`` of an ldm or sgm UNet in order of execution. Raises Unsupported for another network."""
+    parts: Any = unet
+    if not all(hasattr(parts, name) for name in ("input_blocks", "middle_block", "output_blocks")):
+        raise Unsupported(f"{type(unet).__name__} is not a UNet of Stable Diffusion 1.x, 2.x or XL")
+    found: list[CrossAttentionLayer] = []
+    factor = 1
+
+    def walk(prefix: str, block: nn.Module) -> tuple[bool, bool]:
+        kinds = {type(module).__name__ for module in block.modules()}
+        for name, module in block.named_modules():
+            if name.rpartition(".")[2] == "attn2":
+                found.append(CrossAttentionLayer(f"{prefix}.{name}", module, factor))
+        return "Downsample" in kinds, "Upsample" in kinds
+
+    for i, block in enumerate(parts.input_blocks):
+        factor *= 2 if walk(f"input_blocks.{i}", block)[0] else 1
+    walk("middle_block", parts.middle_block)
+    for i, block in enumerate(parts.output_blocks):
+        factor //= 2 if walk(f"output_blocks.{i}", block)[1] else 1
+    return found
+
+
+def default_level(layers: Sequence[CrossAttentionLayer]) -> Level:
+    """Where to read maps: a quarter of the latents' side on SD 1.x, 2.x and XL [F: 16x16 at 512 px; 32x32 at 1024 px].
+
+    On a model with a single level, as the project's own, that level's last layer, which alone localises there.
+    """
+    factors = {layer.factor for layer in layers}
+    return Level(min(factors), "last") if len(factors) == 1 else Level(4)
+
+
+def main_calls(sampler: str, steps: int) -> dict[int, int]:
+    """Denoiser call -> sampler step, for the calls at which a change of the latents carries on.
+
+    ``sampler`` is the name of the sampler's function, ``steps`` the length of its schedule (for
+    ``sample_dpm_fast`` its calls). Raises Unsupported where no call carries, or for an unknown sampler.
+    """
+    if sampler in _ONE_CALL:
+        starts = list(range(steps))
+    elif sampler in _TWO_CALLS:
+        starts = list(range(0, 2 * steps, 2))
+    elif sampler == "plms":
+        starts = [0, *range(2, steps + 1)]
+    elif sampler == "sample_dpm_adaptive":
+        starts = list(range(0, 3 * steps, 3))
+    elif sampler == "sample_dpm_fast":
+        starts = list(range(0, steps // 3 * 3 + (steps % 3 > 0), 3))
+        if steps % 3 == 0:
+            starts.append(steps - 1)
+    elif sampler == "sample_lcm":
+        raise Unsupported("the LCM sampler goes on with the denoised image alone, so a change of its latents is lost")
+    else:
+        raise Unsupported(f"it is not known where the sampler function {sampler!r} carries a change of its latents")
+    return {call: step for step, call in enumerate(starts)}
+
+
+def pieces(chunks: Sequence[Any], vocabulary: Callable[[int], str]) -> list[Piece]:
+    """A prompt's tokens with their positions in the context.
+
+    ``chunks`` are the host's ``PromptChunk``\\s: ``tokens`` (start, text, end, padding) and ``fixes``, the
+    textual inversions with their offset behind the start token. ``vocabulary``: token number -> its text.
+    """
+    found = []
+    for number, chunk in enumerate(chunks):
+        embedded: dict[int, str] = {}
+        for offset, embedding in chunk.fixes:
+            vectors = int(embedding.vectors)
+            embedded.update({offset + 1 + k: "" for k in range(vectors)})
+            embedded[offset + vectors] = f"{embedding.name}</w>"
+        end = chunk.tokens[-1]
+        for position, token in enumerate(chunk.tokens[1:], start=1):
+            if token == end and position not in embedded:
+                break
+            text = embedded[position] if position in embedded else vocabulary(token)
+            found.append(Piece(number * len(chunk.tokens) + position, text))
+    return found
+
+
+def plan_image(
+    texts: Sequence[str], wanted: Sequence[str], tokenize: Callable[[str], list[Piece]], others: Sequence[str] = ()
+) -> ImagePlan:
+    """Where the entities stand in an image's AND parts ``texts``; without ``wanted`` they are found.
+
+    An entity that only ``others``, the prompt's texts at other steps, name is left out. Raises
+    EntityNotFound and EntityConflict (ValueErrors).
+    """
+    parts = [tokenize(text) for text in texts]
+    joined = [Piece(k * _PART + piece.position, piece.text) for k, part in enumerate(parts) for piece in part]
+    names = list(wanted) or suggest("\n".join(texts))
+    places = align(names, joined, missing="skip")
+    for name, place in zip(names, places):
+        if wanted and not place and not any(align([name], tokenize(text), "skip")[0] for text in others):
+            align([name], joined)
+    entities = [
+        Entity(name, tuple(token % _PART for token in place if token // _PART == place[0] // _PART), place[0] // _PART)
+        for name, place in zip(names, places)
+        if place
+    ]
+    end = max((part[-1].position + 1 for part in parts if part), default=1)
+    return ImagePlan(tuple(entities), len(texts), end)

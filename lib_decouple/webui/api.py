@@ -1,0 +1,80 @@
+"""Arguments of the script, from the WebUI's controls or its API, as :class:`Settings`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..settings import Settings
+from .infotext import from_text
+
+TITLE = "Attention Decoupling"
+
+ORDER: tuple[str, ...] = (
+    *("enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps"),
+    *("refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time"),
+    *("layers", "start", "recompute"),
+)
+"""Fields of a positional list. Clients depend on it: new fields are appended."""
+
+PATHS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img")
+
+
+def settings_from(args: Sequence[Any]) -> Settings:
+    """``[{named}]``, ``['{named JSON}']`` or a positional list in :data:`ORDER`; any subset, defaults for the rest.
+
+    A WebUI fills the list up with its controls' values behind named arguments; these do not count.
+    Raises ValueError that names the field, the value and what is allowed.
+    """
+    if not args:
+        return Settings()
+    first = args[0]
+    if isinstance(first, str) and first.lstrip().startswith("{"):
+        try:
+            first = json.loads(first)
+        except ValueError as error:
+            raise ValueError(f"args: not JSON: {error}") from None
+    if isinstance(first, Mapping):
+        return Settings.from_dict(dict(first))
+    if len(args) > len(ORDER):
+        raise ValueError(f"args: {len(args)} values are not allowed; at most {len(ORDER)}: {', '.join(ORDER)}")
+    return Settings.from_dict({name: from_text(name, value) for name, value in zip(ORDER, args)})
+
+
+def problem_of(request: Any) -> str:
+    """What is wrong with our part of a txt2img or img2img request's JSON; "" when nothing is."""
+    scripts = request.get("alwayson_scripts") if isinstance(request, Mapping) else None
+    for name, given in (scripts or {}).items() if isinstance(scripts, Mapping) else ():
+        if str(name).lower() != TITLE.lower() or given is None:
+            continue
+        if not isinstance(given, Mapping) or not isinstance(given.get("args", []), list):
+            return f'{given!r} is not allowed; {{"args": [{{…}}]}}'
+        args = given.get("args", [])
+        if len(args) > 1 and isinstance(args[0], (Mapping, str)):
+            return "args: named arguments stand alone; one object, or a list of values"
+        try:
+            settings_from(args)
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def check_requests(app: Any) -> None:
+    """Answer bad arguments of ours with 422 before the host starts to draw. ``app``: the host's FastAPI."""
+    from fastapi import Depends, HTTPException, Request
+    from fastapi.dependencies.utils import get_parameterless_sub_dependant
+
+    async def check(request: Request) -> None:
+        try:
+            body = await request.json()
+        except ValueError:
+            return  # the host says so itself
+        if problem := problem_of(body):
+            raise HTTPException(status_code=422, detail=f"{TITLE}: {problem}")
+
+    check.__annotations__["request"] = Request  # not the text that "from __future__ import annotations" leaves
+    for route in app.routes:
+        if getattr(route, "path", None) in PATHS and hasattr(route, "dependant"):
+            ours = get_parameterless_sub_dependant(depends=Depends(check), path=route.path_format)
+            route.dependant.dependencies.append(ours)

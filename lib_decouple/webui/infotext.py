@@ -1,0 +1,129 @@
+"""Settings and results as infotext and as text fields, and back.
+
+A list is written as words by comma; an item that holds a comma, a quote or a line break stands as a
+JSON string: ``cat, "salt, pepper"``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from ..settings import VERSION, Settings, specs
+
+ENABLED = specs()["enabled"].infotext
+"""The key that turns guidance on; its value is the version of the settings."""
+
+FOUND, IOU, STOOD_ASIDE = "Decouple found", "Decouple IoU", "Decouple stood aside"
+"""Keys of the results, which no paste reads."""
+
+_SPECIAL = re.compile(r'[,"\x00-\x1f\x7f\x85\u2028\u2029]')
+_DECODER = json.JSONDecoder(strict=False)
+
+
+def join_list(values: Iterable[object]) -> str:
+    """``["cat", "salt, pepper"]`` -> ``cat, "salt, pepper"``."""
+    texts = [str(value) for value in values]
+    return ", ".join(json.dumps(text) if _SPECIAL.search(text) else text for text in texts)
+
+
+def split_list(text: str) -> list[str]:
+    """What :func:`join_list` wrote, or a user typed; empty items are dropped. No text is an error."""
+    items, start = [], 0
+    while start < len(text):
+        if text[start].isspace() or text[start] == ",":
+            start += 1
+            continue
+        if text[start] == '"':
+            try:
+                value, end = _DECODER.raw_decode(text, start)
+            except ValueError:
+                end = -1
+            if end >= 0 and re.match(r"\s*(?:,|$)", text[end:]):
+                items.append(value)
+                start = end
+                continue
+        comma = text.find(",", start)
+        end = len(text) if comma < 0 else comma
+        items.append(text[start:end].strip())
+        start = end
+    return [item for item in items if item.strip()]
+
+
+def to_text(value: object) -> str:
+    """A setting's value as text."""
+    if isinstance(value, tuple):
+        return join_list(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def from_text(name: str, text: object) -> Any:
+    """A setting's value from text, or as it is where it is none; :class:`Settings` checks it. Raises ValueError."""
+    default = next(item.default for item in fields(Settings) if item.name == name)
+    if not isinstance(text, str) or isinstance(default, str):
+        return text
+    if isinstance(default, tuple):
+        items = split_list(text)
+        return items if name == "entities" else [_number(name, item) for item in items]
+    if isinstance(default, bool):
+        return {"true": True, "false": False}.get(text.strip().lower(), text)
+    return _number(name, text)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is not allowed; a number, {specs()[name].allowed()}") from None
+
+
+def write(settings: Settings) -> dict[str, str]:
+    """Infotext keys and values of what differs from the defaults; nothing when not enabled."""
+    if not settings.enabled:
+        return {}
+    found = {ENABLED: str(VERSION)}
+    about = specs()
+    for item in fields(Settings):
+        value = getattr(settings, item.name)
+        if item.name != "enabled" and value != item.default:
+            found[about[item.name].infotext] = _protected(to_text(value))
+    return found
+
+
+def _protected(text: str) -> str:
+    """``text`` so that the host's own quoting and reading leave it alone."""
+    if re.fullmatch(r"\d+x\d+", text):
+        return f"{text},"  # the host would take 512x512 for a size; an empty item is dropped on reading
+    if text.startswith('"') and not re.search(r"[,\n:]", text):
+        return json.dumps(text)  # the host quotes only texts with these, but unquotes every quoted one
+    return text
+
+
+def read(params: Mapping[str, Any]) -> Settings:
+    """The settings of a pasted infotext; those of an infotext without our keys are not enabled.
+
+    Raises ValueError for a value that is not allowed.
+    """
+    if ENABLED not in params:
+        return Settings()
+    values = {
+        name: from_text(name, params[about.infotext]) for name, about in specs().items() if about.infotext in params
+    }
+    return Settings.from_dict({**values, "enabled": True})
+
+
+def _pasted(name: str, params: Mapping[str, Any]) -> Any:
+    """A control's value after a paste; None leaves it as it is."""
+    if ENABLED not in params:
+        return False if name == "enabled" else None
+    value = getattr(read(params), name)
+    return join_list(value) if isinstance(value, tuple) else value
+
+
+PASTE: dict[str, Callable[[Mapping[str, Any]], Any]] = {name: partial(_pasted, name) for name in specs()}
+"""Field -> what the host calls with the pasted parameters; the same objects in both tabs, so that
+"Send to img2img" finds the pairs."""

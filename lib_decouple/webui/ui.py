@@ -1,0 +1,61 @@
+"""The accordion, generated from the settings model, and the status line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from ..settings import Settings, Spec, specs
+from .api import ORDER, TITLE
+from .infotext import to_text
+
+FACTOR = specs()["factor"].infotext
+
+
+def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tuple[dict[str, Any], Any]:
+    """Build the accordion; gives the control of every field, in the order of a
+    positional list, and the status line.
+
+    ``accordion`` is the host's ``InputAccordion``, whose state is the field ``enabled``; ``elem_id``
+    makes an element's id from its name. Nothing outside the accordion is touched.
+    """
+    made: dict[str, Any] = {}
+    about = specs()
+    defaults = {item.name: item.default for item in fields(Settings)}
+    with accordion(False, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
+        status = gr.HTML("", elem_id=elem_id("status"))
+        gr.HTML("", elem_id=elem_id("tokens"))
+        plain = [name for name, spec in about.items() if not spec.folded and name != "enabled"]
+        for name in plain:
+            made[name] = _control(about[name], defaults[name], elem_id(name))
+        with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
+            for name, spec in about.items():
+                if spec.folded:
+                    made[name] = _control(spec, defaults[name], elem_id(name))
+    return {name: made[name] for name in ORDER}, status
+
+
+def _control(spec: Spec, default: Any, elem_id: str) -> Any:
+    given: dict[str, Any] = {"label": spec.label, "elem_id": elem_id}
+    allowed = "" if spec.choices or spec.low is None else f" ({spec.allowed()})"
+    given["info"] = spec.help + allowed
+    if isinstance(default, bool):
+        return gr.Checkbox(value=default, **given)
+    if spec.choices:
+        return gr.Radio(choices=list(spec.choices), value=default, **given)
+    if isinstance(default, int) and spec.infotext == FACTOR:
+        return gr.Number(value=default, precision=0, **given)  # a slider would offer sizes that are no powers of two
+    if isinstance(default, int):
+        return gr.Slider(minimum=spec.low, maximum=spec.high, step=1, value=default, **given)
+    if isinstance(default, float):
+        return gr.Number(value=default, **given)
+    return gr.Textbox(value=to_text(default), lines=1, **given)
+
+
+def status_html(lines: list[str]) -> str:
+    """The status line's content; one paragraph a line, escaped."""
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)

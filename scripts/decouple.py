@@ -1,0 +1,98 @@
+"""Registration of Attention Decoupling with the WebUI."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from modules import errors, script_callbacks, scripts, shared
+from modules.ui_components import InputAccordion
+
+from lib_decouple.hosts.a1111 import SamplingPass
+from lib_decouple.settings import Settings, specs
+from lib_decouple.webui import api, infotext, ui
+from lib_decouple.webui.report import Run
+
+log = logging.getLogger("lib_decouple")
+if getattr(shared.cmd_opts, "decouple_debug", False):
+    log.setLevel(logging.DEBUG)
+
+OUR_KEYS = (*(spec.infotext for spec in specs().values()), infotext.FOUND, infotext.IOU, infotext.STOOD_ASIDE)
+status: dict[str, list[str]] = {}
+"""Tab -> the lines of the status line after its last run."""
+
+
+class Script(scripts.Script):
+    """The accordion in txt2img and img2img, and the host's hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.status_line: Any = None
+        for tab in ("txt2img", "img2img"):
+            self.on_after_component(
+                lambda made, tab=tab: self.show_status_after_run(made, tab), elem_id=f"html_log_{tab}"
+            )
+
+    def title(self) -> str:
+        """The name, in lower case, is what the API calls the script."""
+        return api.TITLE
+
+    def show(self, is_img2img: bool) -> Any:
+        """Always there; the accordion turns it on."""
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        """The controls, in the order of a positional argument list."""
+        made, self.status_line = ui.controls(InputAccordion, self.elem_id)
+        self.infotext_fields = [(control, infotext.PASTE[name]) for name, control in made.items()]
+        self.paste_field_names = list(infotext.PASTE.values())
+        return list(made.values())
+
+    def show_status_after_run(self, made: Any, tab: str) -> None:
+        """The host writes this element after each run; the status line follows it."""
+        if tab == self.tabname and self.status_line is not None:
+            made.component.change(
+                fn=lambda: ui.status_html(status.get(tab, [])),
+                outputs=[self.status_line],
+                queue=False,
+                show_progress=False,
+            )
+
+    def process(self, p: Any, *args: Any) -> None:
+        """Read the arguments and write the infotext; nothing is hooked yet."""
+        p.attention_decoupling = None
+        status.pop(self.tabname, None)
+        for key in OUR_KEYS:
+            p.extra_generation_params.pop(key, None)
+        try:
+            run = Run(api.settings_from(args))
+        except ValueError as error:
+            run = Run(Settings(enabled=True), problem=str(error))
+            log.warning("Attention Decoupling stands aside: %s", error)
+            p.comment(f"Attention Decoupling stood aside: {error}")
+        if run.settings.enabled:
+            p.attention_decoupling = run
+            p.extra_generation_params.update({**infotext.write(run.settings), **run.infotext()})
+
+    def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """Attach to the sampler that is about to run."""
+        run = getattr(p, "attention_decoupling", None)
+        if run is None or run.problem or (getattr(p, "is_hr_pass", False) and not run.settings.hires):
+            return
+        try:
+            sampling = SamplingPass(p, run.settings)
+            sampling.attach()
+            run.passes.append(sampling)
+        except Exception as error:
+            errors.report("Attention Decoupling stands aside", exc_info=True)
+            run.problem = f"{type(error).__name__}: {error}"
+            p.comment(f"Attention Decoupling stood aside: {run.problem}")
+
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+        """Tell in the accordion what was done."""
+        run = getattr(p, "attention_decoupling", None)
+        if run is not None:
+            status[self.tabname] = run.lines()
+
+
+script_callbacks.on_app_started(lambda demo, app: api.check_requests(app))

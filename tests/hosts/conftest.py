@@ -1,0 +1,167 @@
+"""A real WebUI to test against, when one is given.
+
+DECOUPLE_A1111_ROOT: the WebUI's folder. With DECOUPLE_A1111_URL that running instance is used; else
+DECOUPLE_A1111_START is the shell command that starts one ({port} and {data} are filled in), by default
+``launch.py`` with CPU flags in the WebUI's own venv. The instance needs this folder and
+``tests/hosts/probe`` under its ``extensions/``, and ``decouple-tiny`` as its checkpoint; one that is
+started here gets them. DECOUPLE_HOSTS_TABLE: a Markdown file to write the rows to.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PORT = 7899
+rows: list[tuple[str, str]] = []
+versions: dict[str, str] = {}
+VERSIONS = """
+import platform
+from importlib.metadata import version
+from modules import launch_utils, shared
+result = {"webui": launch_utils.git_tag(), "commit": launch_utils.commit_hash(), "Python": platform.python_version()}
+result.update({name: version(name) for name in ("torch", "gradio", "transformers", "einops", "pydantic", "numpy")})
+result.update(device=str(shared.device), checkpoint=shared.sd_model.sd_checkpoint_info.title)
+"""
+
+
+@dataclass
+class Picture:
+    """The first images of an API answer, and their infotexts."""
+
+    images: list[Image.Image]
+    infotexts: list[str]
+
+    @property
+    def pixels(self) -> list[bytes]:
+        return [image.convert("RGB").tobytes() for image in self.images]
+
+    def value(self, key: str, index: int = 0) -> str | None:
+        """An infotext key's value, as written."""
+        found = re.search(rf'(?:^|, |\n){re.escape(key)}: ("(?:\\.|[^\\"])*"|[^,]*)', self.infotexts[index])
+        return found and (json.loads(found[1]) if found[1].startswith('"') else found[1])
+
+
+class Host:
+    """A WebUI over HTTP."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def post(self, path: str, body: dict[str, Any], timeout: float = 600) -> tuple[int, Any]:
+        """Status and JSON of an answer."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null")
+
+    def get(self, path: str) -> Any:
+        """JSON of an answer."""
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def draw(self, decouple: dict[str, Any] | list[Any] | None = None, **given: Any) -> Picture:
+        """txt2img, or img2img where ``init_images`` are given: "a cat and a dog" at 96 pixels, Euler, 6 steps."""
+        body: dict[str, Any] = {
+            "prompt": "a cat and a dog", "seed": 3, "steps": 6, "cfg_scale": 3, "width": 96, "height": 96,
+            "sampler_name": "Euler", **given,
+        }  # fmt: skip
+        if decouple is not None:
+            args = decouple if isinstance(decouple, list) else [{"enabled": True, **decouple}]
+            body.setdefault("alwayson_scripts", {})["attention decoupling"] = {"args": args}
+        status, answer = self.post(f"/sdapi/v1/{'img2img' if 'init_images' in given else 'txt2img'}", body)
+        assert status == 200, answer
+        info = json.loads(answer["info"])
+        images = [Image.open(io.BytesIO(base64.b64decode(data))) for data in answer["images"]]
+        for image in images:
+            image.load()
+        return Picture(images, info["infotexts"])
+
+    def inside(self, code: str, **scope: Any) -> Any:
+        """What ``code``, run inside the WebUI, leaves in ``result``."""
+        head = "".join(f"{name} = {value!r}\n" for name, value in scope.items())
+        status, answer = self.post("/decouple-probe", {"code": head + code})
+        assert status == 200, answer
+        assert "error" not in answer, answer["error"]
+        return answer["result"]
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """The WebUI; skips where none is given."""
+    url, root = os.environ.get("DECOUPLE_A1111_URL"), os.environ.get("DECOUPLE_A1111_ROOT")
+    if url:
+        found = Host(url)
+        versions.update(found.inside(VERSIONS))
+        yield found
+        return
+    if not root:
+        pytest.skip("no WebUI given: set DECOUPLE_A1111_ROOT to its folder, or DECOUPLE_A1111_URL")
+    data = tmp_path_factory.mktemp("webui")
+    (data / "extensions").mkdir()
+    (data / "extensions" / "attention-decoupling").symlink_to(REPOSITORY)
+    (data / "extensions" / "decouple-probe").symlink_to(REPOSITORY / "tests/hosts/probe")
+    models = data / "models" / "Stable-diffusion"
+    models.mkdir(parents=True)
+    embedded = REPOSITORY / "lib_decouple/embedded"
+    shutil.copy(embedded / "decouple-tiny.safetensors", models)
+    layout = (embedded / "decouple-tiny.yaml").read_text()
+    layout = re.sub(r"(version: ).*", rf"\g<1>{embedded / 'tokenizer'}", layout)
+    (models / "decouple-tiny.yaml").write_text(layout)
+    default = (
+        f"cd {root} && exec venv/bin/python launch.py --skip-prepare-environment --skip-python-version-check "
+        "--skip-version-check --skip-torch-cuda-test --use-cpu all --no-half --precision full --api "
+        "--no-download-sd-model --opt-sdp-attention --port {port} --data-dir {data}"
+    )
+    command = os.environ.get("DECOUPLE_A1111_START", default).format(port=PORT, data=data)
+    with open(data / "log.txt", "w") as log:
+        process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True)
+    found = Host(f"http://127.0.0.1:{PORT}")
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (data / "log.txt").read_text()[-2000:]
+            try:
+                found.get("/sdapi/v1/samplers")
+                break
+            except OSError:
+                time.sleep(2)
+        versions.update(found.inside(VERSIONS))
+        yield found
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and "tests/hosts/" in report.nodeid:
+        rows.append((report.nodeid.rpartition("::")[2].removeprefix("test_"), report.outcome))
+
+
+def pytest_sessionfinish() -> None:
+    target = os.environ.get("DECOUPLE_HOSTS_TABLE")
+    if target and rows:
+        run = ", ".join(f"{name} {version}" for name, version in versions.items())
+        table = "".join(f"| {name.replace('_', ' ')} | {outcome} |\n" for name, outcome in rows)
+        head = "Written by `tests/hosts` (DECOUPLE_HOSTS_TABLE); the rows are its tests."
+        Path(target).write_text(f"{head}\n\n{run}\n\n| row | result |\n|---|---|\n{table}", encoding="utf-8")

@@ -1,0 +1,177 @@
+"""A stand-in of the WebUI's calling order around the real UNet of ``ldm``: as much as the adapter touches."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+VOCABULARY: dict[str, int] = {"<start>": 0, "<end>": 1}
+
+
+def number(word: str) -> int:
+    return VOCABULARY.setdefault(f"{word}</w>", len(VOCABULARY))
+
+
+class Clip:
+    """Words by white space and comma, 75 to a chunk; ``BREAK`` starts one; ``<ti>`` is an embedding of 3 vectors."""
+
+    tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda token: {v: k for k, v in VOCABULARY.items()}[token])
+
+    def process_texts(self, texts):
+        return [self.chunks(text) for text in texts], 0
+
+    def chunks(self, text):
+        found = []
+        for part in text.split("BREAK"):
+            tokens, fixes = [], []
+            for word in re.findall(r"<ti>|\w+|,", part):
+                if word == "<ti>":
+                    fixes.append((len(tokens), SimpleNamespace(vectors=3, name="my embedding")))
+                    tokens += [0] * 3
+                else:
+                    tokens.append(number(word))
+            for start in range(0, max(len(tokens), 1), 75):
+                own = tokens[start : start + 75]
+                found.append(SimpleNamespace(tokens=[0, *own, *[1] * (76 - len(own))], fixes=fixes))
+        return found
+
+    def encode(self, text):
+        ids = [token for chunk in self.chunks(text) for token in chunk.tokens]
+        return torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(token)) for token in ids])
+
+
+def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
+    """Put the stand-in's ``modules`` in place; gives ``shared``."""
+    clip = Clip()
+    model = SimpleNamespace(
+        cond_stage_model=clip, model=SimpleNamespace(diffusion_model=unet, conditioning_key="crossattn")
+    )
+    shared = types.ModuleType("modules.shared")
+    shared.state = SimpleNamespace(interrupted=False, skipped=False)
+    shared.opts = SimpleNamespace(use_old_scheduling=False)
+    shared.sd_model = model
+
+    parser = types.ModuleType("modules.prompt_parser")
+
+    def prompt_list(prompts):
+        flat = [part.strip() for prompt in prompts for part in prompt.split("AND")]
+        counter = iter(range(len(flat)))
+        return [[(next(counter), 1.0) for _ in prompt.split("AND")] for prompt in prompts], flat, {}
+
+    def schedules(prompts, steps, hires_steps=None, old=False):
+        found = []
+        for prompt in prompts:
+            edited = re.search(r"\[(\w+):(\w+):(\d+)\]", prompt)
+            if not edited:
+                found.append([[steps, prompt]])
+                continue
+            before, after = (prompt.replace(edited[0], edited[k]) for k in (1, 2))
+            found.append([[int(edited[3]), before], [steps, after]])
+        return found
+
+    def reconstruct(cond, step):
+        conds, rows = [], []
+        for image in cond.batch:
+            own = []
+            for composed in image:
+                entries = composed.schedules
+                chosen = next((entry for entry in entries if step <= entry.end_at_step), entries[0])
+                own.append((len(rows), 1.0))
+                rows.append(chosen.cond)
+            conds.append(own)
+        longest = max(len(row) for row in rows)
+        return conds, torch.stack([torch.cat([row, row[-1:].repeat(longest - len(row), 1)]) for row in rows])
+
+    parser.get_multicond_prompt_list = prompt_list
+    parser.get_learned_conditioning_prompt_schedules = schedules
+    parser.reconstruct_multicond_batch = reconstruct
+    samplers, common = types.ModuleType("modules.sd_samplers"), types.ModuleType("modules.sd_samplers_common")
+    common.apply_refiner = lambda denoiser, sigma: False
+    package = types.ModuleType("modules")
+    for module in (shared, parser, samplers, common):
+        setattr(package, module.__name__.partition(".")[2], module)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "modules", package)
+    monkeypatch.delitem(sys.modules, "lib_decouple.hosts.a1111", raising=False)
+    return shared
+
+
+class Denoiser(nn.Module):
+    """CFGDenoiser: one call of the UNet for cond and uncond rows."""
+
+    mask = nmask = init_latent = None
+    mask_before_denoising = False
+
+    def __init__(self, unet: nn.Module, prompt_parser: Any) -> None:
+        super().__init__()
+        self.unet, self.parser = unet, prompt_parser
+        self.step, self.steps = 0, 0
+        self.seen: list[torch.Tensor] = []
+
+    def inner_model(self, x, sigma, cond):
+        scale = (sigma**2 + 1).sqrt()[:, None, None, None]
+        eps = self.unet(x / scale, sigma.log() * 250 + 500, context=cond["c_crossattn"][0])
+        return x - eps * sigma[:, None, None, None]
+
+    def forward(self, x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond):
+        self.seen.append(x.clone())
+        conds, tensor = self.parser.reconstruct_multicond_batch(cond, self.step)
+        rows = [row for image in conds for row, _ in image]
+        own = [k for k, image in enumerate(conds) for _ in image]
+        out = self.inner_model(x[own], sigma[own], cond={"c_crossattn": [tensor[rows]], "c_concat": [image_cond[own]]})
+        self.step += 1
+        return torch.stack([out[[i for i, k in enumerate(own) if k == j]].mean(0) for j in range(len(conds))])
+
+
+def euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """k-diffusion's sample_euler without churn."""
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * x.new_ones([x.shape[0]]), **extra_args)
+        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
+euler.__name__ = "sample_euler"
+
+
+class Job:
+    """``p``, as the host has it when it samples."""
+
+    iteration, is_hr_pass = 0, False
+
+    def __init__(self, shared: Any, prompts: list[str], steps: int = 4, func: Any = euler) -> None:
+        parser = sys.modules["modules.prompt_parser"]
+        self.prompts, self.steps, self.firstpass_steps = prompts, steps, steps
+        self.comments: list[str] = []
+        self.comment = self.comments.append
+        self.sampler = SimpleNamespace(func=func)
+        unet = shared.sd_model.model.diffusion_model
+        self.denoiser = Denoiser(unet, parser)
+        self.denoiser.steps = steps
+        indexes, flat, _ = parser.get_multicond_prompt_list(prompts)
+        encode = shared.sd_model.cond_stage_model.encode
+        scheduled = [
+            [SimpleNamespace(end_at_step=end, cond=encode(text)) for end, text in schedule]
+            for schedule in parser.get_learned_conditioning_prompt_schedules(flat, steps)
+        ]
+        batch = [[SimpleNamespace(schedules=scheduled[k]) for k, _ in image] for image in indexes]
+        self.cond = SimpleNamespace(batch=batch)
+
+    @torch.no_grad()
+    def sample(self, x: torch.Tensor) -> torch.Tensor:
+        """The host's ``Sampler.sample``."""
+        sigmas = torch.linspace(14.0, 0.0, self.steps + 1)
+        given = {
+            "cond": self.cond,
+            "uncond": None,
+            "cond_scale": 1,
+            "s_min_uncond": 0,
+            "image_cond": x.new_zeros(len(x), 5, 1, 1),
+        }
+        return self.sampler.func(self.denoiser, x, sigmas=sigmas, extra_args=given, callback=None, disable=True)

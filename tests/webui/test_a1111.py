@@ -1,0 +1,262 @@
+"""The A1111 adapter on the real UNet of ``ldm`` and the stand-in of the host in host.py."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from lib_decouple.hosts.ldm import Unsupported, cross_attention_layers, main_calls, pieces, plan_image
+from lib_decouple.prompt.align import EntityNotFound
+from lib_decouple.settings import Settings
+
+from . import host as stand_in
+
+openaimodel = pytest.importorskip(
+    "ldm.modules.diffusionmodules.openaimodel", reason="ldm's UNet is not installed (stable-diffusion-sdkit)"
+)
+BOTH = Settings(enabled=True, entities=("cat", "dog"), size=0.3)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    made = openaimodel.UNetModel(
+        image_size=8, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=1, attention_resolutions=[1, 2],
+        channel_mult=[1, 2, 2], num_heads=4, use_spatial_transformer=True, context_dim=16, legacy=False,
+        use_checkpoint=False,
+    ).eval()  # fmt: skip
+    for parameter in made.parameters():  # ldm starts its output layers at zero
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+@pytest.fixture
+def shared(monkeypatch, unet):
+    return stand_in.install(monkeypatch, unet)
+
+
+@pytest.fixture
+def a1111(shared):
+    return importlib.import_module("lib_decouple.hosts.a1111")
+
+
+def noise(count=1):
+    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(5)) * 14
+
+
+def drawn(a1111, shared, prompts, settings=None, prepare=None, **given):
+    job = stand_in.Job(shared, prompts, **given)
+    sampling = None
+    if settings:
+        sampling = a1111.SamplingPass(job, settings)
+        sampling.attach()
+    if prepare:
+        prepare(job)
+    return job.sample(noise(len(prompts))), job, sampling
+
+
+def untouched(job, func=stand_in.euler):
+    unet = job.denoiser.unet
+    return (
+        job.sampler.func is func
+        and "forward" not in vars(job.denoiser)
+        and not any(m._forward_pre_hooks or m._forward_hooks for m in unet.modules())
+        and all(p.requires_grad for p in unet.parameters())
+    )
+
+
+# ---------------------------------------------------------------- ldm
+
+
+def test_layers_in_order_of_execution_with_their_factor(unet):
+    order = []
+    layers = cross_attention_layers(unet)
+    handles = [layer.module.register_forward_hook(lambda *_, name=layer.name: order.append(name)) for layer in layers]
+    with torch.no_grad():
+        unet(noise(), torch.ones(1), context=torch.zeros(1, 77, 16))
+    for handle in handles:
+        handle.remove()
+    assert order == [layer.name for layer in layers]
+    assert [layer.factor for layer in layers] == [1, 2, 4, 2, 2, 1, 1]
+
+
+def test_another_network_is_refused():
+    with pytest.raises(Unsupported, match="Linear is not a UNet"):
+        cross_attention_layers(torch.nn.Linear(1, 1))
+
+
+def test_main_calls():
+    assert main_calls("sample_euler", 3) == {0: 0, 1: 1, 2: 2}
+    assert main_calls("sample_heun", 3) == {0: 0, 2: 1, 4: 2}
+    assert main_calls("plms", 3) == {0: 0, 2: 1, 3: 2}
+    assert list(main_calls("sample_dpm_fast", 6)) == [0, 3, 5]
+    assert list(main_calls("sample_dpm_fast", 7)) == [0, 3, 6]
+    assert list(main_calls("sample_dpm_fast", 8)) == [0, 3, 6]
+    with pytest.raises(Unsupported, match="LCM"):
+        main_calls("sample_lcm", 3)
+    with pytest.raises(Unsupported, match="'sample_mine'"):
+        main_calls("sample_mine", 3)
+
+
+def tokenize(text):
+    return pieces(stand_in.Clip().chunks(text), stand_in.Clip.tokenizer.convert_ids_to_tokens)
+
+
+def test_pieces_across_chunks_and_embeddings():
+    assert [(p.position, p.text) for p in tokenize("a cat BREAK a dog")] == [
+        (1, "a</w>"), (2, "cat</w>"), (78, "a</w>"), (79, "dog</w>"),
+    ]  # fmt: skip
+    assert [(p.position, p.text) for p in tokenize("a <ti> dog")][1:] == [
+        (2, ""), (3, ""), (4, "my embedding</w>"), (5, "dog</w>"),
+    ]  # fmt: skip
+    assert tokenize("nice, " * 40 + "cat")[-1].position == 77 + 80 - 75 + 1
+    assert tokenize("") == []
+
+
+def test_plan_of_parts_and_of_a_prompt_that_changes():
+    plan = plan_image(["a cat", "a dog and a cat"], ["cat", "dog", "cat@2"], tokenize)
+    assert [(e.part, e.tokens) for e in plan.entities] == [(0, (2,)), (1, (2,)), (1, (5,))]
+    assert plan.parts == 2
+    assert plan.end == 6
+    assert plan_image(["a cat"], ["cat", "dog"], tokenize, others=["a dog"]).names == ("cat",)
+    with pytest.raises(EntityNotFound, match='"dog" is not in the prompt'):
+        plan_image(["a cat"], ["cat", "dog"], tokenize, others=["a bird"])
+    assert plan_image(["a cat and a dog"], [], tokenize).names == ("cat", "dog")
+
+
+# ---------------------------------------------------------------- the adapter
+
+
+def test_guided_and_everything_restored(a1111, shared):
+    plain, _, _ = drawn(a1111, shared, ["a cat and a dog"])
+    guided, job, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH)
+    assert not torch.equal(plain, guided)
+    assert untouched(job)
+    assert sampling.stood_aside == ""
+    (trace,) = sampling.traces
+    assert trace.entities == ("cat", "dog")
+    assert [record.step for record in trace.steps] == [0, 1, 2]
+    assert [record.update_norm > 0 for record in trace.steps] == [True, True, False]
+
+
+def test_the_sampler_goes_on_with_the_guided_latents(a1111, shared):
+    _, plain, _ = drawn(a1111, shared, ["a cat and a dog"])
+    _, job, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH)
+    x, moved = plain.denoiser.seen[0], job.denoiser.seen[0]
+    share = sampling.traces[0].steps[0].update_norm
+    assert float((moved - x).norm() / x.norm()) == pytest.approx(share, rel=1e-4)
+    with torch.no_grad():
+        sigma = torch.tensor([14.0])
+        job.denoiser.step = 0
+        denoised = type(job.denoiser).forward(
+            job.denoiser, moved, sigma, cond=job.cond, uncond=None, cond_scale=1, s_min_uncond=0,
+            image_cond=torch.zeros(1, 5, 1, 1),
+        )  # fmt: skip
+        following = moved + (moved - denoised) / 14 * (10.5 - 14)
+    second = job.denoiser.seen[1]
+    # What is left between them is the second step's own update.
+    assert float((second - following).norm() / following.norm()) == pytest.approx(
+        sampling.traces[0].steps[1].update_norm, rel=1e-2
+    )
+
+
+def test_the_tensor_handed_in_is_not_changed(a1111, shared):
+    job = stand_in.Job(shared, ["a cat and a dog"])
+    a1111.SamplingPass(job, BOTH).attach()
+    x = noise()
+    job.sample(x)
+    assert torch.equal(x, noise())
+
+
+def test_an_image_of_a_batch_moves_as_alone(a1111, shared):
+    prompts = ["a dog", "a cat AND a dog", "a cat and a dog"]
+    whole, _, sampling = drawn(a1111, shared, prompts, BOTH)
+    job = stand_in.Job(shared, prompts[1:2])
+    a1111.SamplingPass(job, BOTH).attach()
+    alone = job.sample(noise(3)[1:2])
+    torch.testing.assert_close(whole[1:2], alone, rtol=1e-3, atol=1e-3)
+    assert '"cat" is not in the prompt' in sampling.left_alone[0]
+    assert [len(trace.steps) for trace in sampling.traces] == [0, 3, 3]
+
+
+def test_positions_follow_prompt_editing(a1111, shared):
+    seen = []
+    whole = a1111.make_guide
+
+    def spied(settings, unet, layers, plans, *args, **kwargs):
+        seen.append([(e.name, e.tokens) for e in plans[0].entities])
+        return whole(settings, unet, layers, plans, *args, **kwargs)
+
+    a1111.make_guide = spied
+    settings = Settings(enabled=True, entities=("cat", "fox", "dog"), steps=4)
+    _, _, sampling = drawn(a1111, shared, ["a [cat:fox:1] and a dog"], settings)
+    assert seen == [[("cat", (2,)), ("dog", (5,))], [("fox", (2,)), ("dog", (5,))]]
+    assert sampling.traces[0].entities == ("cat", "dog", "fox")
+
+
+def test_an_interrupted_job_is_not_guided(a1111, shared):
+    shared.state.interrupted = True
+    _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH)
+    assert sampling.traces[0].steps == []
+
+
+def test_an_unknown_sampler_stands_aside(a1111, shared):
+    def mine(*args, **kwargs):
+        return stand_in.euler(*args, **kwargs)
+
+    plain, _, _ = drawn(a1111, shared, ["a cat and a dog"])
+    same, job, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH, func=mine)
+    assert torch.equal(plain, same)
+    assert "'mine'" in sampling.stood_aside
+    assert job.comments == [f"Attention Decoupling stood aside: {sampling.stood_aside}"]
+    assert untouched(job, mine)
+
+
+def test_overlap_of_one_entity_stands_aside(a1111, shared):
+    _, _, sampling = drawn(a1111, shared, ["a cat"], Settings(enabled=True))
+    assert sampling.stood_aside == 'only "cat" was found in the prompt; overlap needs two'
+    _, _, sampling = drawn(a1111, shared, ["a cat"], Settings(enabled=True, loss="intensity"))
+    assert sampling.stood_aside == ""
+
+
+@pytest.mark.parametrize(
+    "phase", ["plan_image", "cross_attention_layers", "make_guide", "_conditional_pass", "main_calls"]
+)
+@pytest.mark.parametrize("error", [RuntimeError("broken"), torch.cuda.OutOfMemoryError("broken"), KeyError("broken")])
+def test_a_failure_costs_nothing(a1111, shared, monkeypatch, phase, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    plain, _, _ = drawn(a1111, shared, ["a cat and a dog"])
+    monkeypatch.setattr(a1111, phase, fail)
+    same, job, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH)
+    assert torch.equal(plain, same)
+    assert "broken" in sampling.stood_aside
+    assert len(job.comments) == 1
+    assert untouched(job)
+
+
+def test_the_host_s_own_exceptions_pass_and_leave_no_hook(a1111, shared):
+    class Interrupted(BaseException):
+        pass
+
+    def prepare(job):
+        whole = type(job.denoiser).forward
+
+        def forward(x, sigma, **kwargs):
+            if job.denoiser.step == 1:
+                raise Interrupted
+            return whole(job.denoiser, x, sigma, **kwargs)
+
+        job.denoiser.forward = forward
+        job.theirs = forward
+        jobs.append(job)
+
+    jobs = []
+    with pytest.raises(Interrupted):
+        drawn(a1111, shared, ["a cat and a dog"], BOTH, prepare)
+    (job,) = jobs
+    assert job.denoiser.forward is job.theirs
+    assert job.sampler.func is stand_in.euler

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from lib_decouple.settings import Settings
+from lib_decouple.webui.api import ORDER, problem_of, settings_from
+
+
+def test_positional_order_is_append_only():
+    assert ORDER[:17] == (
+        "enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps",
+        "refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time",
+    )  # fmt: skip
+    assert ORDER[17:20] == ("layers", "start", "recompute")
+    assert sorted(ORDER) == sorted(item.name for item in fields(Settings))
+
+
+NAMED = {"enabled": True, "loss": "iou", "steps": 25, "entities": ["cat", "dog"]}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [NAMED],
+        [json.dumps(NAMED)],
+        [NAMED, "com", 0, "what the host fills up with"],
+        [True, "iou", 25, "cat, dog"],
+        [True, "iou", 25.0, ["cat", "dog"]],
+        [True, "iou", "25", "cat,dog", "relative", 0.15, 0, "raw", "mean", "", 0],
+    ],
+)
+def test_all_forms_are_the_same_settings(args):
+    assert settings_from(args) == Settings(enabled=True, loss="iou", steps=25, entities=("cat", "dog"))
+
+
+def test_what_the_controls_send_is_the_defaults():
+    from lib_decouple.webui.infotext import to_text
+
+    defaults = Settings()
+    values = [getattr(defaults, name) for name in ORDER]
+    assert settings_from([to_text(v) if isinstance(v, tuple) else v for v in values]) == defaults
+
+
+def test_no_arguments_are_the_defaults():
+    assert settings_from([]) == Settings()
+
+
+def request(args):
+    return {"prompt": "a", "alwayson_scripts": {"Attention decoupling": {"args": args}, "other": {"args": [1]}}}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([{"loss": "iuo"}], ("loss", "iuo", "iou, com, kl, cc, intensity, spread")),
+        ([{"stps": 3}], ("stps", "did you mean steps")),
+        ([{"steps": 151}], ("steps", "151", "0 to 150 steps")),
+        ([{"size": float("nan")}], ("size", "nan")),
+        ([{"entities": "cat"}], ("entities", "cat", "a list")),
+        ([{"refine_steps": [1.5]}], ("refine_steps", "1.5", "whole")),
+        ([{"factor": 3}], ("factor", "3", "power of two")),
+        (["{broken"], ("not JSON",)),
+        ([{}, 1], ("stand alone",)),
+        ([True] * 99, ("99 values", f"at most {len(ORDER)}")),
+        ("text", ("text",)),
+    ],
+)
+def test_a_problem_names_field_value_and_what_is_allowed(args, words):
+    problem = problem_of(request(args))
+    assert all(word in problem for word in words), problem
+
+
+@pytest.mark.parametrize("body", [None, [], {}, {"alwayson_scripts": None}, request([NAMED]), request([])])
+def test_good_requests_have_no_problem(body):
+    assert problem_of(body) == ""
+
+
+def test_bad_request_is_answered_before_the_host_draws():
+    fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed")
+    from starlette.testclient import TestClient
+
+    from lib_decouple.webui.api import check_requests
+
+    app = fastapi.FastAPI()
+    drawn = []
+
+    def draw(body: dict):
+        drawn.append(body)
+        return "drawn"
+
+    app.add_api_route("/sdapi/v1/txt2img", draw, methods=["POST"])
+    check_requests(app)
+    client = TestClient(app)
+    answer = client.post("/sdapi/v1/txt2img", json=request([{"steps": -1}]))
+    assert answer.status_code == 422
+    assert "steps: -1 is not allowed; 0 to 150 steps" in answer.json()["detail"]
+    assert not drawn
+    assert client.post("/sdapi/v1/txt2img", json=request([NAMED])).json() == "drawn"
