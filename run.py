@@ -96,7 +96,16 @@ def main(arguments: list[str]) -> None:
     else:
         set_up(["requirements.txt"])
         if arguments[0] == "demo":
-            arguments = ["generate", "a cat and a dog", "--out", "out/demo", "--overwrite", *arguments[1:]]
+            arguments = [
+                "generate",
+                "a cat and a dog",
+                "--seed",
+                "33",
+                "--out",
+                "out/demo",
+                "--overwrite",
+                *arguments[1:],
+            ]
         call(PYTHON, "-m", "lib_decouple", *arguments)
 
 

@@ -145,6 +145,8 @@ class Settings:
         for item in fields(self):
             object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
         WeightedLoss.parse(self.loss)
+        if self.steps and self.start >= self.steps:
+            raise ValueError(f"start: {self.start} is not allowed; fewer than the guided steps, {self.steps}")
         if self.factor & (self.factor - 1):
             raise ValueError(f"factor: {self.factor} is not allowed; 0 or a power of two up to 64")
 

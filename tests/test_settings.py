@@ -38,6 +38,7 @@ def test_any_subset_of_names_with_defaults_for_the_rest():
         ({"rule": "adam"}, "rule: 'adam' is not allowed; one of relative, attend-excite"),
         ({"factor": 3}, "factor: 3 is not allowed; 0 or a power of two"),
         ({"refine_steps": [0, 1.5]}, r"refine_steps: \[0, 1.5\] is not allowed; a whole number"),
+        ({"steps": 4, "start": 4}, "start: 4 is not allowed; fewer than the guided steps, 4"),
         ({"refine_rounds": 0}, "refine_rounds: 0 is not allowed; 1 to 100"),
     ],
 )

@@ -160,6 +160,8 @@ class Guide:
 
         ``sigma``: see :meth:`StepRule.update`. Raises NonFinite, and whatever the denoiser raises.
         """
+        if not self.observe and self.schedule.start >= self.schedule.window(total):
+            raise ValueError(f"start: {self.schedule.start} passes over all {self.schedule.window(total)} guided steps")
         guided_step = self.schedule.guided(step, total)
         if self.observe or (self.watch and not guided_step):
             return self._look(latents, step, run)

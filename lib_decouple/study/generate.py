@@ -96,6 +96,8 @@ def settings_from(arguments: argparse.Namespace, entities: Sequence[str]) -> Set
             raise ValueError(
                 f"refine_steps: {arguments.refine_steps!r} is not allowed; whole numbers by comma"
             ) from None
+    if arguments.steps is not None and arguments.start is None:
+        given["start"] = 0
     chosen = {name: value for name, value in given.items() if value is not None}
     return Settings.from_dict({**base.as_dict(), **chosen, "enabled": True, "entities": list(entities)})
 
@@ -241,6 +243,7 @@ def figure(path: Path, pairs: Sequence[Pair], entities: Sequence[str], prompt: s
     import textwrap
 
     import matplotlib
+    import matplotlib.patches
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -274,16 +277,17 @@ def figure(path: Path, pairs: Sequence[Pair], entities: Sequence[str], prompt: s
                 mean = [float(np.mean([value(trace_of(p).steps[k]) for p in pairs])) for k in range(length)]
                 steps = trace_of(pairs[0]).steps[:length]
                 axis.plot([r.step + 1 for r in steps], mean, color=colour, lw=2.2, label=which)
-    guided = [r.step + 1 for r in pairs[0].after.steps if r.update_norm > 0]
+    guided = sorted({r.step + 1 for pair in pairs for r in pair.after.steps if r.update_norm > 0})
     for axis, name in ((left, "mean IoU of the entities' maps"), (right, "loss")):
         if guided:
             axis.axvspan(guided[0] - 0.5, guided[-1] + 0.5, color="#1b6ca8", alpha=0.08, lw=0, label="guided steps")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("step")
         axis.set_title(name, fontsize=10)
         axis.legend(fontsize=8)
     grid.suptitle(f"{prompt}\n" + "\n".join(textwrap.wrap(said, 24 * max(3, len(shown)))), fontsize=11)
-    for i, name in enumerate(entities):
-        parts[0].text(0.02 + i * 0.98 / max(1, len(entities)), 0.0, f"■ {name}", color=COLOURS[i % 8], fontsize=10)
+    colours = [matplotlib.patches.Patch(color=COLOURS[i % 8], label=name) for i, name in enumerate(entities)]
+    parts[0].legend(handles=colours, loc="outside lower center", ncols=len(colours), fontsize=9, frameon=False)
     grid.savefig(path, dpi=110)
     plt.close(grid)
 

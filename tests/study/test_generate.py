@@ -14,7 +14,7 @@ from lib_decouple.__main__ import main
 from lib_decouple.hosts import diffusers as host
 from lib_decouple.study import generate as command
 
-FAST = ["--n", "2", "--sampling-steps", "4", "--steps", "2"]
+FAST = ["--n", "2", "--sampling-steps", "4", "--steps", "2", "--no-stop"]
 
 
 def test_it_draws_both_and_writes_everything(tmp_path, capsys):
