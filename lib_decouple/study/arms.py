@@ -18,6 +18,7 @@ def _guided(loss: str, size: float, start: int, steps: int, stop_below: float | 
 
 
 ARMS: dict[int, dict[str, Settings]] = {
+    1: {"plain": PLAIN},
     2: {
         "plain": PLAIN,
         "iou": _guided("iou", 1.2, 4, 12, 0.25),

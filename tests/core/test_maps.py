@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_unet
+from tiny import tiny_unet
 from torch import Tensor, nn
 from toy import PlainAttention, Toy, contexts, noise
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import reference
 import torch
-from conftest import SCHEDULE
 from reference import Recipe
+from tiny import SCHEDULE
 
 from lib_decouple.core.losses import LOSSES
 from lib_decouple.hosts.diffusers import generate

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SCHEDULE
+from tiny import SCHEDULE
 from torch import Tensor, nn
 
 from lib_decouple.core.guidance import ImagePlan

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONTEXT, tiny_unet
 from diffusers import DDIMScheduler
+from tiny import CONTEXT, tiny_unet
 
 from lib_decouple.core.schedule import StepRule
 from lib_decouple.hosts.diffusers import generate
