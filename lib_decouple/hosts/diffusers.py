@@ -85,6 +85,15 @@ def step_openings(scheduler: Any) -> list[bool]:
     return [True] * calls
 
 
+def first_noise(
+    unet: Any, generators: Sequence[torch.Generator], height: int | None = None, width: int | None = None
+) -> Tensor:
+    """Noise ``[generators, channels, height, width]``, each image's from its own generator; the UNet's own size by
+    default."""
+    shape = (1, unet.config.in_channels, height or unet.config.sample_size, width or unet.config.sample_size)
+    return torch.cat([torch.randn(shape, generator=own) for own in generators]).to(unet.device, unet.dtype)
+
+
 @dataclass
 class Picture:
     """One run's result."""
@@ -137,8 +146,7 @@ def generate(
         if value % scale:
             raise ValueError(f"{name}: {value} is not allowed; a multiple of {scale} pixels")
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    shape = (1, unet.config.in_channels, height // scale, width // scale)
-    noise = torch.cat([torch.randn(shape, generator=own) for own in generators]).to(device, unet.dtype)
+    noise = first_noise(unet, generators, height // scale, width // scale)
 
     session = None
     if settings.enabled or observe:

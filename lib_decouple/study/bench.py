@@ -25,7 +25,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,14 +44,14 @@ from ..embedded.detector import judge
 from ..embedded.scenes import caption
 from ..hosts.base import make_guide
 from ..hosts.checkpoints import CHECKPOINT, FAMILIES, open_pipeline
-from ..hosts.diffusers import cross_attention_layers, default_level, generate, plan_image
+from ..hosts.diffusers import cross_attention_layers, default_level, first_noise, generate, plan_image
 from ..settings import Settings
+from . import missing
 from .arms import embedded
-from .files import write_whole
+from .files import reopened, write_whole
 from .late import generate_late, own_pass
-from .missing import FIGURES, check_plan, read_log
-from .sample import Case, cases, chunks
-from .stats import mcnemar, share
+from .missing import FIGURES, check_plan
+from .sample import Case, cases, chunks, draw_all
 
 Record = dict[str, Any]
 Layers = list[CrossAttentionLayer]
@@ -477,8 +476,7 @@ def _draw_rival(pipe: Any, arm: Arm, group: Sequence[Case], steps: int) -> Drawn
     plans = [plan_image(pipe, prompt, case.entities) for prompt, case in zip(prompts, group)]
     side = pipe.unet.config.sample_size
     level = make_guide(EXACT, unet, cross_attention_layers(unet), plans, default_level(unet)).layers[0].factor
-    shape = (1, pipe.unet.config.in_channels, side, side)
-    noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(case.seed)) for case in group]
+    noise = first_noise(unet, [torch.Generator("cpu").manual_seed(case.seed) for case in group])
     counted = {"passes": 0, "gradients": 0}
     update = rival._update_latent
 
@@ -498,7 +496,7 @@ def _draw_rival(pipe: Any, arm: Arm, group: Sequence[Case], steps: int) -> Drawn
             [[entity.tokens[-1] for entity in plan.entities] for plan in plans],
             num_inference_steps=steps,
             guidance_scale=CFG,
-            latents=torch.cat(noise),
+            latents=noise,
             attn_res=level_size(side, side, level),
             **dict(arm.rival),
         ).images
@@ -508,18 +506,10 @@ def _draw_rival(pipe: Any, arm: Arm, group: Sequence[Case], steps: int) -> Drawn
     return Drawn(images, [counted["passes"] / count] * count, [counted["gradients"] / count] * count)
 
 
-_pipe: Any = None
-
-
-def _open() -> None:
-    global _pipe
-    torch.set_num_threads(1)
-    _pipe = open_pipeline()
-
-
-def _work(name: str, group: tuple[Case, ...]) -> list[Record]:
-    """One record an image."""
-    drawn = draw(_pipe, ARMS[name], group)
+def judged(pipe: Any, task: tuple[str, tuple[Case, ...]]) -> list[Record]:
+    """One record for each of an arm's cases."""
+    name, group = task
+    drawn = draw(pipe, ARMS[name], group)
     found = []
     for case, image, passes, gradients in zip(group, drawn.images, drawn.passes, drawn.gradients):
         verdict = judge(np.asarray(image), list(case.entities))
@@ -541,29 +531,17 @@ def _work(name: str, group: tuple[Case, ...]) -> list[Record]:
 def summarise(records: Sequence[Record], costs: Sequence[Record]) -> list[Record]:
     """One row a number of entities and arm: shares, p against exact guidance (paired by seed), and cost."""
     by_way = {(cost["model"], cost["way"]): cost for cost in costs}
-    rows = []
-    for count in sorted({r["count"] for r in records}):
-        own = {arm: {r["seed"]: r for r in records if r["arm"] == arm and r["count"] == count} for arm in ARMS}
-        for arm, by_seed in own.items():
-            if not by_seed:
-                continue
-            row: Record = {"count": count, "arm": arm, "n": len(by_seed)}
-            both = sorted(by_seed.keys() & own["exact"].keys())
-            for name, flag in FIGURES.items():
-                found = share([flag(r) for r in by_seed.values()])
-                row[name], (row[f"{name}_low"], row[f"{name}_high"]) = found.value, found.interval
-                if arm != "exact" and both:
-                    row[f"{name}_p"] = mcnemar([flag(own["exact"][s]) for s in both], [flag(by_seed[s]) for s in both])
-            for key in ("passes", "gradients"):
-                row[key] = statistics.mean(r[key] for r in by_seed.values())
-            for model, steps in (("embedded", STEPS), ("sd15", RUN)):
-                way = ARMS[arm].way
-                cost = by_way.get((model, SAME_ON_SD15.get(way, way) if model == "sd15" else way))
-                if cost:
-                    used = [row[key] * steps / STEPS for key in ("passes", "gradients")]
-                    row[f"{model}_flops"] = run_cost(**cost["flops"], steps=steps, passes=used[0], gradients=used[1])
-            rows.append(row)
-    return rows
+    rows = missing.summarise(records, against="exact")
+    for row in rows:
+        own = [r for r in records if (r["arm"], r["count"]) == (row["arm"], row["count"])]
+        row["gradients"] = statistics.mean(r["gradients"] for r in own)
+        for model, steps in (("embedded", STEPS), ("sd15", RUN)):
+            way = ARMS[row["arm"]].way
+            cost = by_way.get((model, SAME_ON_SD15.get(way, way) if model == "sd15" else way))
+            if cost:
+                used = [row[key] * steps / STEPS for key in ("passes", "gradients")]
+                row[f"{model}_flops"] = run_cost(**cost["flops"], steps=steps, passes=used[0], gradients=used[1])
+    return sorted(rows, key=lambda row: (row["count"], list(ARMS).index(row["arm"])))
 
 
 # Tables.
@@ -696,16 +674,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _reopened(path: Path) -> list[Record]:
-    """The log's records, the log itself rid of a line that an interrupt cut short."""
-    records = read_log(path)
-    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
-    return records
-
-
 def measure_costs(log: Path, models: Sequence[str]) -> list[Record]:
     """All records of ``log``, those of ``models`` added that it lacks."""
-    costs = _reopened(log)
+    costs = reopened(log)
     done = {(cost["model"], cost["way"]) for cost in costs}
     ways = [
         (model, name)
@@ -732,7 +703,7 @@ def measure_costs(log: Path, models: Sequence[str]) -> list[Record]:
 
 def draw_arms(log: Path, n: int, jobs: int) -> list[Record]:
     """The records of ``log`` that belong to the first ``n`` cases (0: all there are), those added that it lacks."""
-    records = _reopened(log)
+    records = reopened(log)
     if not n:
         return records
     done = {(r["arm"], r["count"], r["seed"]) for r in records}
@@ -744,23 +715,15 @@ def draw_arms(log: Path, n: int, jobs: int) -> list[Record]:
         for name in arms
         for group in chunks([c for c in wanted[count] if (name, count, c.seed) not in done], 25)
     ]
-    total = sum(len(group) for _, group in tasks)
     with (
         log.open("a", encoding="utf-8") as file,
-        tqdm(total=total, unit="image") as bar,
-        ProcessPoolExecutor(jobs or os.cpu_count() or 1, initializer=_open) as pool,
+        tqdm(total=sum(len(group) for _, group in tasks), unit="image") as bar,
     ):
-        futures = [pool.submit(_work, name, group) for name, group in tasks]
-        try:
-            for (name, group), future in zip(tasks, futures):
-                bar.set_description(f"{name}, {len(group[0].entities)}")
-                found = future.result()
-                file.write("".join(json.dumps(record) + "\n" for record in found))
-                file.flush()
-                records += found
-                bar.update(len(found))
-        finally:
-            for future in futures:
-                future.cancel()
+        for (name, group), found in draw_all(judged, tasks, jobs):
+            bar.set_description(f"{name}, {len(group[0].entities)}")
+            file.write("".join(json.dumps(record) + "\n" for record in found))
+            file.flush()
+            records += found
+            bar.update(len(found))
     seeds = {case.seed for group in wanted.values() for case in group}
     return [r for r in records if r["seed"] in seeds]

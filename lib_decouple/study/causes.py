@@ -20,11 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core import losses
-from ..embedded.detector import Verdict
-from ..hosts.diffusers import Picture
 from ..settings import Settings
 from .files import write_whole
-from .sample import SPLITS, Task, cases, chunks, draw_all
+from .sample import SPLITS, Task, cases, chunks, draw, draw_all
 
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "intensity of the weakest (peak)": lambda m: losses.intensity(m, "max").amin(1),
@@ -50,8 +48,9 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def digest(task: Task, verdicts: list[Verdict], picture: Picture) -> list[dict[str, Any]]:
-    """Measures of each image, and whether something is missing."""
+def measured(pipe: Any, task: Task) -> list[dict[str, Any]]:
+    """Measures of each of a task's images, and whether something is missing."""
+    verdicts, picture = draw(pipe, task)
     found = []
     for case, verdict, trace in zip(task.cases, verdicts, picture.traces):
         maps = [record.maps for record in trace.steps[: task.steps // 2] if record.maps is not None]
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     images: dict[int, list[dict[str, Any]]] = {count: [] for count in counts}
     with tqdm(total=sum(len(task.cases) for task in tasks), unit="image") as bar:
-        for task, found in draw_all(tasks, digest, arguments.jobs):
+        for task, found in draw_all(measured, tasks, arguments.jobs):
             images[task.key] += found
             bar.update(len(found))
     rows = [row for count in counts for row in correlate(count, images[count])]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -46,3 +48,12 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def reopened(log: Path) -> list[dict[str, Any]]:
+    """Records of a log of JSON lines, ready to be appended to: a last line that an interrupt cut short is dropped."""
+    lines = log.read_text(encoding="utf-8").split("\n") if log.exists() else [""]
+    records = [json.loads(line) for line in lines[:-1] if line]
+    # Left there, a cut last line would spoil the first one appended.
+    write_whole(log, "".join(json.dumps(record) + "\n" for record in records))
+    return records

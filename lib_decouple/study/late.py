@@ -18,7 +18,7 @@ from ..core.guidance import Guide, frozen
 from ..core.maps import CrossAttentionLayer, captured, entity_maps
 from ..core.trace import ImageTrace, look
 from ..hosts.base import make_guide
-from ..hosts.diffusers import Picture, cross_attention_layers, default_level, plan_image
+from ..hosts.diffusers import Picture, cross_attention_layers, default_level, first_noise, plan_image
 from ..settings import Settings
 
 
@@ -79,9 +79,7 @@ def generate_late(
     guide = make_guide(settings, unet, cross_attention_layers(unet), plans, default_level(unet))
     guide.layers = layers(list(guide.layers)) if layers else guide.layers
     named, unnamed = pipe.encode_prompt(list(prompts), device, 1, True, negative_prompt=[""] * len(prompts))
-    shape = (1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-    latents = torch.cat([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
-    latents = latents.to(device, unet.dtype)
+    latents = first_noise(unet, [torch.Generator("cpu").manual_seed(seed) for seed in seeds])
     scheduler.set_timesteps(steps, device=device)
     move: Callable[[Tensor], Tensor] | None = None
     for step, timestep in enumerate(scheduler.timesteps):

@@ -16,12 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..embedded.detector import Verdict
-from ..hosts.diffusers import Picture
 from ..settings import Settings
 from .arms import ARMS, NAMES
-from .files import write_whole
-from .sample import SPLITS, Task, cases, chunks, draw_all
+from .files import reopened, write_whole
+from .sample import SPLITS, Task, cases, chunks, draw, draw_all
 from .stats import mcnemar, share
 
 Record = dict[str, Any]
@@ -57,14 +55,20 @@ def arms_from(names: str, extra: Sequence[str], count: int) -> dict[str, Setting
         arm, _, changes = text.partition(":")
         if arm not in own or not changes:
             raise ValueError(f"set: {text!r} is not ARM:FIELD=VALUE[;FIELD=VALUE] with an arm of {', '.join(own)}")
-        values = dict(part.split("=", 1) for part in changes.split(";"))
-        read = {k: json.loads(v) for k, v in values.items()}
-        chosen[text] = Settings.from_dict({**own[arm].as_dict(), **read})
+        values = {}
+        for change in changes.split(";"):
+            field, _, value = change.partition("=")
+            try:
+                values[field] = json.loads(value)
+            except ValueError:
+                raise ValueError(f"set: {change!r} is not FIELD=VALUE with a JSON value") from None
+        chosen[text] = Settings.from_dict({**own[arm].as_dict(), **values})
     return chosen
 
 
-def digest(task: Task, verdicts: list[Verdict], picture: Picture) -> list[Record]:
-    """One record an image."""
+def judged(pipe: Any, task: Task) -> list[Record]:
+    """One record for each of a task's images."""
+    verdicts, picture = draw(pipe, task)
     arm, count = task.key
     return [
         {
@@ -80,14 +84,6 @@ def digest(task: Task, verdicts: list[Verdict], picture: Picture) -> list[Record
     ]
 
 
-def read_log(path: Path) -> list[Record]:
-    """Records so far; a last line that an interrupt cut short is dropped."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Draw what is not drawn yet, then write results.json, results.csv, results.md and results.png."""
     counts = [int(part) for part in arguments.counts.split(",")]
@@ -100,9 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     check_plan(out / "plan.json", plan)
     log = out / "images.jsonl"
-    records = read_log(log)
-    # A cut last line would spoil the first one appended.
-    write_whole(log, "".join(json.dumps(record) + "\n" for record in records))
+    records = reopened(log)
     done = {(r["arm"], r["count"], r["seed"]) for r in records}
     tasks = []
     for count in counts:
@@ -112,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
             tasks += [Task((name, count), group, settings) for group in chunks(left, arguments.batch)]
     started = time.time()
     with log.open("a", encoding="utf-8") as file, tqdm(total=sum(len(t.cases) for t in tasks), unit="image") as bar:
-        for task, found in draw_all(tasks, digest, arguments.jobs):
+        for task, found in draw_all(judged, tasks, arguments.jobs):
             bar.set_description(f"{task.key[0]} {task.key[1]}")
             file.write("".join(json.dumps(record) + "\n" for record in found))
             file.flush()
@@ -149,13 +143,13 @@ def check_plan(path: Path, plan: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps({"split": plan["split"], "arms": arms}, indent=1))
 
 
-def summarise(records: Sequence[Record]) -> list[Record]:
-    """One row an arm and number of entities: shares with intervals, and p against plain, paired by seed."""
+def summarise(records: Sequence[Record], against: str = "plain") -> list[Record]:
+    """One row an arm and number of entities: shares with intervals, and p against an arm, paired by seed."""
     rows = []
     for count in sorted({r["count"] for r in records}):
         arms = list(dict.fromkeys(r["arm"] for r in records))
         by_seed = {arm: {r["seed"]: r for r in records if r["arm"] == arm and r["count"] == count} for arm in arms}
-        plain = by_seed.get("plain", {})
+        base = by_seed.get(against, {})
         for arm, own in by_seed.items():
             if not own:
                 continue
@@ -165,13 +159,13 @@ def summarise(records: Sequence[Record]) -> list[Record]:
                 found = share([flag(own[s]) for s in seeds])
                 row[name] = found.value
                 row[f"{name}_low"], row[f"{name}_high"] = found.interval
-                both = [s for s in seeds if s in plain]
-                if arm != "plain" and both:
-                    row[f"{name}_p"] = mcnemar([flag(plain[s]) for s in both], [flag(own[s]) for s in both])
+                both = [s for s in seeds if s in base]
+                if arm != against and both:
+                    row[f"{name}_p"] = mcnemar([flag(base[s]) for s in both], [flag(own[s]) for s in both])
             row["entities_missing"] = sum(len(own[s]["missing"]) for s in seeds) / (count * len(seeds))
-            base = sum(len(plain[s]["missing"]) for s in seeds if s in plain)
-            if base and all(s in plain for s in seeds):
-                row["removed"] = 1 - sum(len(own[s]["missing"]) for s in seeds) / base
+            before = sum(len(base[s]["missing"]) for s in seeds if s in base)
+            if before and all(s in base for s in seeds):
+                row["removed"] = 1 - sum(len(own[s]["missing"]) for s in seeds) / before
             row["passes"] = sum(own[s]["passes"] for s in seeds) / len(seeds)
             rows.append(row)
     return rows

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ def cases(split: str, count: int, size: int) -> list[Case]:
     return found
 
 
+T = TypeVar("T")
+R = TypeVar("R")
 _pipe: Any = None
 
 
@@ -93,26 +95,23 @@ def draw(pipe: Any, task: Task) -> tuple[list[Verdict], Picture]:
     return verdicts, picture
 
 
-def _work(task: Task, digest: Callable[[Task, list[Verdict], Picture], Any]) -> tuple[Task, Any]:
-    return task, digest(task, *draw(_pipe, task))
+def _work(work: Callable[[Any, T], R], task: T) -> R:
+    return work(_pipe, task)
 
 
 def draw_all(
-    tasks: Sequence[Task],
-    digest: Callable[[Task, list[Verdict], Picture], Any],
-    jobs: int = 0,
-    checkpoint: str | None = None,
-) -> Iterator[tuple[Task, Any]]:
-    """Draw every task on ``jobs`` processes (0: one a core) and give each one's digest as it comes, in order.
+    work: Callable[[Any, T], R], tasks: Sequence[T], jobs: int = 0, checkpoint: str | None = None
+) -> Iterator[tuple[T, R]]:
+    """``work(pipe, task)`` of every task on ``jobs`` processes (0: one a core), as the results come, in order.
 
-    ``digest`` is a module-level function that reduces a task's verdicts and pictures to plain data.
+    ``work`` is a module-level function and gives plain data.
     """
     jobs = jobs or os.cpu_count() or 1
     with ProcessPoolExecutor(jobs, initializer=_start, initargs=(checkpoint, 1)) as pool:
-        futures = [pool.submit(_work, task, digest) for task in tasks]
+        futures = [pool.submit(_work, work, task) for task in tasks]
         try:
-            for future in futures:
-                yield future.result()
+            for task, future in zip(tasks, futures):
+                yield task, future.result()
         finally:
             for future in futures:
                 future.cancel()

@@ -5,8 +5,8 @@ import pytest
 
 from lib_decouple.settings import Settings
 from lib_decouple.study.causes import area
-from lib_decouple.study.files import whole_folder, write_whole
-from lib_decouple.study.missing import as_csv, as_markdown, check_plan, read_log, summarise
+from lib_decouple.study.files import reopened, whole_folder, write_whole
+from lib_decouple.study.missing import arms_from, as_csv, as_markdown, check_plan, summarise
 from lib_decouple.study.sample import cases
 from lib_decouple.study.stats import mcnemar, share
 
@@ -69,7 +69,26 @@ def test_splits_share_no_prompt_and_no_seed():
 def test_log_drops_a_line_cut_by_an_interrupt(tmp_path):
     path = tmp_path / "images.jsonl"
     path.write_text(json.dumps(record("plain", 1, [], 0)) + "\n" + '{"arm": "pl')
-    assert [r["seed"] for r in read_log(path)] == [1]
+    assert [r["seed"] for r in reopened(path)] == [1]
+    with path.open("a") as log:
+        log.write(json.dumps(record("plain", 2, [], 0)) + "\n")
+    assert [r["seed"] for r in reopened(path)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("iou", "set: 'iou' is not ARM:FIELD=VALUE"),
+        ("iuo:size=1", "set: 'iuo:size=1'"),
+        ("iou:size", "set: 'size' is not FIELD=VALUE with a JSON value"),
+        ("iou:layers=all", "set: 'layers=all' is not FIELD=VALUE with a JSON value"),
+        ("iou:siz=1", "siz: no such field"),
+    ],
+)
+def test_a_wrong_arm_of_ones_own_is_named(text, words):
+    with pytest.raises(ValueError, match=words):
+        arms_from("plain", [text], 2)
+    assert arms_from("plain", ['iou:size=0.5;layers="all"'], 2)['iou:size=0.5;layers="all"'].layers == "all"
 
 
 def test_a_folder_refuses_an_arm_with_other_settings(tmp_path):
