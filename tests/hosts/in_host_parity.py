@@ -1,9 +1,11 @@
 """Run inside the WebUI by the probe: one picture by the product, one by a reference that shares no code with it.
 
-The reference takes the full conditional pass with its own explicit attention and the distance of the two
-centres of mass written out, and steps the latents before ``CFGDenoiser.forward``. That loss is smooth and
-its gradient does not fade; otherwise rounding grows from step to step. "apart" is relative to the largest latent.
-Expects SAMPLER, STEPS and SIZE in its scope; leaves ``result``.
+The reference takes the full conditional pass with its own explicit attention and its loss written out, and steps
+the latents before ``CFGDenoiser.forward``. "apart" compares the latents of two runs left to themselves at every
+call; "forced" those after each update when the product's run is set on the reference's latents at every call, so
+that each update is compared from the same point; "own" compares the reference to itself, its first latents moved by
+a millionth: what rounding alone grows to. All are largest absolute differences.
+Expects SAMPLER, STEPS, SIZE, LOSS ("com" or "iou") and SHARE in its scope; leaves ``result``.
 """
 
 import torch
@@ -11,7 +13,7 @@ from modules import processing, prompt_parser, scripts, sd_samplers_cfg_denoiser
 from modules.call_queue import queue_lock
 
 POSITIONS = {"cat": 2, "dog": 5}  # "a cat and a dog": start, a, cat, and, a, dog
-SHARE = 0.02  # more, and rounding grows from step to step: the gradient is taken of a trained, steep model
+GUIDED = 6
 
 
 def job(script_args):
@@ -42,13 +44,17 @@ def product_args():
     for other in runner.alwayson_scripts:
         if other.controls:
             args[other.args_from : other.args_to] = [control.value for control in other.controls]
-    given = {"loss": "com(form=negative)", "entities": ["cat", "dog"], "size": SHARE, "steps": 6, "layers": "all"}
+    loss = {"com": "com(form=negative)", "iou": "iou"}[LOSS]  # noqa: F821
+    given = {"loss": loss, "entities": ["cat", "dog"], "size": SHARE, "steps": GUIDED, "layers": "all"}  # noqa: F821
     args[script.args_from] = {"enabled": True, **given}
     return args
 
 
-def run(script_args, guide=None):
-    """Latents that ``CFGDenoiser.forward`` meets at each call, and the last ones."""
+def run(script_args, guide=None, forced=()):
+    """Latents that ``CFGDenoiser.forward`` meets at each call, and the last ones.
+
+    With ``forced`` it goes on from those latents instead.
+    """
     seen = []
     whole = sd_samplers_cfg_denoiser.CFGDenoiser.forward
 
@@ -56,6 +62,8 @@ def run(script_args, guide=None):
         if guide:
             guide(self, x, sigma, len(seen), **kwargs)
         seen.append(x.detach().clone())
+        if forced:
+            x.copy_(forced[len(seen) - 1])
         return whole(self, x, sigma, **kwargs)
 
     sd_samplers_cfg_denoiser.CFGDenoiser.forward = forward
@@ -75,7 +83,7 @@ def run(script_args, guide=None):
 
 
 def reference(denoiser, x, sigma, call, cond, image_cond, **_):
-    if call >= 6:
+    if call >= GUIDED:
         return
     unet = shared.sd_model.model.diffusion_model
     layers = [m for name, m in unet.named_modules() if name.endswith("attn2")]
@@ -107,12 +115,16 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
             mean = torch.stack(maps).mean(0)[0]
             side = int(mean.shape[0] ** 0.5)
             at = (torch.arange(side) + 0.5) / side
-            centres = []
+            shares = []
             for token in POSITIONS.values():
                 share = mean[:, token].view(side, side) + 1e-8
-                share = share / share.sum()
-                centres.append(torch.stack([(share.sum(1) * at).sum(), (share.sum(0) * at).sum()]))
-            loss = -(centres[0] - centres[1]).square().sum().sqrt()
+                shares.append(share / share.sum())
+            if LOSS == "iou":  # noqa: F821
+                loss = torch.minimum(*shares).sum() / (shares[0] + shares[1]).sum()
+            else:
+                at = (torch.arange(side) + 0.5) / side
+                centres = [torch.stack([(s.sum(1) * at).sum(), (s.sum(0) * at).sum()]) for s in shares]
+                loss = -(centres[0] - centres[1]).square().sum().sqrt()
             (gradient,) = torch.autograd.grad(loss, leaf)
     finally:
         for q in parameters:
@@ -121,15 +133,28 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
             del layer.forward
             if before[layer] is not None:
                 layer.forward = before[layer]
-    share = SHARE * 2 * (6 - call) / (6 * 7)
+    share = SHARE * 2 * (GUIDED - call) / (GUIDED * (GUIDED + 1))  # noqa: F821
     x -= gradient / gradient.norm() * share * x.norm()
 
 
+def perturbed(denoiser, x, sigma, call, **given):
+    if call == 0:
+        x += 1e-6 * x.abs().max() * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    reference(denoiser, x, sigma, call, **given)
+
+
+def apart(one, other):
+    return [float((a - b).abs().max()) for a, b in zip(one, other)]
+
+
 with queue_lock:  # another job's calls would be recorded, too
-    ours, theirs, plain = run(product_args()), run(None, reference), run(None)
+    theirs, ours, plain = run(None, reference), run(product_args()), run(None)
+    forced, again = run(product_args(), forced=theirs), run(None, perturbed)
 result = {
-    "calls": [len(ours), len(theirs), len(plain)],
-    "apart": [float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs)],
-    "moved": float((ours[-1] - plain[-1]).abs().max()),
-    "scale": float(theirs[-1].abs().max()),
+    "calls": [len(ours), len(theirs), len(plain), len(forced)],
+    "largest": [float(x.abs().max()) for x in theirs],
+    "apart": apart(ours, theirs),
+    "forced": apart(forced, theirs),
+    "own": apart(again, theirs),
+    "moved": apart(ours, plain)[-1],
 }

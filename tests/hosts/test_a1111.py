@@ -56,12 +56,17 @@ def test_guided_picture_differs_and_says_what_was_done(host, plain):
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM", "DPM++ 2M"])
-def test_latents_are_those_of_an_independent_reference(host, sampler):
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.2])
+@pytest.mark.parametrize("loss", ["com", "iou"])
+def test_latents_after_every_step_are_those_of_an_independent_reference(host, sampler, loss, share):
     code = (HERE / "in_host_parity.py").read_text()
-    found = host.inside(code, SAMPLER=sampler, STEPS=12, SIZE=96)
+    found = host.inside(code, SAMPLER=sampler, STEPS=12, SIZE=96, LOSS=loss, SHARE=share)
     assert len(set(found["calls"])) == 1
-    assert max(found["apart"]) < 1e-3, found
     assert found["moved"] > 0.05
+    assert max(found["forced"]) < 1e-3, found
+    # Left to themselves two runs drift as far as the reference drifts from itself moved by a millionth.
+    if max(found["own"]) < 1e-3:
+        assert max(found["apart"]) < 1e-3, found
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
