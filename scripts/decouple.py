@@ -8,7 +8,7 @@ from typing import Any
 from modules import errors, script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion
 
-from lib_decouple.hosts.a1111 import SamplingPass
+from lib_decouple.hosts import detect
 from lib_decouple.settings import Settings, specs
 from lib_decouple.webui import api, infotext, ui
 from lib_decouple.webui.report import Run
@@ -80,7 +80,7 @@ class Script(scripts.Script):
         if run is None or run.problem or (getattr(p, "is_hr_pass", False) and not run.settings.hires):
             return
         try:
-            sampling = SamplingPass(p, run.settings)
+            sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings)
             sampling.attach()
             run.passes.append(sampling)
         except Exception as error:

@@ -69,12 +69,12 @@ def test_imports_run_downward_only(path: Path) -> None:
         elif own in OUTSIDE:
             assert top in sys.stdlib_module_names | OUTSIDE[own], f"{path}:{line}: {own} may not import {top}"
         if own != "webui":
-            seams = WEBUI_ONLY if own != "hosts" or path.stem not in ("a1111", "forge", "detect") else {"gradio"}
+            seams = WEBUI_ONLY if own != "hosts" or path.stem not in ("a1111", "forge", "sampling") else {"gradio"}
             assert top not in seams, f"{path}:{line}: only webui may import {top}"
 
 
 def test_hosts_do_not_know_each_other() -> None:
-    shared = {"base", "detect", "checkpoints", "ldm"}
+    shared = {"base", "detect", "checkpoints", "ldm", "sampling"}
     for path in MODULES:
         if part(dotted(path)) == "hosts" and path.stem != "__init__":
             known = {name.split(".")[2] for _, name in imports(path) if name.startswith("lib_decouple.hosts.")}

@@ -1,33 +1,17 @@
-"""Guidance inside AUTOMATIC1111's WebUI (v1.10), for the UNets of ldm and sgm.
-
-The host hands ``cfg_denoiser`` callbacks a copy of the latents, so the update is made one level out:
-around the sampler's own function, before ``CFGDenoiser.forward``, in the storage that the sampler
-goes on with. Only one sampler object and its denoiser are touched, and only while it samples.
-"""
+"""Guidance inside AUTOMATIC1111's WebUI (v1.10), for the UNets of ldm and sgm."""
 
 from __future__ import annotations
 
-import functools
-import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from modules import prompt_parser, sd_samplers, sd_samplers_common, shared
-from torch import Tensor
+from modules import prompt_parser, sd_samplers_common, shared
+from torch import Tensor, nn
 
-from ..core.guidance import ImagePlan
-from ..core.losses import OVERLAP_LOSSES, WeightedLoss
-from ..core.schedule import Schedule
-from ..core.trace import ImageTrace
+from ..core.guidance import Pass
 from ..prompt.align import Piece
-from ..settings import Settings
-from .base import Session, make_guide
-from .ldm import cross_attention_layers, default_level, main_calls, pieces, plan_image
-
-log = logging.getLogger("lib_decouple")
+from . import sampling
+from .ldm import pieces
 
 
 def tokenize(text: str) -> list[Piece]:
@@ -43,215 +27,37 @@ def tokenize(text: str) -> list[Piece]:
     return pieces(chunks, tokenizer.decoder.__getitem__)
 
 
-class SamplingPass:
-    """Guidance of one sampling pass of a batch; made in ``process_before_every_sampling``.
+class SamplingPass(sampling.SamplingPass):
+    """Guidance of one sampling pass of a batch; made in ``process_before_every_sampling``."""
 
-    :meth:`attach` changes nothing but ``p.sampler.func``, and that only until it has returned.
-    """
+    tokenize = staticmethod(tokenize)
 
-    def __init__(self, p: Any, settings: Settings) -> None:
-        self.p, self.settings = p, settings
-        self.iteration = p.iteration
-        self.hires = bool(getattr(p, "is_hr_pass", False))
-        self.traces = [ImageTrace(()) for _ in self._prompts()]
-        self.left_alone = [""] * len(self.traces)
-        """Why an image is not guided, though the others are."""
-        self.stood_aside = ""
-        """Why guidance ended early, or never began; empty while it works."""
-        self.seconds = 0.0
-        self._schedule = Schedule(settings.steps, settings.every, settings.start)
-        self._session: Session | None = None
-        self._schedules: list[list[tuple[int, str]]] = []
-        self._planned: tuple[object, ...] = ()
-        self._call = 0
-        self._looked = False
+    def unet(self) -> nn.Module:
+        """``ldm``'s or ``sgm``'s UNet."""
+        return shared.sd_model.model.diffusion_model
 
-    def attach(self) -> None:
-        """Guide what ``p.sampler`` is about to sample."""
-        sampler = self.p.sampler
-        sample = sampler.func
+    def switch_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor) -> bool:
+        """Make the host's refiner switch if it is due; was it made?"""
+        return bool(sd_samplers_common.apply_refiner(denoiser, sigma))
 
-        @functools.wraps(sample)
-        def guided(denoiser: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            sampler.func = sample
-            try:
-                name = getattr(sample, "__name__", str(sample))
-                calls = main_calls(name, _schedule_length(name, denoiser, kwargs))
-            except Exception as error:
-                self.stand_aside(_in_words(error))
-                return sample(denoiser, x, *args, **kwargs)
-            with self._hooked(denoiser, calls, "timesteps" not in kwargs):
-                # txt2img hands this very tensor to other scripts, and our update is made in place.
-                return sample(denoiser, x.clone(), *args, **kwargs)
+    def conditional_pass(self, denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Pass:
+        """The host's denoiser on the conditional rows alone, with the conds of this step."""
+        conds, tensor = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
+        image_cond = given["image_cond"]
 
-        sampler.func = guided
-
-    def stand_aside(self, reason: str, logged: bool = False) -> None:
-        """Leave the rest of this pass to the host, and tell the user why."""
-        self.stood_aside = reason
-        if not logged:
-            log.warning("Attention Decoupling stands aside: %s", reason)
-        self.p.comment(f"Attention Decoupling stood aside: {reason}")
-
-    @contextmanager
-    def _hooked(self, denoiser: Any, calls: dict[int, int], sigmas: bool) -> Iterator[None]:
-        """``denoiser.forward`` is preceded by guidance inside."""
-        before = vars(denoiser).get("forward")
-        forward = denoiser.forward
-
-        def guided(x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-            step = calls.get(self._call)
-            self._call += 1
-            state = shared.state
-            if step is not None and self._due(step, len(calls)) and not (state.interrupted or state.skipped):
-                started = time.perf_counter()
-                try:
-                    kwargs = _refined(denoiser, sigma, kwargs)
-                    self._guide(denoiser, x, sigma, kwargs, step, len(calls), sigmas)
-                except Exception as error:
-                    log.debug("guidance failed", exc_info=True)
-                    self.stand_aside(_in_words(error))
-                finally:
-                    self.seconds += time.perf_counter() - started
-            return forward(x, sigma, **kwargs)
-
-        denoiser.forward = guided
-        try:
-            yield
-        finally:
-            if before is None:
-                del denoiser.forward
+        def run(latents: Tensor, images: Sequence[int]) -> object:
+            if denoiser.mask_before_denoising and denoiser.mask is not None:
+                latents = latents * denoiser.nmask + denoiser.init_latent[list(images)] * denoiser.mask
+            rows = [row for image in images for row, _ in conds[image]]
+            own = [k for k, image in enumerate(images) for _ in conds[image]]
+            image = [images[k] for k in own]
+            if shared.sd_model.model.conditioning_key == "crossattn-adm":
+                extra: dict[str, Any] = {"c_adm": image_cond[image]}
             else:
-                denoiser.forward = before
-            self._session = None
-
-    def _due(self, step: int, total: int) -> bool:
-        """Is there anything to do at this step? After the last guided one, one look, for the figures "after"."""
-        if self.stood_aside:
-            return False
-        look = step >= self._schedule.window(total) and any(trace.steps for trace in self.traces) and not self._looked
-        return look or self._schedule.guided(step, total)
-
-    def _guide(
-        self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any], step: int, total: int, sigmas: bool
-    ) -> None:
-        """Move ``x`` in place, as the settings say for this step."""
-        session = self._prepare(denoiser, given["cond"])
-        guided = self._schedule.guided(step, total)
-        session.guide.watch = self._looked = not guided
-        run = _conditional_pass(denoiser, sigma, given)
-        moved = session.before_step(x.detach(), step, total, run, sigma.reshape(-1)[0] if sigmas else None)
-        if session.stood_aside:
-            return self.stand_aside(session.stood_aside, logged=True)
-        if guided:
-            if denoiser.mask is not None:
-                moved = x + (moved - x) * denoiser.nmask
-            with torch.no_grad():
-                x.copy_(moved)
-
-    def _prepare(self, denoiser: Any, cond: Any) -> Session:
-        """The session with a guide for the model and the prompts of this very step."""
-        model = shared.sd_model
-        now, ever = self._texts(cond, denoiser.step)
-        planned = (id(model), now)
-        if self._session is None or planned != self._planned:
-            plans = [self._plan(i, own, others) for i, (own, others) in enumerate(zip(now, ever))]
-            if now == ever and all(self.left_alone):
-                raise ValueError("; ".join(dict.fromkeys(self.left_alone)))
-            unet = model.model.diffusion_model
-            layers = cross_attention_layers(unet)
-            state = shared.state
-            guide = make_guide(
-                self.settings, unet, layers, plans, default_level(layers),
-                interrupted=lambda: state.interrupted or state.skipped,
-            )  # fmt: skip
-            guide.traces = self.traces
-            for trace, plan in zip(self.traces, plans):
-                trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))
-            self._session, self._planned = Session(guide), planned
-        return self._session
-
-    def _plan(self, index: int, texts: Sequence[str], others: Sequence[str]) -> ImagePlan:
-        """An image's plan, empty where its prompt leaves nothing to guide."""
-        self.left_alone[index] = ""
-        try:
-            plan = plan_image(texts, self.settings.entities, tokenize, others)
-        except ValueError as error:
-            self.left_alone[index] = str(error)
-            return ImagePlan((), len(texts))
-        overlap = {term.name for term in WeightedLoss.parse(self.settings.loss).terms} <= set(OVERLAP_LOSSES)
-        if len(plan.entities) < 2 and (overlap or not plan.entities):
-            found = f'only "{plan.names[0]}" was' if plan.entities else "no entity was"
-            self.left_alone[index] = f"{found} found in the prompt; overlap needs two"
-            return ImagePlan((), len(texts))
-        return plan
-
-    def _prompts(self) -> list[str]:
-        return list(self.p.hr_prompts if self.hires else self.p.prompts)
-
-    def _texts(self, cond: Any, step: int) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
-        """The texts of each image's AND parts at a denoiser ``step``, and those at any step."""
-        indexes, flat, _ = prompt_parser.get_multicond_prompt_list(self._prompts())
-        if not self._schedules:
-            p, hires_steps = self.p, None
-            if self.hires:
-                config = sd_samplers.find_sampler_config(p.hr_sampler_name or p.sampler_name)
-                hires_steps = config.total_steps(p.hr_second_pass_steps or p.steps)
-            self._schedules = prompt_parser.get_learned_conditioning_prompt_schedules(
-                flat, p.firstpass_steps, hires_steps, shared.opts.use_old_scheduling
+                extra = {"c_concat": [image_cond[image]]}
+            text = (
+                {k: v[rows] for k, v in tensor.items()} if isinstance(tensor, dict) else {"c_crossattn": [tensor[rows]]}
             )
-        now, ever = [], []
-        for own, conds in zip(indexes, cond.batch):
-            texts = []
-            for (index, _), composed in zip(own, conds):
-                ends = [entry.end_at_step for entry in composed.schedules]
-                if ends != [end for end, _ in self._schedules[index]]:
-                    raise RuntimeError("the conds do not fit the prompt; another extension changed one of them")
-                current = next((k for k, end in enumerate(ends) if step <= end), 0)
-                texts.append(self._schedules[index][current][1])
-            now.append(tuple(texts))
-            ever.append(tuple(text for index, _ in own for _, text in self._schedules[index]))
-        return tuple(now), tuple(ever)
+            return denoiser.inner_model(latents[own], sigma[image], cond={**text, **extra})
 
-
-def _in_words(error: Exception) -> str:
-    return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-
-
-def _schedule_length(sampler: str, denoiser: Any, kwargs: dict[str, Any]) -> int:
-    """Steps that the sampler's function is really about to make."""
-    if "timesteps" in kwargs:
-        # UniPC evaluates every timestep; the others go from one to the next.
-        return len(kwargs["timesteps"]) - (sampler != "unipc")
-    if "sigmas" in kwargs:
-        return len(kwargs["sigmas"]) - 1
-    return int(kwargs.get("n", denoiser.steps))
-
-
-def _refined(denoiser: Any, sigma: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The host's refiner switch, made now rather than inside ``forward``: guidance must see the new model."""
-    if not sd_samplers_common.apply_refiner(denoiser, sigma):
-        return kwargs
-    fresh = denoiser.sampler.sampler_extra_args
-    return {**kwargs, "cond": fresh["cond"], "uncond": fresh["uncond"]}
-
-
-def _conditional_pass(denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Callable[[Tensor, Sequence[int]], object]:
-    """The host's denoiser on the conditional rows alone, with the conds of this step."""
-    conds, tensor = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
-    image_cond = given["image_cond"]
-
-    def run(latents: Tensor, images: Sequence[int]) -> object:
-        if denoiser.mask_before_denoising and denoiser.mask is not None:
-            latents = latents * denoiser.nmask + denoiser.init_latent[list(images)] * denoiser.mask
-        rows = [row for image in images for row, _ in conds[image]]
-        own = [k for k, image in enumerate(images) for _ in conds[image]]
-        image = [images[k] for k in own]
-        if shared.sd_model.model.conditioning_key == "crossattn-adm":
-            extra: dict[str, Any] = {"c_adm": image_cond[image]}
-        else:
-            extra = {"c_concat": [image_cond[image]]}
-        text = {k: v[rows] for k, v in tensor.items()} if isinstance(tensor, dict) else {"c_crossattn": [tensor[rows]]}
-        return denoiser.inner_model(latents[own], sigma[image], cond={**text, **extra})
-
-    return run
+        return run

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+import lib_decouple.hosts
+
 VOCABULARY: dict[str, int] = {"<start>": 0, "<end>": 1}
 
 
@@ -98,7 +100,9 @@ def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
         setattr(package, module.__name__.partition(".")[2], module)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "modules", package)
-    monkeypatch.delitem(sys.modules, "lib_decouple.hosts.a1111", raising=False)
+    for name in ("sampling", "a1111"):
+        monkeypatch.delitem(sys.modules, f"lib_decouple.hosts.{name}", raising=False)
+        monkeypatch.delattr(lib_decouple.hosts, name, raising=False)
     return shared
 
 

@@ -181,15 +181,15 @@ def test_an_image_of_a_batch_moves_as_alone(a1111, shared):
     assert [len(trace.steps) for trace in sampling.traces] == [0, 3, 3]
 
 
-def test_positions_follow_prompt_editing(a1111, shared):
+def test_positions_follow_prompt_editing(a1111, shared, monkeypatch):
     seen = []
-    whole = a1111.make_guide
+    whole = a1111.sampling.make_guide
 
     def spied(settings, unet, layers, plans, *args, **kwargs):
         seen.append([(e.name, e.tokens) for e in plans[0].entities])
         return whole(settings, unet, layers, plans, *args, **kwargs)
 
-    a1111.make_guide = spied
+    monkeypatch.setattr(a1111.sampling, "make_guide", spied)
     settings = Settings(enabled=True, entities=("cat", "fox", "dog"), steps=4)
     _, _, sampling = drawn(a1111, shared, ["a [cat:fox:1] and a dog"], settings)
     assert seen == [[("cat", (2,)), ("dog", (5,))], [("fox", (2,)), ("dog", (5,))]]
@@ -222,7 +222,7 @@ def test_overlap_of_one_entity_stands_aside(a1111, shared):
 
 
 @pytest.mark.parametrize(
-    "phase", ["plan_image", "cross_attention_layers", "make_guide", "_conditional_pass", "main_calls"]
+    "phase", ["plan_image", "cross_attention_layers", "make_guide", "conditional_pass", "main_calls"]
 )
 @pytest.mark.parametrize("error", [RuntimeError("broken"), torch.cuda.OutOfMemoryError("broken"), KeyError("broken")])
 def test_a_failure_costs_nothing(a1111, shared, monkeypatch, phase, error):
@@ -230,7 +230,8 @@ def test_a_failure_costs_nothing(a1111, shared, monkeypatch, phase, error):
         raise error
 
     plain, _, _ = drawn(a1111, shared, ["a cat and a dog"])
-    monkeypatch.setattr(a1111, phase, fail)
+    owner = a1111.SamplingPass if phase == "conditional_pass" else a1111.sampling
+    monkeypatch.setattr(owner, phase, fail)
     same, job, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH)
     assert torch.equal(plain, same)
     assert "broken" in sampling.stood_aside
