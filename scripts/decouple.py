@@ -81,8 +81,8 @@ class Script(scripts.Script):
             return
         try:
             sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings)
-            sampling.attach()
-            run.passes.append(sampling)
+            sampling.attach(kwargs.get("x"))
+            run.passes = [*(one for one in run.passes if one is not sampling.replaces), sampling]
         except Exception as error:
             errors.report("Attention Decoupling stands aside", exc_info=True)
             run.problem = f"{type(error).__name__}: {error}"

@@ -58,7 +58,8 @@ class Refinement:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter takes a gradient inside; each one's ``requires_grad`` is restored after."""
-    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # An inference tensor takes none anyway, and torch forbids to switch it back.
+    before = [one for one in model.parameters() if one.requires_grad and not one.is_inference()]
     for parameter in before:
         parameter.requires_grad_(False)
     try:

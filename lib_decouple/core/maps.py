@@ -1,8 +1,9 @@
 """Cross-attention maps of chosen tokens, read beside the attention itself.
 
-A forward pre-hook on each needed cross-attention module sees what the module is about to see and
-recomputes the map from the module's own ``to_q`` and ``to_k``: the kernel that the host chose
-stays as it is. After the last needed module the pass is ended, since nothing later is used.
+Hooks on the ``to_q`` and ``to_k`` of each needed cross-attention module see what the module is about to
+attend with: the kernel that the host chose stays as it is, and a host's patch that calls the projections
+itself (Forge's IP-Adapter does) is read as well. After the last needed module the pass is ended, since
+nothing later is used.
 """
 
 from __future__ import annotations
@@ -74,13 +75,19 @@ def token_maps(module: nn.Module, hidden: Tensor, context: Tensor, tokens: Seque
     module's own inputs. Returns float32 (of a float64 module float64) ``[batch, len(tokens), pixels]``
     in [0, 1]; all tokens when ``tokens`` is None. Raises ValueError for a position outside the context.
     """
-    wanted = range(context.shape[1]) if tokens is None else tokens
-    if wanted and not 0 <= min(wanted) <= max(wanted) < context.shape[1]:
-        raise ValueError(f"tokens: {sorted(wanted)} reach outside a context of {context.shape[1]} tokens")
+    parts: Any = module
+    return _shares(module, parts.to_q(hidden), parts.to_k(context), tokens)
+
+
+def _shares(module: nn.Module, query: Tensor, key: Tensor, tokens: Sequence[int] | None) -> Tensor:
+    """:func:`token_maps` of the projections ``[batch, pixels or tokens, heads * channels]``."""
+    wanted = range(key.shape[1]) if tokens is None else tokens
+    if wanted and not 0 <= min(wanted) <= max(wanted) < key.shape[1]:
+        raise ValueError(f"tokens: {sorted(wanted)} reach outside a context of {key.shape[1]} tokens")
     parts: Any = module
     heads = int(parts.heads)
-    query = rearrange(parts.to_q(hidden), "b n (k d) -> b k n d", k=heads)
-    key = rearrange(parts.to_k(context), "b t (k d) -> b k t d", k=heads)
+    query = rearrange(query, "b n (k d) -> b k n d", k=heads)
+    key = rearrange(key, "b t (k d) -> b k t d", k=heads)
     if callable(getattr(module, "norm_q", None)):
         query = parts.norm_q(query)
     if callable(getattr(module, "norm_k", None)):
@@ -149,19 +156,23 @@ def captured(
         raise ValueError("layers: none to read maps from")
     capture = Capture(None if tokens is None else tuple(tokens))
 
-    def reader(layer: CrossAttentionLayer) -> Any:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "x"]
-            context = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states", kwargs.get("context"))
-            if context is None:
-                raise ValueError(f"layers: {layer.name} is not a cross-attention: it got no context")
-            capture.maps[layer.name] = token_maps(module, hidden, context, capture.tokens)
+    def readers(layer: CrossAttentionLayer) -> Any:
+        queries: list[Tensor] = []
+
+        def read_query(module: nn.Module, args: tuple[Any, ...], query: Tensor) -> None:
+            queries[:] = [query]
+
+        def read_key(module: nn.Module, args: tuple[Any, ...], key: Tensor) -> None:
+            if not queries:
+                raise ValueError(f"layers: {layer.name} projects its keys before its queries")
+            capture.maps[layer.name] = _shares(layer.module, queries.pop(), key, capture.tokens)
             if stop and layer is layers[-1]:
                 raise PassEnded
 
-        return before
+        parts: Any = layer.module
+        return parts.to_q.register_forward_hook(read_query), parts.to_k.register_forward_hook(read_key)
 
-    handles = [layer.module.register_forward_pre_hook(reader(layer), with_kwargs=True) for layer in layers]
+    handles = [handle for layer in layers for handle in readers(layer)]
     try:
         yield capture
     except PassEnded:

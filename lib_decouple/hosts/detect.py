@@ -14,10 +14,10 @@ def adapter(model: Any) -> Any:
     Nothing of a host is imported before it is known. Raises Unsupported for an unknown host.
     """
     if hasattr(model, "forge_objects"):
-        raise Unsupported("Forge's models are not supported yet")
+        return importlib.import_module(f"{__package__}.forge")
     if hasattr(getattr(model, "model", None), "diffusion_model") and hasattr(model, "cond_stage_model"):
         return importlib.import_module(f"{__package__}.a1111")
     raise Unsupported(
         f"this WebUI's model ({type(model).__name__}) is like that of no WebUI known here; "
-        "AUTOMATIC1111's and its descendants are"
+        "AUTOMATIC1111's and Forge's are"
     )

@@ -36,7 +36,10 @@ def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
     """Every ``attn2`` of an ldm or sgm UNet in order of execution. Raises Unsupported for another network."""
     parts: Any = unet
     if not all(hasattr(parts, name) for name in ("input_blocks", "middle_block", "output_blocks")):
-        raise Unsupported(f"{type(unet).__name__} is not a UNet of Stable Diffusion 1.x, 2.x or XL")
+        raise Unsupported(
+            f"{type(unet).__name__} is not a UNet of Stable Diffusion 1.x, 2.x or XL, the only models supported; "
+            "those with joint attention (Flux, SD 3, Chroma) are not"
+        )
     found: list[CrossAttentionLayer] = []
     factor = 1
 

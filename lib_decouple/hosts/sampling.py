@@ -56,6 +56,9 @@ class SamplingPass:
         """
         raise NotImplementedError
 
+    def reserve(self, x: Tensor) -> None:
+        """Tell the host's memory manager, where it has one, what the gradients will need on top of sampling ``x``."""
+
     def differentiable(self) -> AbstractContextManager[Any]:
         """Inside, gradients can be taken through the host's denoiser."""
         return nullcontext()
@@ -70,6 +73,8 @@ class SamplingPass:
         self.stood_aside = ""
         """Why guidance ended early, or never began; empty while it works."""
         self.seconds = 0.0
+        self.replaces: SamplingPass | None = None
+        """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
         self._schedule = Schedule(settings.steps, settings.every, settings.start)
         self._session: Session | None = None
         self._schedules: list[list[tuple[int, str]]] = []
@@ -77,10 +82,17 @@ class SamplingPass:
         self._call = 0
         self._looked = False
 
-    def attach(self) -> None:
-        """Guide what ``p.sampler`` is about to sample."""
+    def attach(self, x: Tensor | None = None) -> None:
+        """Guide what ``p.sampler`` is about to sample; ``x`` is like the latents, for an estimate of the memory."""
         sampler = self.p.sampler
-        sample = sampler.func
+        self.replaces, sample = getattr(sampler.func, "waiting", (None, sampler.func))
+        sampler.func = sample
+        if x is not None:
+            try:
+                cross_attention_layers(self.unet())
+                self.reserve(x)
+            except Exception as error:
+                return self.stand_aside(_in_words(error))
 
         @functools.wraps(sample)
         def guided(denoiser: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -95,6 +107,7 @@ class SamplingPass:
                 # txt2img hands this very tensor to other scripts, and our update is made in place.
                 return sample(denoiser, x.clone(), *args, **kwargs)
 
+        guided.waiting = (self, sample)  # type: ignore[attr-defined]
         sampler.func = guided
 
     def stand_aside(self, reason: str, logged: bool = False) -> None:
@@ -170,11 +183,11 @@ class SamplingPass:
         now, ever = self._texts(cond, denoiser.step)
         planned = (id(shared.sd_model), now)
         if self._session is None or planned != self._planned:
+            unet = self.unet()
+            layers = cross_attention_layers(unet)
             plans = [self._plan(i, own, others) for i, (own, others) in enumerate(zip(now, ever))]
             if now == ever and all(self.left_alone):
                 raise ValueError("; ".join(dict.fromkeys(self.left_alone)))
-            unet = self.unet()
-            layers = cross_attention_layers(unet)
             state = shared.state
             guide = make_guide(
                 self.settings, unet, layers, plans, default_level(layers),

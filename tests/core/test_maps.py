@@ -203,7 +203,7 @@ class TestCaptured:
             after = True
         assert not after
         assert list(capture.maps) == ["fine", "coarse"]
-        assert (model.fine.calls, model.coarse.calls, model.coarse2.calls, reached) == (1, 0, 0, [])
+        assert (model.fine.calls, model.coarse.calls, model.coarse2.calls, reached) == (1, 1, 0, [])
 
     def test_without_stop_the_pass_is_whole_and_its_result_untouched(self) -> None:
         model = Toy()
@@ -274,17 +274,22 @@ class TestCaptured:
             attention(**{x: hidden, context: text}) if by_name else attention(hidden, **{context: text})
         torch.testing.assert_close(capture.maps["only"], token_maps(attention, hidden, text))
 
-    def test_self_attention_is_refused(self) -> None:
-        class Alone(PlainAttention):
+    def test_a_layer_that_attends_to_nothing_is_told(self) -> None:
+        class Idle(PlainAttention):
             def forward(self, x: Tensor) -> Tensor:
                 return x
 
-        module = Alone(8, 8, 2)
-        with (
-            pytest.raises(ValueError, match="only is not a cross-attention"),
-            captured([CrossAttentionLayer("only", module, 1)], None),
-        ):
-            module(randn(1, 12, 8))
+        layers = [CrossAttentionLayer("idle", Idle(8, 8, 2), 1)]
+        with captured(layers, None) as capture:
+            layers[0].module(torch.zeros(1, 4, 8))
+        with pytest.raises(ValueError, match="idle left no map"):
+            capture.average(2, 2, layers)
+
+    def test_a_patch_that_calls_the_projections_itself_is_read(self) -> None:
+        module, hidden, context = PlainAttention(8, 6, 2), torch.randn(1, 4, 8), contexts(1)
+        with torch.no_grad(), captured([CrossAttentionLayer("patched", module, 1)], None, stop=False) as capture:
+            module.to_q(hidden), module.to_k(context), module.to_v(context)
+        torch.testing.assert_close(capture.maps["patched"], token_maps(module, hidden, context))
 
     def test_no_layers(self) -> None:
         with pytest.raises(ValueError, match="layers: none"), captured([], [1]):

@@ -1,0 +1,179 @@
+"""Guidance inside Forge, for its UNets of SD 1.x, 2.x and XL.
+
+Forge loads weights and draws in inference mode, where no gradient can be taken, and adds in place what
+autograd still needs; :class:`Differentiable` cures both for the guided pass alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from modules import prompt_parser, sd_samplers_common, shared
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..core.guidance import Pass
+from ..prompt.align import Piece
+from . import sampling
+from .ldm import Unsupported, pieces
+
+_TIMES_A_PASS = 6.5
+"""Activations kept for a gradient, over the host's own estimate of a pass. Counted on shapes in fp16, batch 1,
+flash-like attention, the whole pass: SD 1.5 at 512x512 0.63 GB to 0.17, XL at 1024x1024 4.18 GB to 0.69."""
+
+_OUT_OF_PLACE = {
+    Tensor.add_: torch.add,
+    Tensor.sub_: torch.sub,
+    Tensor.mul_: torch.mul,
+    Tensor.div_: torch.div,
+}
+
+
+def tokenize(text: str) -> list[Piece]:
+    """The loaded model's tokens of ``text``, weights and BREAK understood, with their positions in the context."""
+    model = shared.sd_model
+    # XL has two text encoders with the same chunks.
+    engine = getattr(model, "text_processing_engine", None) or getattr(model, "text_processing_engine_l", None)
+    if engine is None:
+        raise Unsupported(f"{type(model).__name__} has no CLIP text encoder that is known here")
+    (chunks,), _ = engine.process_texts([text])
+    return pieces(chunks, engine.tokenizer.convert_ids_to_tokens)
+
+
+class SamplingPass(sampling.SamplingPass):
+    """Guidance of one sampling pass of a batch; made in ``process_before_every_sampling``."""
+
+    tokenize = staticmethod(tokenize)
+
+    def unet(self) -> nn.Module:
+        """The UNet, or the transformer of a newer family."""
+        return shared.sd_model.forge_objects.unet.model.diffusion_model
+
+    def switch_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor) -> bool:
+        """Make the host's refiner switch if it is due; was it made?"""
+        return bool(sd_samplers_common.apply_refiner(denoiser, x))
+
+    def reserve(self, x: Tensor) -> None:
+        """Tell Forge's memory manager what a gradient needs, on a patcher of this pass alone."""
+        objects = self.p.sd_model.forge_objects
+        patcher = objects.unet.clone()
+        parts, _, _ = prompt_parser.get_multicond_prompt_list(self._prompts())
+        rows = [len(own) for own in parts]
+        shape = [max(rows) if self.settings.one_at_a_time else sum(rows), *x.shape[1:]]
+        needed = _TIMES_A_PASS * patcher.model.memory_required(shape)
+        model = patcher.model
+        if model.storage_dtype != model.computation_dtype or patcher.has_online_lora():
+            size = torch.empty(0, dtype=model.computation_dtype).element_size()
+            needed += size * sum(one.numel() for one in model.diffusion_model.parameters())
+        patcher.add_extra_preserved_memory_during_sampling(int(needed))
+        objects.unet = patcher
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Inside, gradients can be taken through the host's denoiser."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            # A checkpointed block is computed again by the backward pass: that too must see ordinary tensors.
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+            stack.enter_context(Differentiable())
+            yield
+
+    def conditional_pass(self, denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Pass:
+        """The host's denoiser on the conditional rows alone, with the conds of this step."""
+        patcher = shared.sd_model.forge_objects.unet
+        conds, text = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
+        beside = given["image_cond"] if patcher.extra_concat_condition is None else patcher.extra_concat_condition
+        level, scale = sigma, torch.ones_like(sigma)
+        if denoiser.classic_ddim_eps_estimation:  # timesteps and scaled latents
+            kept = denoiser.inner_model.inner_model.alphas_cumprod
+            level = ((1 - kept) / kept).sqrt()[sigma.round().long().clip(0, len(kept) - 1)]
+            scale = (level**2 + 1).sqrt()
+        outside = _outside_the_mask(denoiser, patcher.model.predictor, level)
+
+        def run(latents: Tensor, images: Sequence[int]) -> object:
+            x = latents * scale[list(images), None, None, None]
+            if outside is not None:
+                x = x * denoiser.nmask + outside[list(images)] * denoiser.mask
+            rows = [row for image in images for row, _ in conds[image]]
+            own = [k for k, image in enumerate(images) for _ in conds[image]]
+            image = [images[k] for k in own]
+            if isinstance(text, dict):
+                c: dict[str, Any] = {"c_crossattn": text["crossattn"][rows], "y": text["vector"][rows]}
+            else:
+                c = {"c_crossattn": text[rows]}
+            if isinstance(beside, Tensor) and len(beside) == len(conds) and beside.shape[2:] == x.shape[2:]:
+                c["c_concat"] = beside[image]
+            return _denoise(patcher, x[own], level[image], c, image)
+
+        return run
+
+
+def _outside_the_mask(denoiser: Any, predictor: Any, level: Tensor) -> Tensor | None:
+    """What the host is about to put outside an inpainting mask; the same noise, which it still is to draw."""
+    initial = denoiser.init_latent
+    if denoiser.mask is None:
+        return None
+    with torch.random.fork_rng(devices=[initial.device] if initial.device.type == "cuda" else []):
+        noise = torch.randn_like(initial)
+    return predictor.noise_scaling(level[:, None, None, None], noise, initial, max_denoise=False)
+
+
+def _denoise(patcher: Any, x: Tensor, level: Tensor, c: dict[str, Any], image: Sequence[int]) -> object:
+    """One call of the model on conditional rows, with what other extensions have put on it."""
+    count = len(x)
+    c["transformer_options"] = {
+        **patcher.model_options.get("transformer_options", {}),
+        "cond_or_uncond": [0],
+        "sigmas": level,
+        "cond_mark": level.new_zeros(count),
+        "cond_indices": list(range(count)),
+        "uncond_indices": [],
+    }
+    nets = patcher.list_controlnets()
+    before = [dict(vars(net)) for net in nets]
+    try:
+        for net in nets:
+            net.transformer_options = c["transformer_options"]
+            hint = getattr(net, "cond_hint_original", None)
+            if isinstance(hint, Tensor) and len(hint) > max(image):
+                net.cond_hint, net.cond_hint_original = None, hint[list(image)]
+        if nets:
+            first = patcher.controlnet_linked_list
+            c["control"] = first.get_control(x, level, dict(c), 1)
+            c["control_model"] = first
+        wrapper = patcher.model_options.get("model_function_wrapper")
+        if wrapper is None:
+            return patcher.model.apply_model(x, level, **c)
+        return wrapper(patcher.model.apply_model, {"input": x, "timestep": level, "c": c, "cond_or_uncond": [0]})
+    finally:
+        for net, attributes in zip(nets, before):
+            vars(net).update(attributes)  # what it prepared was for these rows alone
+
+
+class Differentiable(TorchFunctionMode):
+    """Inside, every torch function sees ordinary tensors on the memory of inference tensors; while gradients are
+    recorded, ``x += y`` and its like make a new tensor, as autograd may have kept the old one.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "__get__":
+            return func(*args, **(kwargs or {}))
+        if torch.is_grad_enabled():
+            func = _OUT_OF_PLACE.get(func, func)
+        return func(*_ordinary(args), **_ordinary(kwargs or {}))
+
+
+def _ordinary(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if type(value) in (Tensor, nn.Parameter) and value.is_inference():
+            alias = torch.empty(0, dtype=value.dtype, device=value.device)
+            return alias.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
+        return value
+    if type(value) in (tuple, list):
+        return type(value)(_ordinary(one) for one in value)
+    if type(value) is dict:
+        return {key: _ordinary(one) for key, one in value.items()}
+    return value

@@ -1,0 +1,137 @@
+"""Random checkpoints that Forge takes for Stable Diffusion 1.5, 2.1 and XL, as small as it lets them be.
+
+Forge knows a family by the widths of its UNet, and loads text encoders and VAE only in full size; depth and
+channel multiples of the UNet are free. ``python -m tests.hosts.small_checkpoints FOLDER [sd1] [sd2] [sdxl]``
+writes ``small-sd1.safetensors`` (0.5 GB) and so on, in fp16. The weights are those of a fixed seed.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lib_decouple.embedded.export import unet_keys, vae_keys
+from lib_decouple.hosts.checkpoints import FAMILIES
+from tests.tiny import sharpen
+
+CROSS = {"down_block_types": ("CrossAttnDownBlock2D",) * 3, "up_block_types": ("CrossAttnUpBlock2D",) * 3}
+UNETS: dict[str, dict[str, Any]] = {
+    "sd1": {**CROSS, "block_out_channels": (320, 320, 320), "layers_per_block": 1},
+    "sd2": {**CROSS, "block_out_channels": (320, 320, 320), "layers_per_block": 1, "attention_head_dim": (5, 5, 5)},
+    # Depths of 0, 2 and 10 with two blocks each are how XL is known.
+    "sdxl": {"block_out_channels": (320, 320, 320), "attention_head_dim": (5, 5, 5)},
+}
+
+
+def unet(family: str) -> dict[str, Tensor]:
+    """Keys as in latent-diffusion."""
+    from diffusers import UNet2DConditionModel
+
+    config = {k: v for k, v in FAMILIES[family]["unet"].items() if not k.startswith("_")}
+    model = UNet2DConditionModel(**{**config, **UNETS[family]}).eval()
+    sharpen(model)
+    with torch.no_grad():  # keeps latents of usual size: random noise predictions would blow them up
+        model.conv_out.weight.mul_(0.1)
+    weights = model.state_dict()
+    sizes = {k: weights.pop(k) for k in list(weights) if k.startswith("add_embedding.")}
+    names = unet_keys(SimpleNamespace(config=model.config, state_dict=lambda: weights))
+    found = {names[key]: value for key, value in weights.items()}
+    for key, value in sizes.items():
+        found[
+            key.replace("add_embedding.linear_1", "label_emb.0.0").replace("add_embedding.linear_2", "label_emb.0.2")
+        ] = value
+    return {f"model.diffusion_model.{key}": value for key, value in found.items()}
+
+
+def vae() -> dict[str, Tensor]:
+    """The same for all three; keys as in latent-diffusion."""
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL(**{k: v for k, v in FAMILIES["sd1"]["vae"].items() if not k.startswith("_")}).eval()
+    names = vae_keys(model)
+    found = {}
+    for key, value in model.state_dict().items():
+        square = "attn_1" in names[key] and value.ndim == 2
+        found[f"first_stage_model.{names[key]}"] = value[:, :, None, None] if square else value
+    return found
+
+
+def text_encoder(config: dict[str, Any], projection: bool) -> nn.Module:
+    """A random CLIP whose tokens differ."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(CLIPTextConfig(**copy.deepcopy(config)))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(50)  # tokens differ, instead of drowning in their positions
+        for name, value in model.named_parameters():
+            if name.endswith("final_layer_norm.bias"):
+                value.add_(0.1)  # the WebUIs divide by the mean of the context
+    return model.eval()
+
+
+def hugging_face(model: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """SD 1's layout of a text encoder."""
+    keys = {key: re.sub(r"^(text_model\.)?", "text_model.", key) for key in model.state_dict()}
+    return {prefix + keys[key]: value for key, value in model.state_dict().items() if "position_ids" not in key}
+
+
+def open_clip(model: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """OpenCLIP's layout of a text encoder, as SD 2 and XL have it."""
+    renamed = (
+        (r"^(text_model\.)?embeddings\.token_embedding\.", "token_embedding."),
+        (r"^(text_model\.)?embeddings\.position_embedding\.weight", "positional_embedding"),
+        (r"^(text_model\.)?final_layer_norm\.", "ln_final."),
+        (r"^(text_model\.)?encoder\.layers\.", "transformer.resblocks."),
+        (r"\.layer_norm(\d)\.", r".ln_\1."),
+        (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+        (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+        (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+        (r"^text_projection\.weight", "text_projection"),
+    )
+    found: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        for old, new in renamed:
+            key = re.sub(old, new, key)
+        found[key] = value.T if key == "text_projection" else value
+    for key in [k for k in found if ".self_attn.q_proj." in k]:
+        parts = [found.pop(key.replace("q_proj", f"{one}_proj")) for one in "qkv"]
+        found[re.sub(r"self_attn\.q_proj\.", "attn.in_proj_", key)] = torch.cat(parts)
+    return {prefix + key: value for key, value in found.items() if "position_ids" not in key}
+
+
+def checkpoint(family: str) -> dict[str, Tensor]:
+    """All parts of one family's checkpoint, in fp16."""
+    torch.manual_seed(7)
+    parts = {**unet(family), **vae()}
+    if family == "sdxl":
+        parts |= hugging_face(
+            text_encoder(FAMILIES[family]["text_encoder"], False), "conditioner.embedders.0.transformer."
+        )
+        parts |= open_clip(text_encoder(FAMILIES[family]["text_encoder_2"], True), "conditioner.embedders.1.model.")
+    elif family == "sd2":
+        parts |= open_clip(text_encoder(FAMILIES[family]["text_encoder"], False), "cond_stage_model.model.")
+    else:
+        parts |= hugging_face(text_encoder(FAMILIES[family]["text_encoder"], False), "cond_stage_model.transformer.")
+    return {key: value.detach().to(torch.float16).contiguous() for key, value in parts.items()}
+
+
+def write(folder: Path, family: str) -> Path:
+    """The checkpoint's file in ``folder``, made if it is not there."""
+    target = folder / f"small-{family}.safetensors"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(checkpoint(family), target)
+    return target
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[2:] or UNETS:
+        print(write(Path(sys.argv[1]), wanted), flush=True)
