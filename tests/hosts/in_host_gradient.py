@@ -1,0 +1,49 @@
+"""Run inside the WebUI by the probe: the product's gradients in a real job, against central differences of its loss.
+
+Expects GIVEN (attributes of the job) and DECOUPLE (named arguments) in its scope. For each guided step: the slope along
+the gradient by differences, over the gradient's norm (1 is exact). The loss is to be smooth, or kinks spoil it.
+"""
+
+import torch
+from lib_decouple.core.guidance import Guide
+from modules import processing, scripts, shared
+from modules.call_queue import queue_lock
+
+whole = Guide.gradient
+slopes = []
+
+
+def gradient(self, latents, images, run):
+    found = losses, slope, maps = whole(self, latents, images, run)
+    length = slope.norm()
+    move = slope / length * latents.norm() * H  # noqa: F821
+
+    def loss(x):
+        with torch.no_grad():
+            return float(sum(self.loss(own[None]).double().sum() for own in self.maps(x, images, run)))
+
+    slopes.append((loss(latents + move) - loss(latents - move)) / (2 * float(move.norm())) / float(length))
+    return found
+
+
+runner = scripts.scripts_txt2img
+args = [None] * max(s.args_to for s in runner.scripts)
+args[0] = 0
+for other in runner.alwayson_scripts:
+    if other.controls:
+        args[other.args_from : other.args_to] = [control.value for control in other.controls]
+    if other.title() == "Attention Decoupling":
+        args[other.args_from] = {"enabled": True, "loss": "com(form=negative)", "steps": 2, **DECOUPLE}  # noqa: F821
+given = {"prompt": "a cat and a dog", "seed": 3, "sampler_name": "Euler", "steps": 4, "cfg_scale": 3.0, "width": 128}
+p = processing.StableDiffusionProcessingTxt2Img(
+    sd_model=shared.sd_model, **{**given, "height": 128, **GIVEN}, do_not_save_samples=True, do_not_save_grid=True  # noqa: F821
+)
+p.is_api = True  # or the host's own controls would set sampler, steps and seed
+p.scripts, p.script_args = runner, args
+Guide.gradient = gradient
+try:
+    with queue_lock:
+        processed = processing.process_images(p)
+finally:
+    Guide.gradient = whole
+result = {"slopes": slopes, "info": processed.infotexts[0]}
