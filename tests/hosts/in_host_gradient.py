@@ -1,20 +1,23 @@
 """Run inside the WebUI by the probe: the product's gradients in a real job, against central differences of its loss.
 
-Expects GIVEN (attributes of the job) and DECOUPLE (named arguments) in its scope. For each guided step: the slope along
+Expects GIVEN (attributes of the job), DECOUPLE (named arguments) and H (the differences' length over the latents') in
+its scope. For each guided step: the slope along
 the gradient by differences, over the gradient's norm (1 is exact). The loss is to be smooth, or kinks spoil it.
 """
 
 import torch
-from lib_decouple.core.guidance import Guide
 from modules import processing, scripts, shared
 from modules.call_queue import queue_lock
+
+from lib_decouple.core.guidance import Guide
 
 whole = Guide.gradient
 slopes = []
 
 
 def gradient(self, latents, images, run):
-    found = losses, slope, maps = whole(self, latents, images, run)
+    found = whole(self, latents, images, run)
+    slope = found[1]
     length = slope.norm()
     move = slope / length * latents.norm() * H  # noqa: F821
 
@@ -35,9 +38,8 @@ for other in runner.alwayson_scripts:
     if other.title() == "Attention Decoupling":
         args[other.args_from] = {"enabled": True, "loss": "com(form=negative)", "steps": 2, **DECOUPLE}  # noqa: F821
 given = {"prompt": "a cat and a dog", "seed": 3, "sampler_name": "Euler", "steps": 4, "cfg_scale": 3.0, "width": 128}
-p = processing.StableDiffusionProcessingTxt2Img(
-    sd_model=shared.sd_model, **{**given, "height": 128, **GIVEN}, do_not_save_samples=True, do_not_save_grid=True  # noqa: F821
-)
+given |= {"height": 128, "do_not_save_samples": True, "do_not_save_grid": True, **GIVEN}  # noqa: F821
+p = processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **given)
 p.is_api = True  # or the host's own controls would set sampler, steps and seed
 p.scripts, p.script_args = runner, args
 Guide.gradient = gradient
