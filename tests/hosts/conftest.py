@@ -32,6 +32,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 7899
 rows: list[tuple[str, str]] = []
 versions: dict[str, str] = {}
+OVERRIDDEN = {"CLIP_stop_at_last_layers": 1, "skip_early_cond": 0, "token_merging_ratio": 0, "pad_cond_uncond": False}
+"""Options that the tests override for a job, at their defaults; the host restores only those that its
+configuration file holds (processing.py, ``process_images``)."""
 VERSIONS = """
 import platform
 from importlib.metadata import version
@@ -113,6 +116,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     url, root = os.environ.get("DECOUPLE_A1111_URL"), os.environ.get("DECOUPLE_A1111_ROOT")
     if url:
         found = Host(url)
+        found.post("/sdapi/v1/options", OVERRIDDEN)
         versions.update(found.inside(VERSIONS))
         yield found
         return
@@ -146,6 +150,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
                 break
             except OSError:
                 time.sleep(2)
+        found.post("/sdapi/v1/options", OVERRIDDEN)
         versions.update(found.inside(VERSIONS))
         yield found
     finally:

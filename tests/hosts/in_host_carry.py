@@ -19,6 +19,7 @@ def latents_at_calls(moved_call):
         names.append(self.sampler.func.__name__)
         if len(seen) - 1 == moved_call:
             x += torch.ones_like(x) / x.numel() ** 0.5
+        self.last_noise_uncond = torch.zeros_like(x)  # DDIM CFG++ takes it besides what forward returns
         return torch.full_like(x, 0.1)
 
     p = processing.StableDiffusionProcessingTxt2Img(

@@ -84,7 +84,8 @@ def test_a_main_call_carries_a_change_to_the_next(host, sampler):
     main = [call for call in calls if call < len(found["later"])]
     assert len(main) >= 3
     for call, following in pairwise(main):
-        assert found["later"][call][following - call - 1] > 0.01, (call, following, found)
+        # The last steps shrink a change as they shrink the noise; one that does not carry leaves exactly nothing.
+        assert found["later"][call][following - call - 1] > 1e-3, (call, following, found)
 
 
 def test_lcm_stands_aside_and_says_so(host):
