@@ -7,9 +7,10 @@ by its own loss alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from .maps import Combine, CrossAttentionLayer, Entity, Treatment, captured, ent
 from .schedule import Schedule, StepRule
 from .trace import ImageTrace, look
 
+Context = Callable[[], AbstractContextManager[Any]]
 Pass = Callable[[Tensor, Sequence[int]], object]
 """``run(latents, images)``: the denoiser's conditional pass on the latents ``[k, ...]`` of the k
 images named by their index in the batch. Rows are image-major, an image's AND parts consecutive."""
@@ -70,8 +72,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def checkpointed(model: nn.Module, layers: Sequence[CrossAttentionLayer]) -> Iterator[None]:
-    """Blocks that hold none of ``layers`` keep no activations inside; they are computed again for the gradient."""
+def checkpointed(
+    model: nn.Module, layers: Sequence[CrossAttentionLayer], again: Context = nullcontext
+) -> Iterator[None]:
+    """Blocks that hold none of ``layers`` keep no activations inside; they are computed again, in ``again``, for the
+    gradient."""
     read = {layer.module for layer in layers}
     blocks = [
         block
@@ -81,7 +86,7 @@ def checkpointed(model: nn.Module, layers: Sequence[CrossAttentionLayer]) -> Ite
     ]
     before = [block.__dict__.get("forward") for block in blocks]
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=lambda: (again(), again()))
     try:
         yield
     finally:
@@ -100,7 +105,7 @@ class Guide:
     is at most this at a step's first look is left alone at that step; refinement, once begun, goes by
     its own threshold. ``observe`` only looks: no gradient, no update, every
     step; ``watch`` looks at the steps that are not guided, too. ``one_at_a_time`` bounds memory by one
-    image a pass; ``checkpoint`` by computing most blocks twice. ``keep_maps`` puts the maps into the trace.
+    image a pass; ``checkpoint`` by computing most blocks twice, within ``again``. ``keep_maps`` puts the maps into the trace.
     """
 
     model: nn.Module
@@ -115,6 +120,7 @@ class Guide:
     stop_below: float | None = None
     one_at_a_time: bool = False
     checkpoint: bool = False
+    again: Context = nullcontext
     observe: bool = False
     watch: bool = False
     keep_maps: bool = False
@@ -145,7 +151,7 @@ class Guide:
 
         Raises NonFinite when a loss or a gradient is not finite.
         """
-        saving = checkpointed(self.model, self.layers) if self.checkpoint else nullcontext()
+        saving = checkpointed(self.model, self.layers, self.again) if self.checkpoint else nullcontext()
         with torch.enable_grad(), frozen(self.model), saving:
             leaf = latents.detach().clone().requires_grad_()
             maps = self.maps(leaf, images, run)

@@ -1,13 +1,13 @@
 """Guidance inside Forge, for its UNets of SD 1.x, 2.x and XL.
 
 Forge loads weights and draws in inference mode, where no gradient can be taken, and adds in place what
-autograd still needs; :class:`Differentiable` cures both for the guided pass alone.
+autograd still needs; both are cured for the guided pass alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -76,10 +76,15 @@ class SamplingPass(sampling.SamplingPass):
         """Inside, gradients can be taken through the host's denoiser."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
-            # A checkpointed block is computed again by the backward pass: that too must see ordinary tensors.
+            # The backward pass computes blocks again where memory is saved; its own threads know no modes.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-            stack.enter_context(Differentiable())
+            stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+            stack.enter_context(OrdinaryTensors())
             yield
+
+    def recomputing(self) -> AbstractContextManager[Any]:
+        """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
+        return OrdinaryTensors(out_of_place=True)
 
     def conditional_pass(self, denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Pass:
         """The host's denoiser on the conditional rows alone, with the conds of this step."""
@@ -153,17 +158,21 @@ def _denoise(patcher: Any, x: Tensor, level: Tensor, c: dict[str, Any], image: S
             vars(net).update(attributes)  # what it prepared was for these rows alone
 
 
-class Differentiable(TorchFunctionMode):
-    """Inside, every torch function sees ordinary tensors on the memory of inference tensors; while gradients are
-    recorded, ``x += y`` and its like make a new tensor, as autograd may have kept the old one.
+class OrdinaryTensors(TorchFunctionMode):
+    """Inside, every torch function sees ordinary tensors on the memory of inference tensors.
+
+    With ``out_of_place``, ``x += y`` and its like make a new tensor: what is computed again for a gradient is kept
+    without a copy. A statement ``x.add_(y)`` would be lost so; the UNet's own blocks have none that matters.
     """
+
+    def __init__(self, out_of_place: bool = False) -> None:
+        super().__init__()
+        self._instead = _OUT_OF_PLACE if out_of_place else {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "__get__":
             return func(*args, **(kwargs or {}))
-        if torch.is_grad_enabled():
-            func = _OUT_OF_PLACE.get(func, func)
-        return func(*_ordinary(args), **_ordinary(kwargs or {}))
+        return self._instead.get(func, func)(*_ordinary(args), **_ordinary(kwargs or {}))
 
 
 def _ordinary(value: Any) -> Any:

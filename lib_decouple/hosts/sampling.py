@@ -63,6 +63,10 @@ class SamplingPass:
         """Inside, gradients can be taken through the host's denoiser."""
         return nullcontext()
 
+    def recomputing(self) -> AbstractContextManager[Any]:
+        """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
+        return nullcontext()
+
     def __init__(self, p: Any, settings: Settings) -> None:
         self.p, self.settings = p, settings
         self.iteration = p.iteration
@@ -193,7 +197,7 @@ class SamplingPass:
                 self.settings, unet, layers, plans, default_level(layers),
                 interrupted=lambda: state.interrupted or state.skipped,
             )  # fmt: skip
-            guide.traces = self.traces
+            guide.again, guide.traces = self.recomputing, self.traces
             for trace, plan in zip(self.traces, plans):
                 trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))
             self._session, self._planned = Session(guide), planned

@@ -24,8 +24,9 @@ from tests.tiny import sharpen
 
 CROSS = {"down_block_types": ("CrossAttnDownBlock2D",) * 3, "up_block_types": ("CrossAttnUpBlock2D",) * 3}
 UNETS: dict[str, dict[str, Any]] = {
-    "sd1": {**CROSS, "block_out_channels": (320, 320, 320), "layers_per_block": 1},
-    "sd2": {**CROSS, "block_out_channels": (320, 320, 320), "layers_per_block": 1, "attention_head_dim": (5, 5, 5)},
+    "sd1": {**CROSS, "block_out_channels": (320, 320, 640), "layers_per_block": 1},
+    "sd2": {**CROSS, "block_out_channels": (320, 320, 640), "layers_per_block": 1, "attention_head_dim": (5, 5, 10)},
+    # The twofold width is one that FreeU acts on.
     # Depths of 0, 2 and 10 with two blocks each are how XL is known.
     "sdxl": {"block_out_channels": (320, 320, 320), "attention_head_dim": (5, 5, 5)},
 }

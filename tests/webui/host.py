@@ -94,7 +94,7 @@ def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
     parser.get_learned_conditioning_prompt_schedules = schedules
     parser.reconstruct_multicond_batch = reconstruct
     samplers, common = types.ModuleType("modules.sd_samplers"), types.ModuleType("modules.sd_samplers_common")
-    common.apply_refiner = lambda denoiser, sigma: False
+    common.apply_refiner = lambda denoiser, x_or_sigma: False
     package = types.ModuleType("modules")
     for module in (shared, parser, samplers, common):
         setattr(package, module.__name__.partition(".")[2], module)
@@ -155,8 +155,7 @@ class Job:
         self.comments: list[str] = []
         self.comment = self.comments.append
         self.sampler = SimpleNamespace(func=func)
-        unet = shared.sd_model.model.diffusion_model
-        self.denoiser = Denoiser(unet, parser)
+        self.denoiser = self.make_denoiser(shared)
         self.denoiser.steps = steps
         indexes, flat, _ = parser.get_multicond_prompt_list(prompts)
         encode = shared.sd_model.cond_stage_model.encode
@@ -166,6 +165,9 @@ class Job:
         ]
         batch = [[SimpleNamespace(schedules=scheduled[k]) for k, _ in image] for image in indexes]
         self.cond = SimpleNamespace(batch=batch)
+
+    def make_denoiser(self, shared: Any) -> nn.Module:
+        return Denoiser(shared.sd_model.model.diffusion_model, sys.modules["modules.prompt_parser"])
 
     @torch.no_grad()
     def sample(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,301 @@
+"""The Forge adapter on the real UNet of ``ldm`` and the stand-in of the host in forge_host.py."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lib_decouple.core.guidance import Guide
+from lib_decouple.hosts import detect
+from lib_decouple.settings import Settings
+
+from . import forge_host as stand_in
+from .host import euler
+
+openaimodel = pytest.importorskip(
+    "ldm.modules.diffusionmodules.openaimodel", reason="ldm's UNet is not installed (stable-diffusion-sdkit)"
+)
+SMOOTH = Settings(enabled=True, entities=("cat", "dog"), size=0.3, loss="com(form=negative)")
+SHAPE = {
+    "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 1,
+    "attention_resolutions": [1, 2], "channel_mult": [1, 2, 2], "num_heads": 4, "use_spatial_transformer": True,
+    "context_dim": 16, "legacy": False, "use_checkpoint": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return stand_in.make_unet(openaimodel.UNetModel, **SHAPE)
+
+
+@pytest.fixture
+def shared(monkeypatch, unet):
+    return stand_in.install(monkeypatch, unet)
+
+
+@pytest.fixture
+def forge(shared):
+    return detect.adapter(shared.sd_model)
+
+
+def noise(count=1):
+    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(5)) * 14
+
+
+def drawn(forge, shared, prompts, settings=None, prepare=None, **given):
+    job = stand_in.Job(shared, prompts, **given)
+    sampling = None
+    if settings:
+        sampling = forge.SamplingPass(job, settings)
+        sampling.attach(noise(len(prompts)))
+    if prepare:
+        prepare(job)
+    return job.sample(noise(len(prompts))), job, sampling
+
+
+def untouched(job, func=euler):
+    unet = job.shared.sd_model.forge_objects.unet.model.diffusion_model
+    return (
+        job.sampler.func is func
+        and "forward" not in vars(job.denoiser)
+        and not any(m._forward_pre_hooks or m._forward_hooks for m in unet.modules())
+        and all(p.requires_grad and p.is_inference() for p in unet.parameters())
+    )
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """What the guide finds in a job: latents, gradient, and the run's arguments."""
+    found, whole = [], Guide.gradient
+
+    def gradient(self, latents, images, run):
+        result = whole(self, latents, images, run)
+        found.append((latents.clone(), result[1]))
+        return result
+
+    monkeypatch.setattr(Guide, "gradient", gradient)
+    return found
+
+
+def reference_gradient(unet, shared, x, sigma, text):
+    """On an ordinary UNet with the same weights, residuals out of place, its own attention and loss."""
+    plain = openaimodel.UNetModel(**SHAPE).eval()
+    plain.load_state_dict({key: value.clone() for key, value in unet.state_dict().items()})
+    maps = []
+
+    def explicit(layer):
+        def attend(hidden, context=None, mask=None):
+            b, n, _ = hidden.shape
+            q, k, v = (
+                p.view(b, -1, layer.heads, p.shape[-1] // layer.heads).transpose(1, 2)
+                for p in (layer.to_q(hidden), layer.to_k(context), layer.to_v(context))
+            )
+            weights = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, dim=-1)
+            if n == 4:
+                maps.append(weights.mean(1))
+            return layer.to_out((weights @ v).transpose(1, 2).reshape(b, n, -1))
+
+        return attend
+
+    for name, layer in plain.named_modules():
+        if name.endswith("attn2"):
+            layer.forward = explicit(layer)
+    context = shared.sd_model.cond_stage_model.encode(text)[None].clone()
+    leaf = x.clone().requires_grad_()
+    plain(leaf / (sigma**2 + 1).sqrt(), sigma.log()[None] * 250 + 500, context=context)
+    mean, at = torch.stack(maps).mean(0)[0], torch.tensor([0.25, 0.75])
+    centres = []
+    for token in (2, 5):
+        share = mean[:, token].view(2, 2) + 1e-8
+        share = share / share.sum()
+        centres.append(torch.stack([(share.sum(1) * at).sum(), (share.sum(0) * at).sum()]))
+    loss = -(centres[0] - centres[1]).square().sum().sqrt()
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+def test_the_stand_in_has_forge_s_obstacles(forge, shared, monkeypatch):
+    monkeypatch.setattr(forge, "OrdinaryTensors", nullcontext)
+    _, _, sampling = drawn(forge, shared, ["a cat and a dog"], SMOOTH)
+    assert "Inference tensors cannot be saved for backward" in sampling.stood_aside
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradient_of_an_ordinary_unet(forge, shared, unet, gradients, recompute):
+    settings = Settings(**{**SMOOTH.as_dict(), "recompute": recompute, "factor": 4})
+    _, job, sampling = drawn(forge, shared, ["a cat and a dog"], settings)
+    assert sampling.stood_aside == ""
+    (x, found), _ = gradients
+    wanted = reference_gradient(unet, shared, x, torch.tensor(14.0), "a cat and a dog")
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    assert untouched(job)
+
+
+@pytest.mark.parametrize("func", [euler, stand_in.ddim])
+@pytest.mark.parametrize("cfg", [1, 3])
+def test_guided_and_everything_restored(forge, shared, func, cfg):
+    plain, before, _ = drawn(forge, shared, ["a cat and a dog"], func=func, cfg=cfg)
+    guided, job, sampling = drawn(forge, shared, ["a cat and a dog"], SMOOTH, func=func, cfg=cfg)
+    assert not torch.equal(plain, guided)
+    assert untouched(job, func)
+    assert sampling.stood_aside == ""
+    (trace,) = sampling.traces
+    assert [record.update_norm > 0 for record in trace.steps] == [True, True, False]
+    share = float((job.denoiser.seen[0] - before.denoiser.seen[0]).norm() / before.denoiser.seen[0].norm())
+    assert share == pytest.approx(trace.steps[0].update_norm, rel=1e-4)
+    again, _, _ = drawn(forge, shared, ["a cat and a dog"], func=func, cfg=cfg)
+    assert torch.equal(plain, again)
+
+
+def test_an_image_of_a_batch_with_and_moves_as_alone(forge, shared):
+    prompts = ["a cat AND a dog", "a dog AND a cat"]
+    settings = Settings(**{**SMOOTH.as_dict(), "entities": ["cat", "dog"]})
+    whole, _, _ = drawn(forge, shared, prompts, settings, cfg=3)
+    job = stand_in.Job(shared, prompts[1:], cfg=3)
+    forge.SamplingPass(job, settings).attach(noise())
+    torch.testing.assert_close(whole[1:], job.sample(noise(2)[1:]), rtol=1e-3, atol=1e-3)
+
+
+def test_masked_images_keep_the_host_s_noise_and_move_inside_alone(forge, shared):
+    def masked(job):
+        job.denoiser.init_latent = torch.full((1, 4, 8, 8), 0.3)
+        job.denoiser.mask = torch.zeros(1, 1, 8, 8)
+        job.denoiser.mask[..., :4] = 1
+        job.denoiser.nmask = 1 - job.denoiser.mask
+        torch.manual_seed(3)
+
+    plain, _, _ = drawn(forge, shared, ["a cat and a dog"], None, masked)
+    after_plain = torch.rand(1)
+    guided, _, sampling = drawn(forge, shared, ["a cat and a dog"], SMOOTH, masked)
+    assert torch.equal(after_plain, torch.rand(1))
+    assert sampling.stood_aside == ""
+    assert torch.equal(plain[..., :4], guided[..., :4])
+    assert not torch.equal(plain[..., 4:], guided[..., 4:])
+
+
+def test_attached_twice_as_in_hires_guides_once(forge, shared):
+    once, _, _ = drawn(forge, shared, ["a cat and a dog"], SMOOTH)
+    job = stand_in.Job(shared, ["a cat and a dog"])
+    first, second = forge.SamplingPass(job, SMOOTH), forge.SamplingPass(job, SMOOTH)
+    original = shared.sd_model.forge_objects.unet
+    first.attach(noise())
+    shared.sd_model.forge_objects.unet = original  # Forge drops the first patcher
+    second.attach(noise())
+    assert second.replaces is first
+    assert torch.equal(once, job.sample(noise()))
+    assert first.traces[0].steps == []
+    assert untouched(job)
+
+
+def test_memory_is_reserved_on_a_patcher_of_this_pass(forge, shared):
+    original = shared.sd_model.forge_objects.unet
+    needs = []
+    for settings, prompts in (
+        (SMOOTH, ["a cat and a dog"]),
+        (SMOOTH, ["a cat AND a dog", "a cat AND a dog"]),
+        (Settings(**{**SMOOTH.as_dict(), "one_at_a_time": True}), ["a cat AND a dog", "a cat AND a dog"]),
+    ):
+        shared.sd_model.forge_objects.unet = original
+        forge.SamplingPass(stand_in.Job(shared, prompts), settings).attach(noise(len(prompts)))
+        assert original.extra_preserved_memory_during_sampling == 0
+        needs.append(shared.sd_model.forge_objects.unet.extra_preserved_memory_during_sampling)
+    assert needs[0] > original.model.memory_required((1, 4, 8, 8))
+    assert needs[1:] == [4 * needs[0], 2 * needs[0]]
+    shared.sd_model.forge_objects.unet = original.clone()
+    shared.sd_model.forge_objects.unet.online_lora = True
+    forge.SamplingPass(stand_in.Job(shared, ["a cat and a dog"]), SMOOTH).attach(noise())
+    weights = 4 * sum(p.numel() for p in original.model.diffusion_model.parameters())
+    assert shared.sd_model.forge_objects.unet.extra_preserved_memory_during_sampling == needs[0] + weights
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_a_control_net_gets_each_image_s_hint_and_is_left_as_it_was(forge, shared, gradients, one_at_a_time):
+    hints = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    settings = Settings(**{**SMOOTH.as_dict(), "one_at_a_time": one_at_a_time})
+    prompts = ["a cat and a dog"] * 2
+
+    def run(hints, count, settings):
+        shared.sd_model.forge_objects.unet.controlnet_linked_list = stand_in.ControlNet(hints)
+        job = stand_in.Job(shared, prompts[:count], cfg=3)
+        if settings:
+            forge.SamplingPass(job, settings).attach(noise(count))
+        return job.sample(noise(2)[-count:])
+
+    batch = run(hints, 2, settings)
+    alone = run(hints[1:], 1, settings)
+    assert not torch.equal(batch[1:], run(hints, 2, None)[1:])
+    torch.testing.assert_close(batch[1:], alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "phase", ["reserve", "plan_image", "cross_attention_layers", "make_guide", "conditional_pass", "main_calls",
+              "differentiable", "switch_refiner", "_denoise"],
+)  # fmt: skip
+@pytest.mark.parametrize("error", [RuntimeError("broken"), torch.cuda.OutOfMemoryError("broken"), KeyError("broken")])
+def test_a_failure_costs_nothing(forge, shared, monkeypatch, phase, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    plain, _, _ = drawn(forge, shared, ["a cat and a dog"])
+    owner = next(one for one in (forge.SamplingPass, forge.sampling, forge) if hasattr(one, phase))
+    monkeypatch.setattr(owner, phase, fail)
+    same, job, sampling = drawn(forge, shared, ["a cat and a dog"], SMOOTH)
+    assert torch.equal(plain, same)
+    assert "broken" in sampling.stood_aside or "out of memory" in sampling.stood_aside
+    assert len(job.comments) == 1
+    assert untouched(job)
+
+
+def test_a_model_with_joint_attention_stands_aside_before_anything_is_attached(forge, shared):
+    class FluxTransformer(torch.nn.Module):
+        pass
+
+    shared.sd_model.forge_objects.unet.model.diffusion_model = FluxTransformer()
+    job = stand_in.Job(shared, ["a cat and a dog"])
+    sampling = forge.SamplingPass(job, SMOOTH)
+    sampling.attach(noise())
+    assert "FluxTransformer is not a UNet" in sampling.stood_aside
+    assert "Flux, SD 3, Chroma" in sampling.stood_aside
+    assert job.sampler.func is euler
+    assert shared.sd_model.forge_objects.unet.extra_preserved_memory_during_sampling == 0
+
+
+def test_patches_that_write_in_place_do_not_change_the_gradient(forge, shared, unet, gradients, monkeypatch):
+    """FreeU writes into a slice of what the next block keeps."""
+
+    def with_patch(write):
+        block = unet.output_blocks[1]
+        forward = block.forward
+
+        def patched(h, *args, **kwargs):
+            return forward(write(h), *args, **kwargs)
+
+        monkeypatch.setattr(block, "forward", patched)
+        try:
+            drawn(forge, shared, ["a cat and a dog"], Settings(**{**SMOOTH.as_dict(), "layers": "up", "factor": 2}))
+        finally:
+            monkeypatch.delattr(block, "forward")
+
+    def in_place(h):
+        kept = torch.sigmoid(h)
+        kept[:, :8] = kept[:, :8] * (kept.mean() + 1)
+        kept.masked_fill_(kept > 0.9, 0.9)
+        return kept
+
+    def out_of_place(h):
+        kept = torch.sigmoid(h)
+        kept = torch.cat([kept[:, :8] * (kept.mean() + 1), kept[:, 8:]], 1)
+        return kept.masked_fill(kept > 0.9, 0.9)
+
+    with_patch(in_place)
+    with_patch(out_of_place)
+    torch.testing.assert_close(gradients[0][1], gradients[2][1], rtol=1e-4, atol=1e-7)
+
+
+def test_tokens_are_those_of_the_text_engine(forge, shared):
+    assert [(p.position, p.text) for p in forge.tokenize("a cat")] == [(1, "a</w>"), (2, "cat</w>")]
+    shared.sd_model = SimpleNamespace(forge_objects=None)
+    with pytest.raises(ValueError, match="no CLIP text encoder"):
+        forge.tokenize("a cat")
