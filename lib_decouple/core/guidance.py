@@ -105,7 +105,8 @@ class Guide:
     is at most this at a step's first look is left alone at that step; refinement, once begun, goes by
     its own threshold. ``observe`` only looks: no gradient, no update, every
     step; ``watch`` looks at the steps that are not guided, too. ``one_at_a_time`` bounds memory by one
-    image a pass; ``checkpoint`` by computing most blocks twice, within ``again``. ``keep_maps`` puts the maps into the trace.
+    image a pass; ``checkpoint`` by computing most blocks twice, within ``again``. ``keep_maps`` puts the
+    maps into the trace.
     """
 
     model: nn.Module

@@ -1,7 +1,7 @@
 """Run inside the WebUI by the probe: the product's gradients in a real job, against central differences of its loss.
 
-Expects GIVEN (attributes of the job), DECOUPLE (named arguments) and H (the differences' length over the latents') in
-its scope. For each guided step: the slope along
+Expects in its scope GIVEN (attributes of the job), DECOUPLE (named arguments), EXTENSIONS (title -> first arguments),
+PREPARE (code, or "") and H (the differences' length over the latents'). For each guided step: the slope along
 the gradient by differences, over the gradient's norm (1 is exact). The loss is to be smooth, or kinks spoil it.
 """
 
@@ -29,12 +29,17 @@ def gradient(self, latents, images, run):
     return found
 
 
+if PREPARE:  # noqa: F821
+    exec(PREPARE)  # noqa: F821 - leaves ``prepare``: the host's patched UNet -> the one to sample with
 runner = scripts.scripts_txt2img
 args = [None] * max(s.args_to for s in runner.scripts)
 args[0] = 0
 for other in runner.alwayson_scripts:
     if other.controls:
         args[other.args_from : other.args_to] = [control.value for control in other.controls]
+    if other.title() in EXTENSIONS:  # noqa: F821
+        theirs = EXTENSIONS[other.title()]  # noqa: F821
+        args[other.args_from : other.args_from + len(theirs)] = theirs
     if other.title() == "Attention Decoupling":
         args[other.args_from] = {"enabled": True, "loss": "com(form=negative)", "steps": 2, **DECOUPLE}  # noqa: F821
 given = {"prompt": "a cat and a dog", "seed": 3, "sampler_name": "Euler", "steps": 4, "cfg_scale": 3.0, "width": 128}
@@ -42,10 +47,20 @@ given |= {"height": 128, "do_not_save_samples": True, "do_not_save_grid": True, 
 p = processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **given)
 p.is_api = True  # or the host's own controls would set sampler, steps and seed
 p.scripts, p.script_args = runner, args
-Guide.gradient = gradient
+hook = runner.process_before_every_sampling
+
+
+def before_every_sampling(p, *args, **kwargs):
+    if PREPARE:  # noqa: F821
+        p.sd_model.forge_objects.unet = prepare(p.sd_model.forge_objects.unet)  # noqa: F821
+    return hook(p, *args, **kwargs)
+
+
+Guide.gradient, runner.process_before_every_sampling = gradient, before_every_sampling
 try:
     with queue_lock:
         processed = processing.process_images(p)
 finally:
     Guide.gradient = whole
+    del runner.process_before_every_sampling
 result = {"slopes": slopes, "info": processed.infotexts[0]}

@@ -1,8 +1,8 @@
 """Random checkpoints that Forge takes for Stable Diffusion 1.5, 2.1 and XL, as small as it lets them be.
 
 Forge knows a family by the widths of its UNet, and loads text encoders and VAE only in full size; depth and
-channel multiples of the UNet are free. ``python -m tests.hosts.small_checkpoints FOLDER [sd1] [sd2] [sdxl]``
-writes ``small-sd1.safetensors`` (0.5 GB) and so on, in fp16. The weights are those of a fixed seed.
+channel multiples of the UNet are free. ``python -m tests.hosts.small_checkpoints FOLDER [sd1] [sd2] [sdxl]
+[control] [lora]`` writes ``small-sd1.safetensors`` (0.5 GB) and so on, in fp16. The weights are those of a fixed seed.
 """
 
 from __future__ import annotations
@@ -124,12 +124,45 @@ def checkpoint(family: str) -> dict[str, Tensor]:
     return {key: value.detach().to(torch.float16).contiguous() for key, value in parts.items()}
 
 
+def control_net() -> dict[str, Tensor]:
+    """A random ControlNet for ``small-sd1``: its UNet's way down, a hint of three channels."""
+    torch.manual_seed(8)
+    encoder = ("time_embed.", "input_blocks.", "middle_block.")
+    parts = {key.removeprefix("model.diffusion_model."): value for key, value in unet("sd1").items()}
+    parts = {key: value for key, value in parts.items() if key.startswith(encoder)}
+    hint = (3, 16, 16, 32, 32, 96, 96, 256, 320)
+    for number, (wide, into) in enumerate(zip(hint, hint[1:])):
+        parts[f"input_hint_block.{2 * number}.weight"] = torch.randn(into, wide, 3, 3) / (9 * wide) ** 0.5
+        parts[f"input_hint_block.{2 * number}.bias"] = torch.zeros(into)
+    outs = [f"zero_convs.{number}" for number in range(6)]
+    for name, channels in zip((*outs, "middle_block_out"), (320, 320, 320, 320, 320, 640, 640)):
+        parts[f"{name}.0.weight"] = torch.randn(channels, channels, 1, 1) / channels**0.5
+        parts[f"{name}.0.bias"] = torch.zeros(channels)
+    return {f"control_model.{key}": value.detach().half().contiguous() for key, value in parts.items()}
+
+
+def lora() -> dict[str, Tensor]:
+    """A random LoRA of rank 4 on the queries and keys of ``small-sd1``'s way down."""
+    torch.manual_seed(9)
+    found = {}
+    for level, wide in enumerate((320, 320, 640)):
+        for attention, into in (("attn1", wide), ("attn2", 768)):
+            for part in ("to_q", "to_k"):
+                name = f"lora_unet_down_blocks_{level}_attentions_0_transformer_blocks_0_{attention}_{part}"
+                source = wide if part == "to_q" else into
+                found[f"{name}.lora_down.weight"] = torch.randn(4, source) / source**0.5
+                found[f"{name}.lora_up.weight"] = torch.randn(wide, 4) * 0.05
+                found[f"{name}.alpha"] = torch.tensor(4.0)
+    return {key: value.half().contiguous() for key, value in found.items()}
+
+
 def write(folder: Path, family: str) -> Path:
     """The checkpoint's file in ``folder``, made if it is not there."""
     target = folder / f"small-{family}.safetensors"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(checkpoint(family), target)
+        made = {"control": control_net, "lora": lora}.get(family)
+        save_file(made() if made else checkpoint(family), target)
     return target
 
 
