@@ -206,11 +206,15 @@ def family_of(path: Path) -> str:
 
 
 def open_pipeline(
-    checkpoint: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32, prediction: str = "epsilon"
+    checkpoint: Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prediction: str | None = None,
 ) -> Any:
     """A pipeline from the embedded checkpoint (None), a ``.safetensors`` file, or a diffusers folder.
 
-    Nothing is downloaded. ``prediction`` is "epsilon" or "v_prediction" (SD 2.x at 768 px).
+    Nothing is downloaded. ``prediction`` is "epsilon" or "v_prediction" (SD 2.x at 768 px); None takes what a
+    folder says, and "epsilon" for a file, which does not say.
     Raises Unsupported, FileNotFoundError.
     """
     import diffusers
@@ -245,6 +249,7 @@ def open_pipeline(
                 target.write_text(json.dumps(config))
             kind = diffusers.StableDiffusionXLPipeline if family == "sdxl" else diffusers.StableDiffusionPipeline
             pipe = kind.from_single_file(str(path), config=folder, local_files_only=True, torch_dtype=dtype, **given)
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction)
+    if prediction:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

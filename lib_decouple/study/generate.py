@@ -53,7 +53,9 @@ def add_parser(commands: Any) -> None:
         "--checkpoint", type=Path, help="a .safetensors file or diffusers folder; else the embedded one"
     )
     parser.add_argument(
-        "--prediction", choices=("epsilon", "v_prediction"), default="epsilon", help="of the checkpoint"
+        "--prediction",
+        choices=("epsilon", "v_prediction"),
+        help="of the checkpoint; when left out, a folder's own, and epsilon for a file",
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the first image (1)")
     parser.add_argument("--n", type=int, default=6, help="how many images, of consecutive seeds (6)")

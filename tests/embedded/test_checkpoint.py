@@ -120,3 +120,12 @@ def test_what_a_file_is_not(tmp_path):
         open_pipeline(tmp_path / "nothing.safetensors")
     with pytest.raises(Unsupported, match=r"no model_index\.json"):
         open_pipeline(tmp_path)
+
+
+def test_a_folder_keeps_its_own_prediction_unless_told(tmp_path):
+    pipe = open_pipeline()
+    pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    pipe.save_pretrained(tmp_path / "v")
+    assert open_pipeline(tmp_path / "v").scheduler.config.prediction_type == "v_prediction"
+    assert open_pipeline(tmp_path / "v", prediction="epsilon").scheduler.config.prediction_type == "epsilon"
+    assert open_pipeline().scheduler.config.prediction_type == "epsilon"
