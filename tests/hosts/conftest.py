@@ -32,7 +32,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 7899
 rows: list[tuple[str, str]] = []
 versions: dict[str, str] = {}
-OVERRIDDEN = {"CLIP_stop_at_last_layers": 1, "skip_early_cond": 0, "token_merging_ratio": 0, "pad_cond_uncond": False}
+OVERRIDDEN = {
+    "CLIP_stop_at_last_layers": 1, "skip_early_cond": 0, "token_merging_ratio": 0, "pad_cond_uncond": False,
+    "batch_cond_uncond": True,
+}  # fmt: skip
 """Options that the tests override for a job, at their defaults; the host restores only those that its
 configuration file holds (processing.py, ``process_images``)."""
 VERSIONS = """

@@ -40,7 +40,9 @@ def scene(plain):
 def assert_guided(picture, index=0):
     assert picture.value("Decouple stood aside", index) is None
     before, after = map(float, picture.value("Decouple IoU", index).split(" to "))
-    assert 0 <= after <= before <= 1
+    # "after" is of a later step, at which maps may overlap more however they are guided.
+    assert 0 <= before <= 1
+    assert 0 <= after <= 1
     return before, after
 
 
@@ -52,7 +54,8 @@ def test_guided_picture_differs_and_says_what_was_done(host, plain):
     assert guided.pixels != plain.pixels
     assert guided.value("Decouple") == "1"
     assert guided.value("Decouple found") == "cat, dog"
-    assert_guided(guided)
+    before, after = assert_guided(guided)
+    assert after < before
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM", "DPM++ 2M"])
