@@ -172,6 +172,9 @@ class OrdinaryTensors(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "__get__":
             return func(*args, **(kwargs or {}))
+        if torch.is_inference_mode_enabled():  # a function's of the host, as one that merges a LoRA on the fly
+            with torch.inference_mode(False), torch.no_grad():
+                return func(*_ordinary(args), **_ordinary(kwargs or {}))
         return self._instead.get(func, func)(*_ordinary(args), **_ordinary(kwargs or {}))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,7 +132,7 @@ def control_net() -> dict[str, Tensor]:
     parts = {key.removeprefix("model.diffusion_model."): value for key, value in unet("sd1").items()}
     parts = {key: value for key, value in parts.items() if key.startswith(encoder)}
     hint = (3, 16, 16, 32, 32, 96, 96, 256, 320)
-    for number, (wide, into) in enumerate(zip(hint, hint[1:])):
+    for number, (wide, into) in enumerate(pairwise(hint)):
         parts[f"input_hint_block.{2 * number}.weight"] = torch.randn(into, wide, 3, 3) / (9 * wide) ** 0.5
         parts[f"input_hint_block.{2 * number}.bias"] = torch.zeros(into)
     outs = [f"zero_convs.{number}" for number in range(6)]
