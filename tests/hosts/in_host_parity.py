@@ -8,6 +8,9 @@ a millionth: what rounding alone grows to. All are largest absolute differences.
 Expects SAMPLER, STEPS, SIZE, LOSS ("com" or "iou") and SHARE in its scope; leaves ``result``.
 """
 
+import contextlib
+import copy
+
 import torch
 from modules import processing, prompt_parser, scripts, sd_samplers_cfg_denoiser, shared
 from modules.call_queue import queue_lock
@@ -82,10 +85,33 @@ def run(script_args, guide=None, forced=()):
     return seen
 
 
+FORGE = hasattr(shared.sd_model, "forge_objects")
+ordinary = []
+
+
+def network():
+    """A1111's UNet; of Forge's, whose weights are inference tensors and which adds in place, an ordinary copy."""
+    if not FORGE:
+        return shared.sd_model.model.diffusion_model
+    if not ordinary:
+        with torch.inference_mode(False):
+            ordinary.append(copy.deepcopy(shared.sd_model.forge_objects.unet.model.diffusion_model).float())
+    return ordinary[0]
+
+
+def conditional_pass(denoiser, x, sigma, tensor, image_cond):
+    if not FORGE:
+        return denoiser.inner_model(x, sigma, cond={"c_crossattn": [tensor], "c_concat": [image_cond]})
+    if denoiser.classic_ddim_eps_estimation:  # scaled latents at a timestep
+        return network()(x, sigma.clone(), context=tensor.clone())
+    time = shared.sd_model.forge_objects.unet.model.predictor.timestep(sigma).clone().float()
+    return network()(x / (sigma.clone() ** 2 + 1).sqrt()[:, None, None, None], time, context=tensor.clone())
+
+
 def reference(denoiser, x, sigma, call, cond, image_cond, **_):
     if call >= GUIDED:
         return
-    unet = shared.sd_model.model.diffusion_model
+    unet = network()
     layers = [m for name, m in unet.named_modules() if name.endswith("attn2")]
     maps, before = [], {}
     parameters = [q for q in unet.parameters() if q.requires_grad]
@@ -108,10 +134,16 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
     for q in parameters:
         q.requires_grad_(False)
     try:
-        with torch.enable_grad():
+        with contextlib.ExitStack() as stack:
+            if FORGE:
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+            stack.enter_context(torch.enable_grad())
             leaf = x.detach().clone().requires_grad_()
             _, tensor = prompt_parser.reconstruct_multicond_batch(cond, denoiser.step)
-            denoiser.inner_model(leaf, sigma, cond={"c_crossattn": [tensor], "c_concat": [image_cond]})
+            conditional_pass(denoiser, leaf, sigma, tensor, image_cond)
+            if len({m.shape[1] for m in maps}) > 1:  # of several levels, that at a quarter of the latents' side
+                maps[:] = [m for m in maps if m.shape[1] == (x.shape[-1] // 4) ** 2]
             mean = torch.stack(maps).mean(0)[0]
             side = int(mean.shape[0] ** 0.5)
             at = (torch.arange(side) + 0.5) / side
