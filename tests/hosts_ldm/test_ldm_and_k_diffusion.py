@@ -177,14 +177,22 @@ def share(m: Tensor) -> Tensor:
     return m / m.sum()
 
 
+def over_pairs(pair: Any) -> Any:
+    return lambda maps: torch.stack([pair(a, b) for k, b in enumerate(maps) for a in maps[:k]]).mean()
+
+
 def ref_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.minimum(share(a), share(b)).sum() / 2
 
 
-def ref_com(a: Tensor, b: Tensor) -> Tensor:
-    h, w = a.shape
+def places(m: Tensor) -> tuple[Tensor, Tensor]:
+    h, w = m.shape
     y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
-    away = [((share(a) - share(b)) * axis / max(h, w)).sum() for axis in (y, x)]
+    return y / max(h, w), x / max(h, w)
+
+
+def ref_com(a: Tensor, b: Tensor) -> Tensor:
+    away = [((share(a) - share(b)) * axis).sum() for axis in places(a)]
     return 1 - torch.stack(away).norm() / math.sqrt(2)
 
 
@@ -192,7 +200,23 @@ def ref_kl(a: Tensor, b: Tensor) -> Tensor:
     return torch.exp(-((share(a) - share(b)) * (share(a) / share(b)).log()).sum() / 2)
 
 
-REFERENCE = {"iou": ref_iou, "com": ref_com, "kl": ref_kl}
+def ref_cc(maps: list[Tensor]) -> Tensor:
+    return 1 - torch.stack([share(m) for m in maps]).amax(0).sum() / len(maps)
+
+
+def ref_intensity(maps: list[Tensor]) -> Tensor:
+    return 1 - torch.stack([m.max() for m in maps]).min()
+
+
+def ref_spread(maps: list[Tensor]) -> Tensor:
+    found = [sum((share(m) * axis**2).sum() - (share(m) * axis).sum() ** 2 for axis in places(m)) for m in maps]
+    return torch.stack(found).mean()
+
+
+REFERENCE = {
+    **{name: over_pairs(pair) for name, pair in (("iou", ref_iou), ("com", ref_com), ("kl", ref_kl))},
+    **{"cc": ref_cc, "intensity": ref_intensity, "spread": ref_spread},
+}
 
 
 def ref_update(unet: Any, z: Tensor, i: int, n: int, text: Tensor, loss: str, rule: StepRule) -> Tensor:
@@ -204,9 +228,7 @@ def ref_update(unet: Any, z: Tensor, i: int, n: int, text: Tensor, loss: str, ru
         h, w = (-(-side // 2) for side in z.shape[-2:])
         grid = (sum(seen) / len(seen))[0].T.reshape(TOKENS, h, w)
         maps = [grid[list(own)].mean(0) for own in PLACES[n]]
-        pairs = [(maps[a], maps[b]) for b in range(len(maps)) for a in range(b)]
-        total = sum(REFERENCE[loss](a, b) for a, b in pairs) / len(pairs)
-        (gradient,) = torch.autograd.grad(total, leaf)
+        (gradient,) = torch.autograd.grad(REFERENCE[loss](maps), leaf)
     if rule.name == "attend-excite":
         return z - rule.size * math.sqrt(1 - 0.5 * i / 3) * gradient
     return z - rule.size * (3, 2, 1)[i] / 6 * z.norm() * gradient / gradient.norm()
@@ -245,10 +267,13 @@ def reference(unet: Any, batch: int, size: tuple[int, int], loss: str, sampler: 
     ("loss", "rule"),
     [
         ("iou", StepRule("relative", 0.2)),
-        ("com", StepRule("relative", 0.1)),
+        ("com", StepRule("relative", 0.05)),
         ("kl", StepRule("attend-excite", 4.0)),
+        ("cc", StepRule("relative", 0.1)),
+        ("intensity", StepRule("relative", 0.1)),
+        ("spread", StepRule("relative", 0.1)),
     ],
-    ids=["iou", "com", "kl-attend-excite"],
+    ids=["iou", "com", "kl-attend-excite", "cc", "intensity", "spread"],
 )
 def test_samplers_go_on_with_the_guided_latents(
     unet: Any,
