@@ -10,7 +10,7 @@ from modules.ui_components import InputAccordion
 
 from lib_decouple.hosts import detect
 from lib_decouple.settings import Settings, specs
-from lib_decouple.webui import api, infotext, ui
+from lib_decouple.webui import api, infotext, rest, ui
 from lib_decouple.webui.report import Run
 
 log = logging.getLogger("lib_decouple")
@@ -95,4 +95,10 @@ class Script(scripts.Script):
             status[self.tabname] = run.lines()
 
 
-script_callbacks.on_app_started(lambda demo, app: api.check_requests(app))
+def serve(demo: Any, app: Any) -> None:
+    """Check requests to the host's API, and add ours."""
+    api.check_requests(app)
+    rest.add(app, rest.of_webui())
+
+
+script_callbacks.on_app_started(serve)

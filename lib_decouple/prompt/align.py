@@ -56,6 +56,8 @@ class Piece:
     A textual inversion of several vectors is one word: its name with ``</w>`` on the last piece, ""
     on those before.
     """
+    embedding: bool = False
+    """Of a textual inversion."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,16 @@ def align(
         chosen[i] = free[0] if free and parsed[i].occurrence is None else places[0]
     _check_distinct(entities, chosen)
     return chosen
+
+
+def occurrence(phrase: str, positions: Sequence[int], pieces: Sequence[Piece]) -> int:
+    """The n with which ``phrase@n`` names the place that holds ``positions``; 0 where none does."""
+    wanted = set(positions)
+    for places in _occurrences(phrase, words(pieces)):
+        for number, place in enumerate(places, start=1):
+            if wanted & set(place):
+                return number
+    return 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,211 @@
+"""The routes under ``/decouple/v1/``, on the host's own FastAPI application.
+
+Who may call: as the host decides. With ``--api-auth`` its users, with a UI login whoever is logged in;
+with neither, everybody. The page itself sends :data:`PAGE_KEY` in the header ``X-Decouple-Key``, as a
+browser knows no ``--api-auth``: whoever was given the page was let in. Requests that write and come from
+another site's page are refused.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from pydantic import BaseModel, Field
+
+from ..prompt.align import Piece
+from . import schema, tokens
+
+PREFIX = "/decouple/v1"
+
+PAGE_KEY = secrets.token_urlsafe(24)
+"""New with every start of the WebUI; the accordion holds it for the page's own requests."""
+
+MOST_BYTES = 128 * 1024
+"""Of a request's body."""
+
+MOST_CHARACTERS = 10_000
+"""Of a prompt."""
+
+
+class Unavailable(RuntimeError):
+    """The host can't answer now, as no model is loaded."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the routes need of the WebUI."""
+
+    tokenize: Callable[[str], Sequence[Piece]]
+    """The loaded model's tokens of one ``AND`` part. Raises Unavailable."""
+    variants: Callable[[str], Sequence[str]]
+    """The texts that prompt editing makes of one part, each once."""
+    credentials: str = ""
+    """``user:password``s by comma, as ``--api-auth`` has them."""
+    origins: Sequence[str] = ()
+    """Other sites whose pages may write, as ``--cors-allow-origins`` has them."""
+
+
+class Prompt(BaseModel):
+    """A prompt as typed."""
+
+    prompt: str = Field(..., max_length=MOST_CHARACTERS)
+
+
+class Word(BaseModel):
+    """One word or sign; see :class:`tokens.PromptWord`."""
+
+    text: str
+    start: int
+    end: int
+    kind: tokens.Kind
+    selectable: bool
+    tokens: list[int]
+    chunk: int
+    part: int
+    weight: float
+    occurrence: int
+
+
+class Tokens(BaseModel):
+    """A prompt's words; suggestions as lists of indexes of words; how many tokens it has."""
+
+    words: list[Word]
+    suggested: list[list[int]]
+    tokens: int
+
+
+def add(app: Any, host: Host) -> None:
+    """Add the routes to ``app``, with the checks that stand before them."""
+    router = APIRouter(
+        prefix=PREFIX,
+        tags=["Attention Decoupling"],
+        route_class=_checked(host.origins),
+        dependencies=[Depends(_admission(app, host.credentials))],
+        responses={401: {"description": "Not allowed in."}, 403: {"description": "A write from another site."}},
+    )
+
+    @router.get("/schema")
+    def settings_schema() -> dict[str, Any]:
+        """JSON Schema of the settings."""
+        return schema.json_schema()
+
+    @router.post("/tokens", response_model=Tokens)
+    def prompt_tokens(body: Prompt) -> dict[str, Any]:
+        """A prompt's words with their tokens, and the entities that are suggested."""
+        try:
+            found = tokens.describe(body.prompt, host.tokenize, host.variants)
+        except Unavailable as error:
+            raise HTTPException(status_code=503, detail=f"{error}") from None
+        return {**found, "words": [asdict(word) for word in found["words"]]}
+
+    app.include_router(router)
+    app.openapi_schema = None
+
+
+def _admission(app: Any, users: str) -> Callable[..., None]:
+    """A dependency that lets in whom the host would."""
+    known = [pair for pair in users.split(",") if pair]
+    user_of = next(
+        (
+            route.dependant.dependencies[0].call
+            for route in app.routes
+            if getattr(route, "path", "") == "/login_check" and route.dependant.dependencies
+        ),
+        None,
+    )
+
+    def admit(
+        request: Request,
+        given: HTTPBasicCredentials | None = Depends(HTTPBasic(auto_error=False)),  # noqa: B008
+    ) -> None:
+        login = getattr(app, "auth", None) is not None or getattr(app, "auth_dependency", None) is not None
+        if not known and not login:
+            return
+        if _same(request.headers.get("x-decouple-key", ""), PAGE_KEY):
+            return
+        if given and any([_same(f"{given.username}:{given.password}", pair) for pair in known]):
+            return
+        if login and user_of is not None and user_of(request) is not None:
+            return
+        basic = {"WWW-Authenticate": "Basic"} if known else None
+        raise HTTPException(status_code=401, detail="not authenticated", headers=basic)
+
+    return admit
+
+
+def _same(given: str, right: str) -> bool:
+    return secrets.compare_digest(given.encode(), right.encode())
+
+
+def _checked(origins: Sequence[str]) -> type[APIRoute]:
+    """Routes that look at where a write comes from, and at its size, before they read it."""
+
+    class Checked(APIRoute):
+        def get_route_handler(self) -> Callable[..., Any]:
+            handle = super().get_route_handler()
+
+            async def check(request: Request) -> Any:
+                if request.method not in ("GET", "HEAD"):
+                    if not _same_site(request, origins):
+                        raise HTTPException(status_code=403, detail="refused: a write from another site's page")
+                    request = await _bounded(request)
+                return await handle(request)
+
+            return check
+
+    return Checked
+
+
+def _same_site(request: Request, origins: Sequence[str]) -> bool:
+    """Whether no other site's page sent this; clients that are no browser send neither header."""
+    origin = request.headers.get("origin")
+    if origin in origins:
+        return True
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+
+
+async def _bounded(request: Request) -> Request:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise HTTPException(status_code=413, detail=f"the body is larger than {MOST_BYTES} bytes")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, receive)
+
+
+def of_webui() -> Host:
+    """The WebUI that this runs in."""
+    from modules import prompt_parser, sd_models, shared
+
+    from ..hosts import detect
+
+    def tokenize(text: str) -> list[Piece]:
+        model = sd_models.model_data.sd_model  # shared.sd_model would load one, and wait
+        try:
+            return detect.adapter(model).tokenize(text)
+        except detect.Unsupported as error:
+            raise Unavailable("no model is loaded yet" if model is None else f"{error}") from None
+
+    def variants(text: str) -> list[str]:
+        if "[" not in text:
+            return [text]
+        schedule = prompt_parser.get_learned_conditioning_prompt_schedules([text], 150)[0]
+        return list(dict.fromkeys(own for _, own in schedule))
+
+    options = shared.cmd_opts
+    origins = [one.strip() for one in (getattr(options, "cors_allow_origins", None) or "").split(",") if one.strip()]
+    return Host(tokenize, variants, getattr(options, "api_auth", None) or "", origins)

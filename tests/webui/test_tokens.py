@@ -1,0 +1,115 @@
+"""The real CLIP vocabulary, chunked as the hosts do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib_decouple.prompt.align import CHUNK, Piece, align
+from lib_decouple.prompt.entities import suggest
+from lib_decouple.webui.tokens import describe
+from tests.tiny import TOKENIZER
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+CLIP = transformers.CLIPTokenizer.from_pretrained(TOKENIZER)
+
+
+def tokenize(text):
+    """``my-style`` is a textual inversion of two vectors."""
+    found, chunk = [], 0
+    for number, section in enumerate(re.split(r"\s*\bBREAK\b\s*", text)):
+        ids = []
+        for segment in re.split(r"(my-style)|[()]|:\d\.\d\)", section):
+            if segment == "my-style":
+                ids += [("", True), ("my-style</w>", True)]
+            elif segment:
+                ids += [(one, False) for one in CLIP.tokenize(segment)]
+        if number:
+            chunk += 1
+        for k, (piece, embedding) in enumerate(ids):
+            found.append(Piece((chunk + k // 75) * CHUNK + 1 + k % 75, piece, embedding))
+        chunk += max(len(ids) - 1, 0) // 75
+    return found
+
+
+def words_of(prompt, **more):
+    return describe(prompt, tokenize, **more)["words"]
+
+
+def test_every_word_has_the_tokens_that_the_host_gives_it():
+    words = words_of("a porcupine, 1girl and the dog's café")
+    assert {w.text: w.tokens for w in words} == {
+        "a": (1,), "porcupine": (2, 3, 4), ",": (5,), "1girl": (6, 7), "and": (8,), "the": (9,), "dog's": (10, 11),
+        "café": (12,),
+    }  # fmt: skip
+    assert all(w.selectable == (w.text != ",") for w in words)
+
+
+def test_signs_are_what_they_are_and_cannot_be_selected():
+    prompt = "(red cat:1.3) <lora:fur:0.5> BREAK dog AND my-style bird :0.7 # a fish"
+    words = words_of(prompt)
+    assert [(w.text, w.kind) for w in words] == [
+        ("(", "weight"), ("red", "word"), ("cat", "word"), (":1.3)", "weight"), ("<lora:fur:0.5>", "lora"),
+        ("BREAK", "break"), ("dog", "word"), ("AND", "and"), ("my-style", "embedding"), ("bird", "word"),
+        (":0.7", "and"), ("# a fish", "comment"),
+    ]  # fmt: skip
+    assert [w.text for w in words if w.selectable] == ["red", "cat", "dog", "my-style", "bird"]
+    by_text = {w.text: w for w in words}
+    assert (by_text["cat"].weight, by_text["dog"].weight) == (1.3, 1.0)
+    assert (by_text["dog"].tokens, by_text["dog"].chunk) == ((78,), 1)
+    assert (by_text["my-style"].tokens, by_text["my-style"].part, by_text["my-style"].chunk) == ((1, 2), 1, 0)
+    assert all(prompt[w.start : w.end] == w.text for w in words)
+
+
+def test_a_word_behind_75_tokens_is_in_the_next_chunk():
+    words = words_of("nice, " * 40 + "cat")
+    assert (words[-1].tokens, words[-1].chunk) == ((77 + 6,), 1)
+
+
+def test_words_of_prompt_editing_have_the_tokens_of_their_own_step():
+    variants = {"a [cat:big fox:5] and cat": ["a cat and cat", "a big fox and cat"]}
+    words = words_of("a [cat:big fox:5] and cat", variants=variants.__getitem__)
+    tokens = [(w.text, w.tokens) for w in words if w.kind == "word"]
+    assert tokens == [("a", (1,)), ("cat", (2,)), ("big", (2,)), ("fox", (3,)), ("and", (3,)), ("cat", (4,))]
+
+
+def test_an_occurrence_is_what_the_entity_s_number_names():
+    prompt = "dog-house, a dog and a Dog AND a dog"
+    words = words_of(prompt)
+    assert [w.occurrence for w in words if w.text.lower() == "dog"] == [2, 3, 4]
+    pieces = tokenize("dog-house, a dog and a Dog")
+    assert align(["dog@3"], pieces) == [next(w.tokens for w in words if w.text == "Dog")]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a photo of an old man walking his dog past a traffic light",
+        "masterpiece, best quality, 1girl, holding umbrella, (traffic light:1.2), dog, man, dog",
+        "a cat BREAK a fire hydrant AND a cat",
+    ],
+)
+def test_suggestions_are_those_of_the_run(prompt):
+    found = describe(prompt, tokenize)
+    named = [" ".join(found["words"][k].text for k in own).lower() for own in found["suggested"]]
+    assert named == suggest(prompt)
+
+
+def test_the_total_is_the_host_s():
+    assert describe("a porcupine BREAK a dog", tokenize)["tokens"] == len(tokenize("a porcupine BREAK a dog"))
+    assert describe("", tokenize) == {"words": [], "suggested": [], "tokens": 0}
+
+
+@given(st.text(st.sampled_from("ab1 ,.()[]:|<>'#-_\\猫é\nANDBREK"), max_size=60) | st.text(max_size=40))
+def test_any_prompt_is_described(prompt):
+    found = describe(prompt, tokenize)
+    end = 0
+    for word in found["words"]:
+        assert end <= word.start < word.end <= len(prompt)
+        assert list(word.tokens) == sorted(set(word.tokens))
+        assert not word.selectable or word.occurrence
+        end = word.end
+    assert all(found["words"][k].selectable for own in found["suggested"] for k in own)
