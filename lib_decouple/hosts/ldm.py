@@ -18,7 +18,8 @@ from .base import Level
 
 _ONE_CALL = {
     *("sample_euler", "sample_euler_ancestral", "sample_lms", "sample_dpmpp_2m", "sample_dpmpp_2m_sde"),
-    *("sample_dpmpp_3m_sde", "ddim", "ddim_cfgpp", "unipc"),
+    *("sample_dpmpp_3m_sde", "sample_ipndm", "sample_ipndm_v", "sample_deis", "sample_ddpm"),
+    *("ddim", "ddim_cfgpp", "unipc"),
 }
 _TWO_CALLS = {
     *("sample_heun", "sample_dpm_2", "sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral", "sample_dpmpp_sde"),
@@ -77,6 +78,8 @@ def main_calls(sampler: str, steps: int) -> dict[int, int]:
         starts = list(range(steps))
     elif sampler in _TWO_CALLS:
         starts = list(range(0, 2 * steps, 2))
+    elif sampler == "sample_heunpp2":  # three calls a step, two at the last but one, one at the last
+        starts = [3 * step for step in range(steps - 1)] + [max(0, 3 * steps - 4)]
     elif sampler == "plms":
         starts = [0, *range(2, steps + 1)]
     elif sampler == "sample_dpm_adaptive":

@@ -90,6 +90,7 @@ def test_another_network_is_refused():
 def test_main_calls():
     assert main_calls("sample_euler", 3) == {0: 0, 1: 1, 2: 2}
     assert main_calls("sample_heun", 3) == {0: 0, 2: 1, 4: 2}
+    assert [list(main_calls("sample_heunpp2", n)) for n in (1, 2, 3, 4)] == [[0], [0, 2], [0, 3, 5], [0, 3, 6, 8]]
     assert main_calls("plms", 3) == {0: 0, 2: 1, 3: 2}
     assert list(main_calls("sample_dpm_fast", 6)) == [0, 3, 5]
     assert list(main_calls("sample_dpm_fast", 7)) == [0, 3, 6]

@@ -1,0 +1,628 @@
+"""The extension in a real Forge.
+
+DECOUPLE_FORGE_ROOT: Forge's folder; a server is started on a CPU with DECOUPLE_FORGE_START, a shell command in which
+{port} and {data} are filled in, by default ``launch.py`` in the WebUI's own venv. Or DECOUPLE_FORGE_URL: a running
+instance that has this folder and ``tests/hosts/probe`` under its ``extensions/`` and ``small-sd1``, ``small-control``
+and ``small-lora`` of small_checkpoints.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from lib_decouple.hosts.ldm import main_calls
+from lib_decouple.webui.api import ORDER
+from tests.hosts import small_checkpoints
+from tests.hosts.conftest import OVERRIDDEN, REPOSITORY, Host, Picture
+
+HERE = Path(__file__).parent
+PORT = 7898
+SMALL = {"width": 128, "height": 128, "steps": 4}
+CURVES = (
+    *("Euler", "Euler a", "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DPM++ 2M"),
+    *("DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "HeunPP2", "IPNDM", "IPNDM_V"),
+    *("DEIS", "DDPM", "DDIM", "DDIM CFG++", "PLMS", "UniPC"),
+)
+
+
+class Forge(Host):
+    """Forge over HTTP; 128 pixels and 4 steps where nothing else is said."""
+
+    def draw(self, decouple: dict[str, Any] | list[Any] | None = None, **given: Any) -> Picture:
+        return super().draw(decouple, **{**SMALL, **given})
+
+
+@pytest.fixture(scope="session")
+def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
+    url, root = os.environ.get("DECOUPLE_FORGE_URL"), os.environ.get("DECOUPLE_FORGE_ROOT")
+    if not url and not root:
+        pytest.skip("no Forge given: set DECOUPLE_FORGE_ROOT to its folder, or DECOUPLE_FORGE_URL")
+    if url:
+        found = Forge(url)
+        found.post("/sdapi/v1/options", OVERRIDDEN)
+        yield found
+        return
+    data = tmp_path_factory.mktemp("forge")
+    (data / "extensions").mkdir()
+    (data / "extensions" / "attention-decoupling").symlink_to(REPOSITORY)
+    (data / "extensions" / "decouple-probe").symlink_to(REPOSITORY / "tests/hosts/probe")
+    for folder, family in (("Stable-diffusion", "sd1"), ("ControlNet", "control"), ("Lora", "lora")):
+        small_checkpoints.write(data / "models" / folder, family)
+    default = (
+        f"cd {root} && CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 exec venv/bin/python launch.py --always-cpu --api "
+        "--skip-prepare-environment --skip-python-version-check --skip-torch-cuda-test --skip-version-check "
+        "--no-download-sd-model --no-hashing --port {port} --data-dir {data}"
+    )
+    command = os.environ.get("DECOUPLE_FORGE_START", default).format(port=PORT, data=data)
+    with open(data / "log.txt", "w") as log:
+        process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True)
+    found = Forge(f"http://127.0.0.1:{PORT}")
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (data / "log.txt").read_text()[-2000:]
+            try:
+                found.get("/sdapi/v1/samplers")
+                break
+            except OSError:
+                time.sleep(2)
+        found.post("/sdapi/v1/options", OVERRIDDEN)
+        yield found
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def plain(forge: Forge) -> Picture:
+    return forge.draw()
+
+
+def encoded(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def assert_guided(picture: Picture) -> None:
+    assert picture.value("Decouple stood aside") is None
+    assert picture.value("Decouple IoU")
+
+
+# ---------------------------------------------------------------- exactness
+
+
+@pytest.mark.parametrize("loss", ["com", "iou"])
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM", "DPM++ 2M"])
+def test_latents_after_every_step_are_those_of_an_independent_reference(forge, sampler, loss):
+    code = (HERE / "in_host_parity.py").read_text()
+    found = forge.inside(code, SAMPLER=sampler, STEPS=8, SIZE=128, LOSS=loss, SHARE=0.1)
+    assert len(set(found["calls"])) == 1
+    assert max(found["apart"]) < 1e-3, found
+    assert found["moved"] > 0.05
+
+
+def slopes(forge, given=None, decouple=None, extensions=None, prepare=""):
+    """The loss' slopes by central differences over the gradients' norms, and the job's infotext."""
+    code = (HERE / "in_host_gradient.py").read_text()
+    found = forge.inside(
+        code, GIVEN=given or {}, DECOUPLE=decouple or {}, EXTENSIONS=extensions or {}, PREPARE=prepare, H=1e-3
+    )
+    assert "stood aside" not in found["info"], found["info"]
+    assert found["slopes"]
+    return found["slopes"]
+
+
+STORAGE = """
+import torch
+from modules import sd_models
+from modules_forge import main_entry
+main_entry.refresh_model_loading_parameters()
+if NAME:
+    sd_models.model_data.forge_loading_parameters["unet_storage_dtype"] = getattr(torch, NAME)
+dynamic = __import__("backend.args").args.dynamic_args
+dynamic["online_lora"] = ONLINE
+if sd_models.model_data.sd_model is not None:
+    sd_models.model_data.forge_hash = ""  # or the model would not be loaded again
+result = True
+"""
+WEIGHTS = """
+from modules import shared
+model = shared.sd_model.forge_objects.unet.model
+result = [str(model.storage_dtype), any(hasattr(m, "forge_online_loras") for m in model.modules())]
+"""
+
+
+@pytest.fixture
+def storage(forge):
+    """Sets how the UNet's weights are kept, and whether a LoRA is merged on the fly; as at the start afterwards."""
+    yield lambda name, online: forge.inside(STORAGE, NAME=name, ONLINE=online)
+    forge.inside(STORAGE, NAME="", ONLINE=False)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_gradient_with_weights_stored_as(forge, storage, name, online, recompute):
+    storage(name, online)
+    found = slopes(forge, {"prompt": "a cat and a dog <lora:small-lora:1>"}, {"recompute": recompute})
+    assert forge.inside(WEIGHTS) == [f"torch.{name}", online]
+    assert found == pytest.approx([1] * len(found), abs=2e-3)
+
+
+IP_ADAPTER = """
+from types import SimpleNamespace
+from lib_ipadapter.IPAdapterPlus import CrossAttentionPatch
+
+def prepare(unet):
+    unet = unet.clone()
+    torch.manual_seed(4)
+    places = [("input", 1), ("input", 3), ("input", 5), ("middle", 0), *(("output", n) for n in range(6))]
+    widths = [320, 320, 640, 640, 640, 640, 320, 320, 320, 320]
+    layers = {
+        f"{2 * k + 1}_to_{part}_ip": torch.nn.Linear(768, width, bias=False)
+        for k, width in enumerate(widths) for part in "kv"
+    }
+    adapter = SimpleNamespace(ip_layers=SimpleNamespace(to_kvs=layers))
+    cond, uncond = torch.randn(1, 4, 768), torch.zeros(1, 4, 768)
+    for k, place in enumerate(places):
+        patch = CrossAttentionPatch(0.7, adapter, k, cond, uncond, "original", None, 999.0, 0.0)
+        unet.set_model_attn2_replace(patch, *place)
+    return unet
+"""
+EXTENSIONS = {
+    "FreeU": {"FreeU Integrated (SD 1.x, SD 2.x, SDXL)": [True, 1.5, 1.6, 0.9, 0.2, 0, 1]},
+    "SelfAttentionGuidance": {"SelfAttentionGuidance Integrated (SD 1.x, SD 2.x, SDXL)": [True, 0.5, 2, 1]},
+    "PerturbedAttentionGuidance": {"PerturbedAttentionGuidance Integrated": [True, 3, 0, 0, 1]},
+    "StyleAlign": {"StyleAlign Integrated": [True, 0.5]},
+    "DynamicThresholding": {
+        "DynamicThresholding (CFG-Fix) Integrated": [
+            *(True, 7.0, 1.0, "Constant", 0.0, "Constant", 0.0, 4.0, "enable", "MEAN", "AD", 1.0)
+        ]
+    },
+    "LatentModifier": {
+        "LatentModifier Integrated": [
+            *(True, 1, "anisotropic", 0, "reinhard", 100, 0, "subtract", 0, 0, "gaussian", "add", 0, 100, 127, 0),
+            *("hard_clamp", 5, 0, "None", "None"),
+        ]
+    },
+}
+
+
+def test_gradient_with_ip_adapter_s_patches(forge):
+    assert slopes(forge, prepare=IP_ADAPTER) == pytest.approx([1, 1], abs=2e-3)
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_gradient_with(forge, name):
+    found = slopes(forge, decouple={"layers": "up"}, extensions=EXTENSIONS[name])
+    assert found == pytest.approx([1] * len(found), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt": "a cat AND a dog"},
+        {"batch_size": 2},
+        {"cfg_scale": 1.0},
+        {"sampler_name": "DDIM"},
+        {"width": 192, "height": 128},
+        {"prompt": "very nice, " * 30 + "a cat and a dog"},
+        {"negative_prompt": "bad, " * 60},
+    ],
+    ids=str,
+)
+def test_gradient_of_a_job(forge, given):
+    assert slopes(forge, given) == pytest.approx([1, 1], abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["attention_basic", "attention_sub_quad", "attention_split", "attention_pytorch"])
+def test_gradient_with_attention_function(forge, name):
+    swap = """
+from backend import attention
+from backend.nn import unet
+kept.setdefault("attention", unet.attention_function)
+unet.attention_function = getattr(attention, NAME) if NAME else kept["attention"]
+result = True
+"""
+    forge.inside(swap, NAME=name)
+    try:
+        assert slopes(forge) == pytest.approx([1, 1], abs=2e-3)
+    finally:
+        forge.inside(swap, NAME="")
+
+
+def test_gradient_with_weights_swapped_to_the_processor(forge):
+    """As on a small GPU: half a megabyte may stay, the rest is fetched for every use."""
+    force = """
+from backend import memory_management as m
+kept["load"] = m.LoadedModel.model_load
+def load(self, model_gpu_memory_when_using_cpu_swap=-1):
+    return kept["load"](self, 512 * 1024 if hasattr(self.model.model, "diffusion_model") else -1)
+m.LoadedModel.model_load = load
+m.unload_all_models()
+result = True
+"""
+    heal = """
+from backend import memory_management as m
+m.LoadedModel.model_load = kept["load"]
+m.unload_all_models()
+result = True
+"""
+    count = """
+from modules import shared
+unet = shared.sd_model.forge_objects.unet.model.diffusion_model
+result = sum(getattr(m, "parameters_manual_cast", False) for m in unet.modules())
+"""
+    forge.inside(force)
+    try:
+        assert slopes(forge) == pytest.approx([1, 1], abs=2e-3)
+        assert forge.inside(count) > 100
+    finally:
+        forge.inside(heal)
+
+
+def test_memory_is_reserved_before_sampling(forge):
+    spy = """
+from backend import memory_management as m
+from backend.sampling import sampling_function as s
+kept["asked"], kept["load"] = [], m.load_models_gpu
+def load(models, memory_required=0, hard_memory_preservation=0):
+    kept["asked"].append(hard_memory_preservation)
+    return kept["load"](models, memory_required, hard_memory_preservation)
+m.load_models_gpu = load
+result = True
+"""
+    heal = """
+from backend import memory_management as m
+m.load_models_gpu = kept["load"]
+result = max(kept["asked"])
+"""
+    asked = []
+    for given in ({}, {"batch_size": 2}, None):
+        forge.inside(spy)
+        try:
+            forge.draw(None if given is None else {}, **(given or {}))
+        finally:
+            asked.append(forge.inside(heal))
+    assert asked[0] > 0
+    assert asked[1] == 2 * asked[0]
+    assert asked[2] == 0  # nothing of a guided job is left
+
+
+# ---------------------------------------------------------------- what the host can be asked for
+
+
+@pytest.mark.parametrize("sampler", CURVES)
+def test_sampler(forge, sampler):
+    given = {"sampler_name": sampler, "steps": 6, "width": 96, "height": 96}
+    guided = forge.draw({"steps": 4, "size": 0.3}, **given)
+    assert_guided(guided)
+    assert guided.pixels != forge.draw(**given).pixels
+
+
+@pytest.mark.parametrize("sampler", CURVES)
+def test_a_main_call_carries_a_change_to_the_next(forge, sampler):
+    found = forge.inside((HERE / "in_host_carry.py").read_text(), SAMPLER=sampler, STEPS=6)
+    main = [call for call in main_calls(found["function"], 6 if sampler in ("DPM fast", "HeunPP2") else 99)]
+    main = [call for call in main if call < len(found["later"])]
+    assert len(main) >= 3
+    for call, following in pairwise(main):
+        assert found["later"][call][following - call - 1] > 1e-3, (call, following, found)
+
+
+def test_lcm_stands_aside_and_says_so(forge):
+    picture = forge.draw({}, sampler_name="LCM")
+    assert "LCM" in picture.value("Decouple stood aside")
+    assert picture.pixels == forge.draw(sampler_name="LCM").pixels
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"cfg_scale": 1},
+        {"distilled_cfg_scale": 5.0},
+        {"width": 104, "height": 168},
+        {"prompt": "a cat AND a dog :0.8"},
+        {"prompt": "a cat BREAK a dog"},
+        {"prompt": "a [cat:fox:0.75] and a dog"},
+        {"prompt": "very nice, " * 60 + "a cat and a dog"},
+        {"negative_prompt": "bad, " * 60},
+        {"prompt": "a (cat:1.3) and a [dog]"},
+        {"scheduler": "Karras"},
+        {"batch_size": 2},
+        {"n_iter": 2},
+    ],
+    ids=str,
+)
+def test_setting(forge, given):
+    entities = ["cat", "fox", "dog"] if "fox" in given.get("prompt", "") else ["cat", "dog"]
+    guided = forge.draw({"entities": entities}, **given)
+    assert_guided(guided)
+    assert guided.pixels != forge.draw(**given).pixels
+
+
+def test_distilled_cfg_means_nothing_to_these_models(forge):
+    assert forge.draw({}, distilled_cfg_scale=9.0).pixels == forge.draw({}, distilled_cfg_scale=3.5).pixels
+
+
+def test_an_image_of_a_batch_comes_out_as_alone(forge):
+    batch, alone = (
+        forge.draw({}, batch_size=2, prompt="a cat AND a dog"),
+        forge.draw({}, seed=4, prompt="a cat AND a dog"),
+    )
+    assert max(abs(a - b) for a, b in zip(batch.pixels[-1], alone.pixels[0])) <= 3
+
+
+def test_a_batch_that_the_host_splits(forge):
+    split = """
+from backend import memory_management as m
+kept["free"] = m.get_free_memory
+m.get_free_memory = lambda *args, **kwargs: 1
+result = True
+"""
+    heal = """
+from backend import memory_management as m
+m.get_free_memory = kept["free"]
+result = True
+"""
+    whole = forge.draw({}, batch_size=2)
+    forge.inside(split)
+    try:
+        parts = forge.draw({}, batch_size=2)
+    finally:
+        forge.inside(heal)
+    assert_guided(parts)
+    assert max(abs(a - b) for a, b in zip(whole.pixels[-1], parts.pixels[-1])) <= 3
+
+
+@pytest.mark.parametrize("hires", [False, True])
+def test_hires(forge, hires):
+    given = {
+        "enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6,
+        "hr_additional_modules": ["Use same choices"],
+    }  # fmt: skip
+    count = """
+from lib_decouple.core.guidance import Guide
+kept["step"], kept["steps"] = Guide.step, []
+def step(self, latents, step, *args, **kwargs):
+    kept["steps"].append([tuple(latents.shape[2:]), step])
+    return kept["step"](self, latents, step, *args, **kwargs)
+Guide.step = step
+result = True
+"""
+    heal = """
+from lib_decouple.core.guidance import Guide
+Guide.step = kept["step"]
+result = kept["steps"]
+"""
+    forge.inside(count)
+    try:
+        guided = forge.draw({"hires": hires}, **given)
+    finally:
+        steps = forge.inside(heal)
+    assert guided.images[0].size == (192, 192)
+    assert_guided(guided)
+    first, second = ([step for size, step in steps if size[0] == side] for side in (16, 24))
+    assert first == sorted(set(first)) != []  # once a step, though Forge calls the hook twice
+    assert second == (sorted(set(second)) if hires else [])
+    assert bool(second) == hires
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM", "UniPC", "PLMS"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_img2img(forge, plain, sampler, masked):
+    given = {"init_images": [encoded(plain.images[0])], "denoising_strength": 0.8, "sampler_name": sampler, "steps": 6}
+    if masked:
+        mask = Image.new("L", (128, 128))
+        ImageDraw.Draw(mask).rectangle((0, 0, 64, 128), fill=255)
+        given |= {"mask": encoded(mask), "mask_blur": 0}
+    guided, unguided = forge.draw({}, **given), forge.draw(**given)
+    assert guided.value("Decouple stood aside") is None
+    assert guided.pixels != unguided.pixels
+    if masked:
+        whole = [Image.frombytes("RGB", (128, 128), p.pixels[0]) for p in (guided, unguided)]
+        right = [one.crop((80, 0, 128, 128)).tobytes() for one in whole]
+        assert right[0] == right[1]
+
+
+@pytest.mark.parametrize("mode", ["Balanced", "My prompt is more important", "ControlNet is more important"])
+def test_control_net(forge, plain, mode):
+    unit = {
+        "enabled": True, "module": "None", "model": "small-control", "weight": 0.5, "control_mode": mode,
+        "image": encoded(plain.images[0]),
+    }  # fmt: skip
+    given = {"alwayson_scripts": {"controlnet": {"args": [unit]}}}
+    controlled = forge.draw(**given)
+    assert controlled.pixels != plain.pixels
+    given["alwayson_scripts"] = {"controlnet": {"args": [unit]}}
+    guided = forge.draw({}, **given)
+    assert_guided(guided)
+    assert guided.pixels != controlled.pixels
+    given["alwayson_scripts"] = {"controlnet": {"args": [unit]}}
+    assert forge.draw(**given).pixels == controlled.pixels
+
+
+@pytest.mark.parametrize("title", ["kohya hrfix integrated", "multidiffusion integrated"])
+def test_what_draws_at_another_size_inside_stands_aside_or_is_guided(forge, title):
+    args = {
+        "kohya hrfix integrated": [True, 3, 2, 0, 0.9, True, "bicubic", "bicubic"],
+        "multidiffusion integrated": [True, "MultiDiffusion", 64, 64, 32, 1],
+    }[title]
+    given = {"alwayson_scripts": {title: {"args": args}}}
+    host_s = forge.draw(**given)
+    given["alwayson_scripts"] = {title: {"args": args}}
+    picture = forge.draw({}, **given)
+    if reason := picture.value("Decouple stood aside"):
+        assert picture.pixels == host_s.pixels
+        assert "pixels, not" in reason or "maps" in reason or "layers" in reason
+    else:
+        assert picture.pixels != host_s.pixels
+
+
+# ---------------------------------------------------------------- infotext
+
+
+OF_A1111 = (
+    "a cat and a dog\nSteps: 6, Sampler: Euler, Schedule type: Automatic, CFG scale: 3.0, Seed: 3, Size: 96x96, "
+    "Model hash: 5f5ed2ad4e, Model: decouple-tiny, Decouple: 1, Decouple loss: iou + 0.5*intensity, "
+    'Decouple entities: "cat, dog", Decouple size: 0.31, Decouple refine steps: "0, 2", Decouple found: "cat, dog", '
+    "Decouple IoU: 0.712 to 0.544, Version: v1.10.1"
+)
+PASTE = """
+from modules import infotext_utils, scripts
+params = infotext_utils.parse_generation_parameters(TEXT)
+script = next(s for s in scripts.scripts_txt2img.alwayson_scripts if s.title() == "Attention Decoupling")
+result = {key.args[0]: key(params) for _, key in script.infotext_fields}
+"""
+
+
+def test_an_infotext_of_a1111_restores(forge):
+    found = forge.inside(PASTE, TEXT=OF_A1111)
+    assert {k: found[k] for k in ("enabled", "loss", "entities", "size", "refine_steps", "steps")} == {
+        "enabled": True, "loss": "iou + 0.5*intensity", "entities": "cat, dog", "size": 0.31, "refine_steps": "0, 2",
+        "steps": 0,
+    }  # fmt: skip
+
+
+def test_an_own_infotext_restores_and_makes_the_picture_again(forge):
+    given = {"loss": "iou + 0.5*intensity", "size": 0.31, "entities": ["cat", "dog"], "refine_steps": [0, 2]}
+    first = forge.draw(given)
+    found = forge.inside(PASTE, TEXT=first.infotexts[0])
+    assert found["enabled"] is True
+    order = ORDER[: ORDER.index("refine_threshold")]
+    assert forge.draw([found[name] for name in order]).pixels == first.pixels
+
+
+def test_an_infotext_without_our_keys_turns_us_off(forge, plain):
+    assert forge.inside(PASTE, TEXT=plain.infotexts[0])["enabled"] is False
+
+
+def test_bad_argument_is_answered_with_422(forge):
+    body = {"prompt": "a", "alwayson_scripts": {"attention decoupling": {"args": [{"enabled": True, "loss": "iuo"}]}}}
+    status, answer = forge.post("/sdapi/v1/txt2img", body)
+    assert status == 422
+    assert all(word in answer["detail"] for word in ("loss:", "iuo", "iou, com, kl, cc"))
+
+
+# ---------------------------------------------------------------- nothing lost
+
+
+def test_not_enabled_is_the_host_alone(forge):
+    without = """
+from modules import scripts
+runner = scripts.scripts_txt2img
+kept["scripts"] = list(runner.alwayson_scripts)
+runner.alwayson_scripts[:] = [s for s in runner.alwayson_scripts if s.title() != "Attention Decoupling"]
+runner.callback_map.clear()
+result = True
+"""
+    back = """
+from modules import scripts
+scripts.scripts_txt2img.alwayson_scripts[:] = kept["scripts"]
+scripts.scripts_txt2img.callback_map.clear()
+result = True
+"""
+    forge.draw({})
+    off = forge.draw({"enabled": False})
+    forge.inside(without)
+    try:
+        alone = forge.draw()
+    finally:
+        forge.inside(back)
+    assert off.pixels == alone.pixels
+    assert off.infotexts == alone.infotexts
+
+
+HOOKS = """
+from modules import sd_samplers_cfg_denoiser as d, shared
+objects = shared.sd_model.forge_objects_after_applying_lora
+unet = objects.unet.model.diffusion_model
+result = {
+    "hooks": sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in unet.modules()),
+    "forward": d.CFGDenoiser.forward.__qualname__,
+    "reserved": objects.unet.extra_preserved_memory_during_sampling,
+}
+"""
+FAULTS = {
+    "out of memory in the pass": ("lib_decouple.core.maps", "_shares", "torch.cuda.OutOfMemoryError('none left')"),
+    "gradient": ("torch.autograd", "grad", "RuntimeError('no gradient')"),
+    "prompt": ("lib_decouple.hosts.sampling", "plan_image", "KeyError('plan')"),
+    "layers": ("lib_decouple.hosts.sampling", "cross_attention_layers", "AttributeError('layers')"),
+    "schedule": ("lib_decouple.hosts.sampling", "main_calls", "IndexError('calls')"),
+    "memory": ("lib_decouple.hosts.forge.SamplingPass", "reserve", "TypeError('reserve')"),
+    "context": ("lib_decouple.hosts.forge.SamplingPass", "differentiable", "RuntimeError('mode')"),
+    "pass": ("lib_decouple.hosts.forge", "_denoise", "RuntimeError('pass')"),
+    "update": ("lib_decouple.core.schedule.StepRule", "update", "ZeroDivisionError('update')"),
+    "trace": ("lib_decouple.core.guidance", "look", "ArithmeticError('look')"),
+    "attach": ("lib_decouple.hosts.sampling.SamplingPass", "attach", "MemoryError('attach')"),
+    "detect": ("lib_decouple.hosts.detect", "adapter", "ImportError('detect')"),
+}
+INJECT = """
+import importlib, torch
+path, name, error = FAULT
+try:
+    owner = importlib.import_module(path)
+except ModuleNotFoundError:
+    module, _, cls = path.rpartition(".")
+    owner = getattr(importlib.import_module(module), cls)
+kept["fault"] = (owner, name, getattr(owner, name))
+def fail(*args, **kwargs):
+    raise eval(error)
+setattr(owner, name, fail)
+result = True
+"""
+HEAL = """
+owner, name, whole = kept["fault"]
+setattr(owner, name, whole)
+result = True
+"""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_costs_nothing(forge, plain, fault):
+    clean = forge.inside(HOOKS)
+    forge.inside(INJECT, FAULT=FAULTS[fault])
+    try:
+        failed = forge.draw({})
+    finally:
+        forge.inside(HEAL)
+    assert forge.inside(HOOKS) == clean
+    assert failed.pixels == plain.pixels
+    assert failed.value("Decouple stood aside")
+    assert forge.draw().pixels == plain.pixels
+
+
+FOREIGN = """
+import torch
+from modules import shared
+unet = shared.sd_model.forge_objects.unet
+class IntegratedFluxTransformer2DModel(torch.nn.Module):
+    pass
+from lib_decouple.hosts import forge
+kept["fault"] = (forge.SamplingPass, "unet", forge.SamplingPass.unet)
+forge.SamplingPass.unet = lambda self: IntegratedFluxTransformer2DModel()
+result = True
+"""
+
+
+def test_a_transformer_with_joint_attention_stands_aside_with_a_sentence(forge, plain):
+    forge.inside(FOREIGN)
+    try:
+        picture = forge.draw({})
+    finally:
+        forge.inside(HEAL)
+    assert picture.pixels == plain.pixels
+    assert "IntegratedFluxTransformer2DModel is not a UNet" in picture.value("Decouple stood aside")
+    assert "(Flux, SD 3, Chroma) are not" in picture.value("Decouple stood aside")
