@@ -11,20 +11,11 @@ from torch import Tensor, nn
 from ..core.guidance import Pass
 from ..prompt.align import Piece
 from . import sampling
-from .ldm import pieces
 
 
 def tokenize(text: str) -> list[Piece]:
     """The loaded model's tokens of ``text``, weights and BREAK understood, with their positions in the context."""
-    clip = shared.sd_model.cond_stage_model
-    (chunks,), _ = clip.process_texts([text])
-    # SDXL has two text encoders with the same chunks.
-    encoder = next((one for one in (clip, *getattr(clip, "embedders", ())) if hasattr(one, "tokenizer")), None)
-    if encoder is not None:
-        return pieces(chunks, encoder.tokenizer.convert_ids_to_tokens)
-    from modules.sd_hijack_open_clip import tokenizer
-
-    return pieces(chunks, tokenizer.decoder.__getitem__)
+    return sampling.tokens_of(shared.sd_model.cond_stage_model, text)
 
 
 class SamplingPass(sampling.SamplingPass):

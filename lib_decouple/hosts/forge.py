@@ -1,4 +1,4 @@
-"""Guidance inside Forge, for its UNets of SD 1.x, 2.x and XL.
+"""Guidance inside Forge, for its UNets of SD 1.x, 2.x and XL; read for, not run in, reForge and Forge Classic.
 
 Forge loads weights and draws in inference mode, where no gradient can be taken, and adds in place what
 autograd still needs; both are cured for the guided pass alone.
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..core.guidance import Pass
 from ..prompt.align import Piece
 from . import sampling
-from .ldm import Unsupported, pieces
+from .ldm import Unsupported
 
 _TIMES_A_PASS = 6.5
 """Activations kept for a gradient, over the host's own estimate of a pass. Counted on shapes in fp16, batch 1,
@@ -35,12 +35,12 @@ _OUT_OF_PLACE = {
 def tokenize(text: str) -> list[Piece]:
     """The loaded model's tokens of ``text``, weights and BREAK understood, with their positions in the context."""
     model = shared.sd_model
-    # XL has two text encoders with the same chunks.
-    engine = getattr(model, "text_processing_engine", None) or getattr(model, "text_processing_engine_l", None)
+    # XL has two text encoders with the same chunks; the Forges built on ldm_patched have A1111's.
+    names = ("text_processing_engine", "text_processing_engine_l", "cond_stage_model")
+    engine = next((getattr(model, name) for name in names if hasattr(model, name)), None)
     if engine is None:
         raise Unsupported(f"{type(model).__name__} has no CLIP text encoder that is known here")
-    (chunks,), _ = engine.process_texts([text])
-    return pieces(chunks, engine.tokenizer.convert_ids_to_tokens)
+    return sampling.tokens_of(engine, text)
 
 
 class SamplingPass(sampling.SamplingPass):
@@ -64,10 +64,10 @@ class SamplingPass(sampling.SamplingPass):
         rows = [len(own) for own in parts]
         shape = [max(rows) if self.settings.one_at_a_time else sum(rows), *x.shape[1:]]
         needed = _TIMES_A_PASS * patcher.model.memory_required(shape)
-        model = patcher.model
-        if model.storage_dtype != model.computation_dtype or patcher.has_online_lora():
-            size = torch.empty(0, dtype=model.computation_dtype).element_size()
-            needed += size * sum(one.numel() for one in model.diffusion_model.parameters())
+        computed = getattr(patcher.model, "computation_dtype", None)  # the Forges built on ldm_patched have neither
+        if computed and (patcher.model.storage_dtype != computed or patcher.has_online_lora()):
+            size = torch.empty(0, dtype=computed).element_size()
+            needed += size * sum(one.numel() for one in patcher.model.diffusion_model.parameters())
         patcher.add_extra_preserved_memory_during_sampling(int(needed))
         objects.unet = patcher
 
@@ -96,7 +96,7 @@ class SamplingPass(sampling.SamplingPass):
             kept = denoiser.inner_model.inner_model.alphas_cumprod
             level = ((1 - kept) / kept).sqrt()[sigma.round().long().clip(0, len(kept) - 1)]
             scale = (level**2 + 1).sqrt()
-        outside = _outside_the_mask(denoiser, patcher.model.predictor, level)
+        outside = _outside_the_mask(denoiser, patcher.model, level)
 
         def run(latents: Tensor, images: Sequence[int]) -> object:
             x = latents * scale[list(images), None, None, None]
@@ -116,14 +116,15 @@ class SamplingPass(sampling.SamplingPass):
         return run
 
 
-def _outside_the_mask(denoiser: Any, predictor: Any, level: Tensor) -> Tensor | None:
+def _outside_the_mask(denoiser: Any, model: Any, level: Tensor) -> Tensor | None:
     """What the host is about to put outside an inpainting mask; the same noise, which it still is to draw."""
-    initial = denoiser.init_latent
-    if denoiser.mask is None:
+    initial, predictor = denoiser.init_latent, getattr(model, "predictor", None)
+    if denoiser.mask is None or not (predictor or denoiser.mask_before_denoising):
         return None
     with torch.random.fork_rng(devices=[initial.device] if initial.device.type == "cuda" else []):
         noise = torch.randn_like(initial)
-    return predictor.noise_scaling(level[:, None, None, None], noise, initial, max_denoise=False)
+    sigma = level[:, None, None, None]
+    return predictor.noise_scaling(sigma, noise, initial, max_denoise=False) if predictor else initial + sigma * noise
 
 
 def _denoise(patcher: Any, x: Tensor, level: Tensor, c: dict[str, Any], image: Sequence[int]) -> object:

@@ -25,9 +25,21 @@ from ..core.trace import ImageTrace
 from ..prompt.align import Piece
 from ..settings import Settings
 from .base import Session, make_guide
-from .ldm import cross_attention_layers, default_level, main_calls, plan_image
+from .ldm import cross_attention_layers, default_level, main_calls, pieces, plan_image
 
 log = logging.getLogger("lib_decouple")
+
+
+def tokens_of(clip: Any, text: str) -> list[Piece]:
+    """:meth:`SamplingPass.tokenize` by a model's ``cond_stage_model``."""
+    (chunks,), _ = clip.process_texts([text])
+    # SDXL has two text encoders with the same chunks.
+    encoder = next((one for one in (clip, *getattr(clip, "embedders", ())) if hasattr(one, "tokenizer")), None)
+    if encoder is not None:
+        return pieces(chunks, encoder.tokenizer.convert_ids_to_tokens)
+    from modules.sd_hijack_open_clip import tokenizer
+
+    return pieces(chunks, tokenizer.decoder.__getitem__)
 
 
 class SamplingPass:

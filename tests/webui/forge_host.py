@@ -137,6 +137,7 @@ class Denoiser(torch.nn.Module):
     """CFGDenoiser."""
 
     mask = nmask = init_latent = None
+    mask_before_denoising = False
 
     def __init__(self, shared: Any, timesteps: bool) -> None:
         super().__init__()

@@ -294,6 +294,28 @@ def test_patches_that_write_in_place_do_not_change_the_gradient(forge, shared, u
     torch.testing.assert_close(gradients[0][1], gradients[2][1], rtol=1e-4, atol=1e-7)
 
 
+def test_a_forge_built_on_ldm_patched(forge, shared):
+    """reForge and Forge Classic: A1111's text encoder, no predictor, no dtypes of their own."""
+    older = shared.sd_model
+    del older.text_processing_engine, older.forge_objects.unet.model.predictor
+    model = type("BaseModel", (), {k: v for k, v in vars(stand_in.Model).items() if "dtype" not in k})
+    older.forge_objects.unet.model.__class__ = model
+
+    def masked(job):
+        job.denoiser.init_latent = torch.full((1, 4, 8, 8), 0.3)
+        job.denoiser.mask = torch.zeros(1, 1, 8, 8)
+        job.denoiser.mask[..., :4] = 1
+        job.denoiser.nmask = 1 - job.denoiser.mask
+        torch.manual_seed(3)
+
+    for prepare in (None, masked):
+        plain, _, _ = drawn(forge, shared, ["a cat and a dog"], None, prepare)
+        guided, job, sampling = drawn(forge, shared, ["a cat and a dog"], SMOOTH, prepare)
+        assert sampling.stood_aside == ""
+        assert not torch.equal(plain, guided)
+        assert untouched(job)
+
+
 def test_tokens_are_those_of_the_text_engine(forge, shared):
     assert [(p.position, p.text) for p in forge.tokenize("a cat")] == [(1, "a</w>"), (2, "cat</w>")]
     shared.sd_model = SimpleNamespace(forge_objects=None)
