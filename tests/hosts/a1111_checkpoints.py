@@ -1,0 +1,84 @@
+"""Checkpoints for AUTOMATIC1111 beside the embedded one: small SD 2 (v and epsilon) and XL, an inpainting model.
+
+``python -m tests.hosts.a1111_checkpoints WEBUI_ROOT FOLDER`` takes ``small-sd2`` and ``small-sdxl`` that
+``small_checkpoints`` left in FOLDER and writes what that WebUI needs of them: SD 2 with the last layer of its text
+encoder, which the penultimate one is read before, and a yaml with the smaller UNet beside each. ``tiny-inpainting``
+is the embedded model with five more input channels, which are random.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from lib_decouple.embedded.place import CHECKPOINT, TOKENIZER, yaml_text
+from lib_decouple.hosts.checkpoints import FAMILIES
+
+LDM = "repositories/stable-diffusion-stability-ai/configs/stable-diffusion"
+SGM = "repositories/generative-models/configs/inference"
+SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "small-sd2-v": (f"{LDM}/v2-inference-v.yaml", {"channel_mult": [1, 1, 2], "num_res_blocks": 1}),
+    "small-sd2-base": (f"{LDM}/v2-inference.yaml", {"channel_mult": [1, 1, 2], "num_res_blocks": 1}),
+    "small-sdxl": (f"{SGM}/sd_xl_base.yaml", {"channel_mult": [1, 1, 1]}),
+}
+
+
+def layout(root: Path, name: str, text_encoder: Path) -> Any:
+    """The WebUI's own yaml of the family, with the smaller UNet, and XL's first text encoder from a folder."""
+    source, changes = SMALL[name]
+    found = OmegaConf.load(root / source)
+    unet = found.model.params.get("unet_config") or found.model.params.network_config
+    unet.params.update({**changes, "use_checkpoint": False})
+    unet.params.pop("use_fp16", None)
+    if "conditioner_config" in found.model.params:
+        found.model.params.conditioner_config.params.emb_models[0].params.version = text_encoder.as_posix()
+    return found
+
+
+def sd2(folder: Path) -> None:
+    """As OpenCLIP's file has it: 24 layers."""
+    parts = load_file(folder / "small-sd2.safetensors")
+    head = "cond_stage_model.model."
+    last = f"{head}transformer.resblocks.22."
+    parts |= {key.replace(".22.", ".23."): value.clone() for key, value in parts.items() if key.startswith(last)}
+    parts[f"{head}text_projection"] = torch.eye(1024, dtype=torch.float16)
+    parts[f"{head}logit_scale"] = torch.tensor(1.0, dtype=torch.float16)
+    for name in ("small-sd2-v", "small-sd2-base"):
+        save_file(parts, folder / f"{name}.safetensors")
+
+
+def clip_l(folder: Path) -> Path:
+    """What the WebUI would take from the hub: XL's first text encoder's configuration, and the tokenizer."""
+    target = folder / "clip-l"
+    shutil.copytree(TOKENIZER, target, dirs_exist_ok=True)
+    (target / "config.json").write_text(json.dumps(FAMILIES["sdxl"]["text_encoder"]))
+    return target
+
+
+def inpainting(folder: Path) -> None:
+    """The embedded model as an inpainting one."""
+    parts = load_file(CHECKPOINT)
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    more = torch.randn(parts[key].shape[0], 5, 3, 3, generator=torch.Generator().manual_seed(0)) * 0.02
+    parts[key] = torch.cat([parts[key], more.to(parts[key].dtype)], 1)
+    save_file(parts, folder / "tiny-inpainting.safetensors")
+    text = yaml_text(TOKENIZER.as_posix()).replace("in_channels: 4\n        out", "in_channels: 9\n        out")
+    text = text.replace("ddpm.LatentDiffusion", "ddpm.LatentInpaintDiffusion")
+    text = text.replace("conditioning_key: crossattn", "conditioning_key: hybrid\n    finetune_keys: null")
+    (folder / "tiny-inpainting.yaml").write_text(text)
+
+
+if __name__ == "__main__":
+    root, target = Path(sys.argv[1]), Path(sys.argv[2])
+    sd2(target)
+    inpainting(target)
+    for name in SMALL:
+        OmegaConf.save(layout(root, name, clip_l(target)), target / f"{name}.yaml")
+        print(target / f"{name}.yaml")
