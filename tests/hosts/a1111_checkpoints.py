@@ -3,7 +3,7 @@
 ``python -m tests.hosts.a1111_checkpoints WEBUI_ROOT FOLDER`` takes ``small-sd2`` and ``small-sdxl`` that
 ``small_checkpoints`` left in FOLDER and writes what that WebUI needs of them: SD 2 with the last layer of its text
 encoder, which the penultimate one is read before, and a yaml with the smaller UNet beside each. ``tiny-inpainting``
-is the embedded model with five more input channels, which are random.
+is the embedded model with five more input channels, which are random, ``tiny-other`` one with noise on its weights.
 """
 
 from __future__ import annotations
@@ -75,10 +75,22 @@ def inpainting(folder: Path) -> None:
     (folder / "tiny-inpainting.yaml").write_text(text)
 
 
+def other(folder: Path) -> None:
+    """A refiner: the embedded model, its UNet a little different."""
+    generator = torch.Generator().manual_seed(1)
+    parts = load_file(CHECKPOINT)
+    for key in [key for key in parts if key.startswith("model.diffusion_model.") and parts[key].ndim > 1]:
+        noise = torch.randn(parts[key].shape, generator=generator) * parts[key].float().std() * 0.1
+        parts[key] = (parts[key] + noise).to(parts[key].dtype)
+    save_file(parts, folder / "tiny-other.safetensors")
+    (folder / "tiny-other.yaml").write_text(yaml_text(TOKENIZER.as_posix()))
+
+
 if __name__ == "__main__":
     root, target = Path(sys.argv[1]), Path(sys.argv[2])
     sd2(target)
     inpainting(target)
+    other(target)
     for name in SMALL:
         OmegaConf.save(layout(root, name, clip_l(target)), target / f"{name}.yaml")
         print(target / f"{name}.yaml")
