@@ -1,0 +1,167 @@
+"""The page of a real AUTOMATIC1111, clicked in headless Chromium; see conftest.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+
+from lib_decouple.settings import Settings, specs
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+DRIVER = shutil.which("chromedriver")
+OURS = "script_{tab}_attention_decoupling_{name}"
+SETTINGS = {
+    "loss": "iou + 0.5*intensity", "steps": 4, "size": 0.31, "rule": "attend-excite", "layers": "last",
+    "entities": ["cat", 'dog: "old", big\nand shaggy'], "refine_steps": [0, 2], "stop": True,
+}  # fmt: skip
+VALUES = """
+const found = {};
+for (const box of document.querySelectorAll(`[id^="${arguments[0]}"]`)) {
+    const name = box.id.slice(arguments[0].length);
+    if (!["loss", "steps", "size", "rule", "layers", "entities", "refine_steps", "stop", "every"].includes(name)) continue;
+    const chosen = box.querySelector("input[type=radio]:checked");
+    const tick = box.querySelector("input[type=checkbox]");
+    const field = box.querySelector("textarea, input[type=number], input[type=text], input");
+    found[name] = chosen ? chosen.value : tick ? tick.checked : field.value;
+}
+found.enabled = document.getElementById(arguments[0] + "enabled-visible-checkbox").checked;
+return found;
+"""
+PASTE = """
+const box = document.querySelector(`#${arguments[0]}_prompt textarea`);
+box.value = arguments[1];
+box.dispatchEvent(new Event("input", {bubbles: true}));
+"""
+
+
+@pytest.fixture(scope="module")
+def page(host):
+    """A browser on the WebUI's page."""
+    if DRIVER is None:
+        pytest.skip("no chromedriver on this machine")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,2400"):
+        options.add_argument(flag)
+    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
+    browser.get(host.url)
+    until(lambda: browser.execute_script("return !!document.querySelector('#txt2img_prompt textarea')"), 120)
+    time.sleep(3)  # the page's own scripts attach after the controls are there
+    yield browser
+    browser.quit()
+
+
+def until(found, seconds=60):
+    """What ``found()`` gives once it is true."""
+    for _ in range(seconds * 5):
+        if value := found():
+            return value
+        time.sleep(0.2)
+    raise AssertionError("nothing came")
+
+
+def values(page, tab):
+    return page.execute_script(VALUES, OURS.format(tab=tab, name=""))
+
+
+def paste(page, tab, text):
+    page.execute_script(PASTE, tab, text)
+    time.sleep(1)
+    page.execute_script(f"document.querySelector('#{tab}_tools #paste').click()")
+
+
+def text_of(made):
+    return made.infotexts[0]
+
+
+@pytest.fixture(scope="module")
+def infotext(host):
+    """That of a picture with settings of every kind, and an entity with a comma, quotes, a colon and a line break."""
+    made = host.draw({**SETTINGS, "entities": ["cat", "dog"]})
+    assert made.value("Decouple stood aside") is None
+    code = """
+from lib_decouple.settings import Settings
+from lib_decouple.webui import infotext
+from modules.infotext_utils import quote
+result = ", ".join(f"{k}: {quote(v)}" for k, v in infotext.write(Settings.from_dict(SETTINGS)).items())
+"""
+    whole = host.inside(code, SETTINGS={"enabled": True, **SETTINGS})
+    head, _, rest = text_of(made).partition("Decouple: ")
+    return f"{head}{whole}, Version{rest.rpartition('Version')[2]}"
+
+
+WANTED = {
+    "enabled": True, "loss": "iou + 0.5*intensity", "steps": "4", "size": "0.31", "rule": "attend-excite",
+    "layers": "last", "refine_steps": "0, 2", "stop": True, "every": "1",
+    "entities": 'cat, ' + json.dumps('dog: "old", big\nand shaggy'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_paste_restores_the_settings_and_a_foreign_text_turns_us_off(page, host, infotext, tab):
+    if tab == "img2img":
+        page.execute_script("document.querySelectorAll('#tabs > .tab-nav > button')[1].click()")
+    paste(page, tab, infotext)
+    until(lambda: values(page, tab)["enabled"])
+    until(lambda: values(page, tab) == WANTED or None, 10)
+    paste(page, tab, text_of(host.draw()))
+    until(lambda: not values(page, tab)["enabled"])
+
+
+def test_png_info_sends_the_settings_to_img2img(page, host, tmp_path):
+    from PIL import PngImagePlugin
+
+    made = host.draw({**SETTINGS, "entities": ["cat", "dog"]})
+    about = PngImagePlugin.PngInfo()
+    about.add_text("parameters", text_of(made))
+    made.images[0].save(tmp_path / "made.png", pnginfo=about)
+    nav = "Array.from(document.querySelectorAll('#tabs > .tab-nav > button'))"
+    page.execute_script(f"{nav}.find(b => b.textContent.trim() == 'PNG Info').click()")
+    page.find_element("css selector", "#pnginfo_image input[type=file]").send_keys(str(tmp_path / "made.png"))
+    until(lambda: "Decouple" in page.execute_script("return document.querySelector('#tab_pnginfo').textContent"))
+    for tab in ("img2img", "txt2img"):
+        page.execute_script(f"{nav}.find(b => b.textContent.trim() == 'PNG Info').click()")
+        time.sleep(1)
+        page.execute_script(f"document.querySelector('#tab_pnginfo #{tab}_tab').click()")
+        until(lambda tab=tab: values(page, tab)["enabled"])
+        until(lambda tab=tab: values(page, tab) == {**WANTED, "entities": "cat, dog"} or None, 10)
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_defaults_are_saved_for_every_control(host, tab):
+    saved = host.inside(
+        "import json\nfrom modules import shared\nresult = json.load(open(shared.cmd_opts.ui_config_file))"
+    )
+    defaults = Settings().as_dict()
+    for name, spec in specs().items():
+        label = "Attention Decoupling" if name == "enabled" else spec.label
+        kept = saved[f"customscript/decouple.py/{tab}/{label}/value"]
+        assert kept == ("" if defaults[name] == [] else defaults[name]), name
+
+
+def test_the_page_made_anew_is_as_before(page, host):
+    before = host.draw({"size": 0.3})
+    page.execute_script("document.querySelector('#settings_restart_gradio').click()")
+    time.sleep(5)
+
+    def alive():
+        try:
+            return host.get("/sdapi/v1/samplers")
+        except (OSError, ValueError):
+            return None
+
+    until(alive, 120)
+    page.get(host.url)
+    until(lambda: page.execute_script("return !!document.querySelector('#txt2img_prompt textarea')"), 120)
+    count = "return document.querySelectorAll('[id=script_txt2img_attention_decoupling_enabled]').length"
+    assert page.execute_script(count) == 1
+    assert host.draw({"size": 0.3}).pixels == before.pixels
+    status, answer = host.post(
+        "/sdapi/v1/txt2img", {"alwayson_scripts": {"attention decoupling": {"args": [{"steps": 999}]}}}
+    )
+    assert status == 422
+    assert "steps: 999" in answer["detail"]
