@@ -205,3 +205,49 @@ def test_the_client_that_users_have(host):
     assert isinstance(changed.image, Image.Image)
     with pytest.raises(RuntimeError, match=r"422.*loss: .*iuo.* is not one of"):
         client.txt2img(**given, alwayson_scripts={"attention decoupling": {"args": [{"enabled": True, "loss": "iuo"}]}})
+
+
+@pytest.mark.parametrize("inner", [{"enabled": True, "size": 0.2, "loss": "iou"}, {"enabled": False}, None])
+def test_a_job_within_a_job(host, plain, inner):
+    found = host.inside((HERE / "in_host_nested.py").read_text(), INNER=inner)
+    assert found["around"] == found["alone"]
+    assert found["inner"] == found["like"]
+    assert "Decouple IoU" in found["around"]["infotext"]
+    assert ("Decouple IoU" in found["inner"]["infotext"]) == bool(inner and inner["enabled"])
+    assert "stood aside" not in found["inner"]["infotext"]
+    assert found["hooks"] == 0
+    assert host.draw().pixels == plain.pixels
+
+
+def test_another_extension_has_replaced_the_forward_of_the_unet(host, plain):
+    patch = """
+from modules import shared
+unet = shared.sd_model.model.diffusion_model
+kept["forward"] = unet.forward
+kept["calls"] = []
+def forward(x, timesteps=None, context=None, **kwargs):
+    kept["calls"].append(len(x))
+    return kept["forward"](x, timesteps, context, **kwargs) * 1.01
+unet.forward = forward
+result = True
+"""
+    back = """
+from modules import shared
+unet = shared.sd_model.model.diffusion_model
+theirs = unet.forward.__name__ == "forward" and unet.__dict__["forward"].__module__ != unet.__class__.__module__
+unet.forward = kept["forward"]
+result = [kept["calls"], theirs]
+"""
+    host.inside(patch)
+    try:
+        patched, guided = host.draw(), host.draw({"size": 0.3})
+        assert host.draw().pixels == patched.pixels
+    finally:
+        calls, theirs = host.inside(back)
+    assert theirs
+    assert patched.pixels != plain.pixels
+    assert guided.value("Decouple stood aside") is None
+    assert guided.pixels != patched.pixels
+    # Three plain calls of two rows for each of six steps; three guided passes and a look, of one row.
+    assert sorted(calls) == [1] * 4 + [2] * 18
+    assert host.draw().pixels == plain.pixels
