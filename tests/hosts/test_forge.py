@@ -44,6 +44,12 @@ class Forge(Host):
         return super().draw(decouple, **{**SMALL, **given})
 
 
+def ready(host: Forge) -> None:
+    """Options that the host leaks are set; the model is there, which Forge loads with the first picture."""
+    host.post("/sdapi/v1/options", OVERRIDDEN)
+    host.draw()
+
+
 @pytest.fixture(scope="session")
 def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
     url, root = os.environ.get("DECOUPLE_FORGE_URL"), os.environ.get("DECOUPLE_FORGE_ROOT")
@@ -51,7 +57,7 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
         pytest.skip("no Forge given: set DECOUPLE_FORGE_ROOT to its folder, or DECOUPLE_FORGE_URL")
     if url:
         found = Forge(url)
-        found.post("/sdapi/v1/options", OVERRIDDEN)
+        ready(found)
         yield found
         return
     data = tmp_path_factory.mktemp("forge")
@@ -77,7 +83,7 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
                 break
             except OSError:
                 time.sleep(2)
-        found.post("/sdapi/v1/options", OVERRIDDEN)
+        ready(found)
         yield found
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -152,8 +158,13 @@ def storage(forge):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("online", [False, True])
-@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize(
+    ("name", "online"),
+    [
+        *(("float32", False), ("float16", False), ("bfloat16", False)),  # Forge merges on the fly with fp8 alone
+        *(("float8_e4m3fn", False), ("float8_e4m3fn", True), ("float8_e5m2", False), ("float8_e5m2", True)),
+    ],
+)
 def test_gradient_with_weights_stored_as(forge, storage, name, online, recompute):
     storage(name, online)
     found = slopes(forge, {"prompt": "a cat and a dog <lora:small-lora:1>"}, {"recompute": recompute})
@@ -297,7 +308,7 @@ result = max(kept["asked"])
         finally:
             asked.append(forge.inside(heal))
     assert asked[0] > 0
-    assert asked[1] == 2 * asked[0]
+    assert asked[1] == pytest.approx(2 * asked[0])
     assert asked[2] == 0  # nothing of a guided job is left
 
 
