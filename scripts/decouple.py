@@ -30,7 +30,7 @@ class Script(scripts.Script):
         self.status_line: Any = None
         for tab in ("txt2img", "img2img"):
             self.on_after_component(
-                lambda made, tab=tab: self.show_status_after_run(made, tab), elem_id=f"html_log_{tab}"
+                lambda made, tab=tab: self.show_status_after_run(made, tab), elem_id=f"generation_info_{tab}"
             )
 
     def title(self) -> str:
@@ -49,7 +49,8 @@ class Script(scripts.Script):
         return list(made.values())
 
     def show_status_after_run(self, made: Any, tab: str) -> None:
-        """The host writes this element after each run; the status line follows it."""
+        """The host writes this element after each run; the status line follows it. (gradio 4 says of HTML, at every
+        redrawing, that it has changed; of a text only when it has.)"""
         if tab == self.tabname and self.status_line is not None:
             made.component.change(
                 fn=lambda: ui.status_html(status.get(tab, [])),
