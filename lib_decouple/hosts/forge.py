@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from modules import prompt_parser, sd_samplers_common, shared
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from ..core.guidance import Pass
@@ -78,8 +79,8 @@ class SamplingPass(sampling.SamplingPass):
             stack.enter_context(torch.inference_mode(False))
             # The backward pass computes blocks again where memory is saved; its own threads know no modes.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-            stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
-            stack.enter_context(OrdinaryTensors())
+            ordinary = stack.enter_context(OrdinaryTensors())
+            stack.enter_context(saved_tensors_hooks(ordinary.as_it_is_now, lambda saved: saved))
             yield
 
     def recomputing(self) -> AbstractContextManager[Any]:
@@ -169,24 +170,33 @@ class OrdinaryTensors(TorchFunctionMode):
     def __init__(self, out_of_place: bool = False) -> None:
         super().__init__()
         self._instead = _OUT_OF_PLACE if out_of_place else {}
+        self._given: dict[int, Tensor] = {}  # held, so that their addresses are not used again
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "__get__":
             return func(*args, **(kwargs or {}))
-        if torch.is_inference_mode_enabled():  # a function's of the host, as one that merges a LoRA on the fly
-            with torch.inference_mode(False), torch.no_grad():
-                return func(*_ordinary(args), **_ordinary(kwargs or {}))
-        return self._instead.get(func, func)(*_ordinary(args), **_ordinary(kwargs or {}))
+        return self._instead.get(func, func)(*self._ordinary(args), **self._ordinary(kwargs or {}))
 
+    def as_it_is_now(self, saved: Tensor) -> Tensor:
+        """What autograd is to keep of a tensor that may be written to before the gradient is taken.
 
-def _ordinary(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        if type(value) in (Tensor, nn.Parameter) and value.is_inference():
-            alias = torch.empty(0, dtype=value.dtype, device=value.device)
-            return alias.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
+        A copy, but of what was there before the pass, its weights above all. torch's own
+        ``allow_mutation_on_saved_tensors`` tells tensors apart by address and version alone, which does not hold
+        when an address is used again.
+        """
+        return saved if saved.untyped_storage().data_ptr() in self._given else saved.clone()
+
+    def _ordinary(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if type(value) in (Tensor, nn.Parameter) and value.is_inference():
+                storage = value.untyped_storage()
+                alias = torch.empty(0, dtype=value.dtype, device=value.device)
+                alias.set_(storage, value.storage_offset(), value.size(), value.stride())
+                self._given[storage.data_ptr()] = alias
+                return alias
+            return value
+        if type(value) in (tuple, list):
+            return type(value)(self._ordinary(one) for one in value)
+        if type(value) is dict:
+            return {key: self._ordinary(one) for key, one in value.items()}
         return value
-    if type(value) in (tuple, list):
-        return type(value)(_ordinary(one) for one in value)
-    if type(value) is dict:
-        return {key: _ordinary(one) for key, one in value.items()}
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -117,9 +116,24 @@ def reference_gradient(unet, shared, x, sigma, text):
 
 
 def test_the_stand_in_has_forge_s_obstacles(forge, shared, monkeypatch):
-    monkeypatch.setattr(forge, "OrdinaryTensors", nullcontext)
+    monkeypatch.setattr(forge.OrdinaryTensors, "_ordinary", lambda self, value: value)
     _, _, sampling = drawn(forge, shared, ["a cat and a dog"], SMOOTH)
     assert "Inference tensors cannot be saved for backward" in sampling.stood_aside
+
+
+def test_what_autograd_keeps_is_as_it_was_then(forge):
+    with torch.inference_mode():
+        weight, start = torch.full((2, 8), 3.0), torch.arange(16.0).view(2, 8)
+        with forge.SamplingPass.differentiable(None):
+            leaf = start.clone().requires_grad_()
+            x = leaf * weight
+            # The same address at the same version, in two shapes, then written to.
+            total = (x.view(8, 2) ** 2).sum() + (x**3).sum()
+            x.add_(100.0)
+            total = total + (x**2).sum()
+            (gradient,) = torch.autograd.grad(total, leaf)
+    x = 3 * start
+    torch.testing.assert_close(gradient, 3 * (2 * x + 3 * x**2 + 2 * (x + 100)))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
