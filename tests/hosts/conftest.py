@@ -4,7 +4,8 @@ DECOUPLE_A1111_ROOT: the WebUI's folder. With DECOUPLE_A1111_URL that running in
 DECOUPLE_A1111_START is the shell command that starts one ({port} and {data} are filled in), by default
 ``launch.py`` with CPU flags in the WebUI's own venv. The instance needs this folder and
 ``tests/hosts/probe`` under its ``extensions/``, and ``decouple-tiny`` as its checkpoint; one that is
-started here gets them. DECOUPLE_HOSTS_TABLE: a Markdown file to write the rows to.
+started here gets them, and the files of the folder DECOUPLE_CHECKPOINTS (see a1111_checkpoints.py) as further
+checkpoints. DECOUPLE_HOSTS_TABLE: a Markdown file to write the rows to.
 """
 
 from __future__ import annotations
@@ -136,6 +137,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     layout = (embedded / "decouple-tiny.yaml").read_text()
     layout = re.sub(r"(version: ).*", rf"\g<1>{embedded / 'tokenizer'}", layout)
     (models / "decouple-tiny.yaml").write_text(layout)
+    more = os.environ.get("DECOUPLE_CHECKPOINTS")
+    for file in Path(more).iterdir() if more else ():
+        if file.suffix in (".safetensors", ".yaml"):
+            (models / file.name).symlink_to(file.resolve())
     default = (
         f"cd {root} && exec venv/bin/python launch.py --skip-prepare-environment --skip-python-version-check "
         "--skip-version-check --skip-torch-cuda-test --use-cpu all --no-half --precision full --api "
