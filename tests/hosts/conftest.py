@@ -171,10 +171,25 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         rows.append((report.nodeid.rpartition("::")[2].removeprefix("test_"), report.outcome))
 
 
+def grouped() -> Iterator[str]:
+    """One table row a test: what it was run with, and how often it came out how."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for row, outcome in rows:
+        name, _, parameters = row.partition("[")
+        found.setdefault(name.replace("_", " "), []).append((parameters.removesuffix("]"), outcome))
+    for name, runs in found.items():
+        counts = {one: [outcome for _, outcome in runs].count(one) for _, one in runs}
+        with_what = ", ".join(filter(None, (parameters.replace("|", "\\|") for parameters, _ in runs)))
+        apart = "; ".join(f"{outcome}: {parameters}" for parameters, outcome in runs if outcome != "passed")
+        told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+        yield f"| {name} | {with_what} | {told}{f' ({apart})' if apart else ''} |\n"
+
+
 def pytest_sessionfinish() -> None:
     target = os.environ.get("DECOUPLE_HOSTS_TABLE")
     if target and rows:
         run = ", ".join(f"{name} {version}" for name, version in versions.items())
-        table = "".join(f"| {name.replace('_', ' ')} | {outcome} |\n" for name, outcome in rows)
         head = "Written by `tests/hosts` (DECOUPLE_HOSTS_TABLE); the rows are its tests."
-        Path(target).write_text(f"{head}\n\n{run}\n\n| row | result |\n|---|---|\n{table}", encoding="utf-8")
+        Path(target).write_text(
+            f"{head}\n\n{run}\n\n| row | with | result |\n|---|---|---|\n{''.join(grouped())}", encoding="utf-8"
+        )
