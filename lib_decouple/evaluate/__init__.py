@@ -1,0 +1,1 @@
+"""Judge a checkpoint with and without guidance: runs, judges, people, report."""

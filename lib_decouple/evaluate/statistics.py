@@ -1,0 +1,198 @@
+"""Intervals and tests of paired runs, by scipy, statsmodels and krippendorff.
+
+Images of one prompt are alike, so what is resampled or flipped is the prompt, never the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+
+from ..study.stats import Share, mcnemar
+
+RESAMPLES = 4000
+"""Of a bootstrap and of a permutation test; the test is exact where fewer flips exist."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval; the ends are NaN where there is one prompt only."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+    prompts: int
+
+    def percent(self) -> str:
+        """``12.5 [10.1, 15.0]``."""
+        return self.format(100, 1)
+
+    def format(self, scale: float = 1.0, digits: int = 3) -> str:
+        """Value and ends, times ``scale``."""
+        ends = "one prompt" if math.isnan(self.low) else f"{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}"
+        return f"{self.value * scale:.{digits}f} [{ends}]"
+
+
+def _by_prompt(values: Sequence[float], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of the values of each prompt."""
+    if len(values) != len(prompts):
+        raise ValueError(f"values: {len(values)}, but {len(prompts)} prompts; one prompt for each value")
+    if not len(values):
+        raise ValueError("values: empty, so there is nothing to estimate")
+    _, place = np.unique(np.asarray(prompts), return_inverse=True)
+    return np.bincount(place, np.asarray(values, float)), np.bincount(place).astype(float)
+
+
+def mean(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
+    """Mean over images, with the percentile bootstrap over prompts.
+
+    Where every image is alike a bootstrap sees no spread; for shares (all 0 or all 1) the Wilson interval
+    over the number of prompts stands in. Raises ValueError for none, or unequal lengths.
+    """
+    sums, sizes = _by_prompt(values, prompts)
+    value, n = float(sums.sum() / sizes.sum()), len(sums)
+    if n == 1:
+        low = high = math.nan
+    elif np.ptp(values) == 0 and value in (0.0, 1.0):
+        low, high = Share(round(value * n), n).interval
+    else:
+        low, high = _bootstrap(sums, sizes)
+    return Estimate(value, low, high, len(values), n)
+
+
+def _bootstrap(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    def ratio(s: np.ndarray, k: np.ndarray, axis: int) -> Any:
+        return s.sum(axis=axis) / k.sum(axis=axis)
+
+    found = stats.bootstrap(
+        (sums, sizes), ratio, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile", rng=0, batch=500
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an arm changes, pair by pair: ``after - before``."""
+
+    difference: Estimate
+    p: float
+    """Two-sided: flips of the sign of whole prompts; exact where there are few."""
+    p_images: float | None
+    """Exact McNemar, image by image, for yes/no values; takes the images as independent."""
+
+
+def change(before: Sequence[float], after: Sequence[float], prompts: Sequence[str]) -> Change:
+    """Paired comparison. Raises ValueError for unequal lengths."""
+    if len(before) != len(after):
+        raise ValueError(f"before: {len(before)} results, but after: {len(after)}; they must be pairs")
+    differences = np.asarray(after, float) - np.asarray(before, float)
+    sums, sizes = _by_prompt(differences, prompts)
+    p = 1.0
+    if np.any(sums) and len(sums) > 1:
+        p = float(
+            stats.permutation_test(
+                (sums,), lambda s, axis: s.sum(axis=axis), permutation_type="samples", vectorized=True,
+                n_resamples=RESAMPLES, rng=0, batch=500,
+            ).pvalue
+        )  # fmt: skip
+    binary = set(np.unique([*before, *after])) <= {0.0, 1.0}
+    exact = mcnemar([bool(b) for b in before], [bool(a) for a in after]) if binary else None
+    low, high = _bootstrap(sums, sizes) if len(sums) > 1 else (math.nan, math.nan)
+    return Change(Estimate(float(differences.mean()), low, high, len(differences), len(sums)), min(1.0, p), exact)
+
+
+def holm(p: Mapping[Any, float]) -> dict[Any, float]:
+    """p of many arms -> p corrected for their number (Holm)."""
+    if not p:
+        return {}
+    from statsmodels.stats.multitest import multipletests
+
+    return dict(zip(p, multipletests(list(p.values()), method="holm")[1].tolist()))
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Blind pairwise choices between an arm and a rival."""
+
+    wins: int
+    losses: int
+    both: int
+    neither: int
+    share: Estimate
+    """Wins with every tie as half a win, over prompts."""
+    p: float
+    """Exact sign test of wins against losses, ties left out."""
+
+
+def preference(choices: Sequence[str], prompts: Sequence[str]) -> Preference:
+    """``choices`` are "win", "loss", "both" or "neither". Raises ValueError for another word."""
+    points = {"win": 1.0, "loss": 0.0, "both": 0.5, "neither": 0.5}
+    if wrong := set(choices) - set(points):
+        raise ValueError(f"choices: {min(wrong)!r} is not one of {', '.join(points)}")
+    count = {name: list(choices).count(name) for name in points}
+    decided = count["win"] + count["loss"]
+    p = float(stats.binomtest(count["win"], decided).pvalue) if decided else 1.0
+    found = mean([points[c] for c in choices], prompts)
+    return Preference(count["win"], count["loss"], count["both"], count["neither"], found, p)
+
+
+def agreement(ratings: Sequence[tuple[str, str, str]]) -> float:
+    """Krippendorff's nominal alpha of (rater, pair, choice); NaN where no pair has two raters or all chose alike."""
+    raters, pairs = sorted({r for r, _, _ in ratings}), sorted({p for _, p, _ in ratings})
+    choices = sorted({c for _, _, c in ratings})
+    table = np.full((len(raters), len(pairs)), np.nan)
+    for rater, pair, choice in ratings:
+        table[raters.index(rater), pairs.index(pair)] = choices.index(choice)
+    if len(choices) < 2 or not ((~np.isnan(table)).sum(0) > 1).any():
+        return math.nan
+    import krippendorff
+
+    try:
+        return float(krippendorff.alpha(reliability_data=table, level_of_measurement="nominal"))
+    except ValueError:  # the pairs that two raters share have one choice only
+        return math.nan
+
+
+def power(n: int, before: float, after: float, alpha: float = 0.05) -> float:
+    """Chance that a paired two-sided test of two rates sees the change in ``n`` pairs (Connor 1987).
+
+    The two results of a pair are taken as independent, which seeds in common can only better.
+    """
+    lost, gained = before * (1 - after), after * (1 - before)
+    changed, difference = lost + gained, abs(before - after)
+    if changed == 0 or difference == 0:
+        return alpha if difference == 0 else 1.0
+    spread = math.sqrt(max(changed - difference**2, 1e-12))
+    z = (difference * math.sqrt(n) - stats.norm.isf(alpha / 2) * math.sqrt(changed)) / spread
+    return float(stats.norm.cdf(z))
+
+
+def smallest_effect(
+    n: int, before: float = 0.3, arms: int = 1, wanted: float = 0.8, per_prompt: int = 1, likeness: float = 0.0
+) -> float | None:
+    """The smallest fall of a missing rate of ``before`` that ``n`` pairs can show with power ``wanted``.
+
+    ``arms`` is how many are compared with plain (the strictest threshold of Holm's rule holds). ``per_prompt``
+    images of one prompt that are alike to ``likeness`` (intraclass correlation, 0..1) count for fewer.
+    None where even a fall to zero would not show. Raises ValueError by name.
+    """
+    for name, value, low in (("n", n, 2), ("arms", arms, 1), ("per_prompt", per_prompt, 1)):
+        if value < low:
+            raise ValueError(f"{name}: {value} is not allowed; at least {low}")
+    for name, share, top in (("before", before, 1.0), ("wanted", wanted, 1.0), ("likeness", likeness, 1.0 + 1e-9)):
+        if not 0 <= share < top or (name != "likeness" and share == 0):
+            raise ValueError(f"{name}: {share} is not allowed; above 0 and below 1")
+    own = max(2, int(n / (1 + (per_prompt - 1) * likeness)))
+
+    def lacking(effect: float) -> float:
+        return power(own, before, before - effect, 0.05 / arms) - wanted
+
+    if lacking(before) < 0:
+        return None
+    return float(optimize.brentq(lacking, 1e-9, before))

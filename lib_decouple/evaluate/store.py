@@ -1,0 +1,135 @@
+"""The SQLite file beside a run's images: one row an image, a score, a rating. A stop at any moment loses nothing."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+NAME = "evaluate.sqlite"
+"""Of the file in a run's folder."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS images(
+    id INTEGER PRIMARY KEY, prompt_id TEXT, prompt TEXT, entities TEXT, count INT, arm TEXT, seed INT, file TEXT,
+    status TEXT, settings TEXT, tokens TEXT, host TEXT, version TEXT, checkpoint TEXT, seconds REAL, passes INT,
+    trace TEXT, created TEXT, UNIQUE(prompt_id, arm, seed));
+CREATE TABLE IF NOT EXISTS scores(
+    image_id INT, judge TEXT, key TEXT, value REAL, PRIMARY KEY(image_id, judge, key));
+CREATE TABLE IF NOT EXISTS captions(image_id INTEGER PRIMARY KEY, text TEXT);
+CREATE TABLE IF NOT EXISTS ratings(
+    id INTEGER PRIMARY KEY, pair TEXT, rater TEXT, choice TEXT, ticks TEXT, created TEXT, UNIQUE(pair, rater));
+"""
+_JSON = ("entities", "settings", "tokens", "trace")
+COLUMNS = (
+    "prompt_id", "prompt", "entities", "count", "arm", "seed", "file", "status", "settings", "tokens", "host",
+    "version", "checkpoint", "seconds", "passes", "trace", "created",
+)  # fmt: skip
+"""Of an image, besides its id."""
+
+Row = dict[str, Any]
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class Store:
+    """One run. ``path`` is the run's folder or the SQLite file itself.
+
+    Raises FileNotFoundError where there is none, unless ``create``.
+    """
+
+    def __init__(self, path: Path, create: bool = False) -> None:
+        self.path = path / NAME if path.is_dir() or (create and not path.suffix) else path
+        if not create and not self.path.is_file():
+            raise FileNotFoundError(f"run: no {NAME} at {path}; `evaluate run` makes one")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._open() as open_file:
+            open_file.executescript(_SCHEMA)
+
+    @property
+    def folder(self) -> Path:
+        """That the images' paths are relative to."""
+        return self.path.parent
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
+            connection.row_factory = sqlite3.Row
+            yield connection
+
+    def _rows(self, query: str, values: Iterable[Any] = ()) -> list[Row]:
+        with self._open() as open_file:
+            return [dict(row) for row in open_file.execute(query, tuple(values))]
+
+    def put_image(self, row: Mapping[str, Any]) -> int:
+        """Add an image or replace the one of the same prompt, arm and seed; gives its id. Raises ValueError by name."""
+        if unknown := set(row) - set(COLUMNS):
+            raise ValueError(f"{min(unknown)}: no such column of an image; one of {', '.join(COLUMNS)}")
+        own = {"status": "done", "created": _now(), **row}
+        own |= {name: json.dumps(own[name]) for name in _JSON if name in own}
+        names = ", ".join(own)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in own)
+        with self._open() as open_file:
+            found = open_file.execute(
+                f"INSERT INTO images({names}) VALUES({', '.join('?' * len(own))}) "
+                f"ON CONFLICT(prompt_id, arm, seed) DO UPDATE SET {changes} RETURNING id",
+                tuple(own.values()),
+            )
+            return int(found.fetchone()[0])
+
+    def images(self, status: str = "done") -> list[Row]:
+        """Rows of that status in the order drawn; lists and mappings as such."""
+        rows = self._rows("SELECT * FROM images WHERE status = ? ORDER BY id", [status])
+        return [{**row, **{n: json.loads(row[n]) if row[n] else None for n in _JSON}} for row in rows]
+
+    def put_scores(self, judge: str, scores: Mapping[int, Mapping[str, float]]) -> None:
+        """Image id -> key ("" for the whole image, else the entity) -> value, all or none of them."""
+        rows = [(image, judge, key, float(value)) for image, own in scores.items() for key, value in own.items()]
+        with self._open() as open_file:
+            open_file.executemany("INSERT OR REPLACE INTO scores VALUES(?, ?, ?, ?)", rows)
+
+    def put_score(self, image_id: int, judge: str, key: str, value: float) -> None:
+        """One value."""
+        self.put_scores(judge, {image_id: {key: value}})
+
+    def scores(self, judge: str) -> dict[int, dict[str, float]]:
+        """Image id -> key -> value."""
+        found: dict[int, dict[str, float]] = {}
+        for row in self._rows("SELECT * FROM scores WHERE judge = ?", [judge]):
+            found.setdefault(row["image_id"], {})[row["key"]] = row["value"]
+        return found
+
+    def judges(self) -> list[str]:
+        """Whose scores there are."""
+        return [row["judge"] for row in self._rows("SELECT DISTINCT judge FROM scores ORDER BY judge")]
+
+    def put_captions(self, captions: Mapping[int, str]) -> None:
+        """Image id -> what a captioning judge wrote."""
+        with self._open() as open_file:
+            open_file.executemany("INSERT OR REPLACE INTO captions VALUES(?, ?)", list(captions.items()))
+
+    def captions(self) -> dict[int, str]:
+        """Image id -> caption."""
+        return {row["image_id"]: row["text"] for row in self._rows("SELECT * FROM captions")}
+
+    def put_rating(self, pair: tuple[int, int], rater: str, choice: str, ticks: Mapping[str, list[str]]) -> None:
+        """A rater's word on a pair of image ids: an arm's name, "both" or "neither"; a second one replaces the first.
+
+        ``ticks`` is arm -> the entities that the rater saw.
+        """
+        row = (json.dumps(sorted(pair)), rater, choice, json.dumps(ticks), _now())
+        with self._open() as open_file:
+            open_file.execute(
+                "INSERT OR REPLACE INTO ratings(pair, rater, choice, ticks, created) VALUES(?, ?, ?, ?, ?)", row
+            )
+
+    def ratings(self) -> list[Row]:
+        """``pair`` as a list of two image ids, ``ticks`` as a mapping."""
+        rows = self._rows("SELECT * FROM ratings ORDER BY id")
+        return [{**row, "pair": json.loads(row["pair"]), "ticks": json.loads(row["ticks"])} for row in rows]
