@@ -35,7 +35,9 @@ class Estimate:
 
     def format(self, scale: float = 1.0, digits: int = 3) -> str:
         """Value and ends, times ``scale``."""
-        ends = "one prompt" if math.isnan(self.low) else f"{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}"
+        ends = (
+            "one prompt" if math.isnan(self.low) else f"{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}"
+        )
         return f"{self.value * scale:.{digits}f} [{ends}]"
 
 

@@ -8,7 +8,10 @@ from lib_decouple.evaluate.statistics import agreement, change, holm, mean, powe
 
 def test_the_interval_is_over_prompts_not_images():
     # Ten prompts whose ten images are all alike know no more than ten images do.
-    values, prompts = [float(p < 5) for p in range(10) for _ in range(10)], [str(p) for p in range(10) for _ in range(10)]
+    values, prompts = (
+        [float(p < 5) for p in range(10) for _ in range(10)],
+        [str(p) for p in range(10) for _ in range(10)],
+    )
     alike, single = mean(values, prompts), mean(values[::10], prompts[::10])
     assert (alike.value, alike.images, alike.prompts) == (0.5, 100, 10)
     assert (alike.low, alike.high) == (single.low, single.high)

@@ -11,7 +11,7 @@ from .base import Item, Missing, Options, load, load_processor
 
 
 class Caption:
-    """1 for each entity that the caption names, by lemma, synonym or a kind of it ("kitten" names a cat)."""
+    """1 for each entity that the caption names, by lemma, synonym or a kind of it ("poodle" names a dog)."""
 
     name = "caption"
     threshold = 0.5

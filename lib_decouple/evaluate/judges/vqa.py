@@ -91,7 +91,7 @@ class _Model:
 
 
 class Vqa(_Model):
-    """"Is there a {entity}?": probability of yes against no, for each entity."""
+    """ "Is there a {entity}?": probability of yes against no, for each entity."""
 
     threshold = 0.5
 
@@ -103,7 +103,7 @@ class Vqa(_Model):
 
 
 class VqaScore(_Model):
-    """"Does this figure show {prompt}?": probability of yes among all answers, for the whole image."""
+    """ "Does this figure show {prompt}?": probability of yes among all answers, for the whole image."""
 
     name = "vqascore"
     threshold = None

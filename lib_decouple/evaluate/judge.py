@@ -1,0 +1,71 @@
+"""``evaluate judge``: let judges score a run's images; what is scored already is not scored again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from .judges import Missing, Options, named
+from .judges.base import DTYPES, Item, Judge
+from .store import Row, Store
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's options."""
+    parser = commands.add_parser("judge", help="score a run's images", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("--judges", default="detector", help="by comma, KIND or KIND:MODEL (detector)")
+    parser.add_argument("--batch", type=int, default=16, help="images a pass (16)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the models (float32)")
+    parser.set_defaults(run=run)
+
+
+def items(store: Store, rows: list[Row], captions: dict[int, str]) -> list[Item]:
+    """Rows of the store with their images. Raises ValueError for an image that cannot be read."""
+    found = []
+    for row in rows:
+        try:
+            with Image.open(store.folder / row["file"]) as image:
+                image.load()
+                found.append(Item(image.copy(), row["prompt"], tuple(row["entities"]), captions.get(row["id"])))
+        except OSError as error:
+            raise ValueError(f"image {row['id']}: {row['file']} cannot be read: {error}") from None
+    return found
+
+
+def judge_all(store: Store, judge: Judge, batch: int) -> int:
+    """Score what has no score of this judge yet; gives how many images that was."""
+    name = judge.name
+    scored = store.scores(name)
+    left = [row for row in store.images() if row["id"] not in scored]
+    for start in tqdm(range(0, len(left), batch), desc=name, disable=not left):
+        rows = left[start : start + batch]
+        own = items(store, rows, store.captions() if name in ("caption", "clip-text") else {})
+        if hasattr(judge, "captions"):
+            texts = judge.captions(own)
+            store.put_captions({row["id"]: text for row, text in zip(rows, texts)})
+            own = [Item(i.image, i.prompt, i.entities, text) for i, text in zip(own, texts)]
+        store.put_scores(name, {row["id"]: values for row, values in zip(rows, judge.score(own))})
+    return len(left)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score; 1 when a judge could not be had, with the others' scores written."""
+    if arguments.batch < 1:
+        raise ValueError(f"batch: {arguments.batch} is not allowed; at least 1")
+    store = Store(arguments.folder)
+    judges, lacking = named(arguments.judges, Options(arguments.device, arguments.dtype))
+    for judge in judges:
+        try:
+            print(f"{judge.name}: {judge_all(store, judge, arguments.batch)} images scored")
+        except Missing as error:
+            lacking.append(f"{judge.name}: {error}")
+    for reason in lacking:
+        print(f"left out: {reason}", file=sys.stderr)
+    return 1 if lacking else 0
