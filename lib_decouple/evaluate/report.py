@@ -14,7 +14,6 @@ from typing import Any
 
 from PIL import Image
 
-from .. import __version__
 from ..study.files import write_whole
 from .calibrate import FILE
 from .statistics import Estimate, change, holm, mean
@@ -65,7 +64,7 @@ def tables(store: Store, against: str) -> list[Row]:
                 own[row["prompt_id"], row["seed"]] = value
     found = []
     for (count, name), arms in sorted(values.items()):
-        rows = {}
+        rows: dict[str, Row] = {}
         for arm, own in arms.items():
             estimate = mean(list(own.values()), [p for p, _ in own])
             rows[arm] = {"count": count, "figure": name, "arm": arm, "estimate": estimate, "change": None, "p": None}
@@ -100,7 +99,7 @@ def as_markdown(rows: Sequence[Row], spent: Sequence[Row]) -> str:
     """The tables; shares in per cent."""
     cost = {(row["count"], row["arm"]): row for row in spent}
     lines = [
-        "| entities | figure | arm | images | prompts | value [95 %] | change [95 %] | p (Holm) | s an image | passes |",
+        "| entities | figure | arm | images | prompts | value [95 %] | change [95 %] | p (Holm) | seconds | passes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -253,7 +252,7 @@ def run(arguments: argparse.Namespace) -> int:
     hosts = sorted({f"{r['host']}, version {r['version']}, checkpoint {r['checkpoint']}" for r in images})
     environment = (
         f"{len(images)} images. Drawn by {'; '.join(hosts)}.\n"
-        f"Reported by {__version__}, Python {platform.python_version()}.\n"
+        f"Reported on Python {platform.python_version()}.\n"
         f"Judged by {', '.join(store.judges())}.\n\n"
         f"python -m lib_decouple evaluate judge RUN --judges {','.join(store.judges())}\n"
         f"python -m lib_decouple evaluate report RUN --against {arguments.against}\n"

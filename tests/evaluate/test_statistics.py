@@ -41,6 +41,7 @@ def test_a_paired_change_by_hand():
 
 
 def test_holm_by_hand():
+    pytest.importorskip("statsmodels")
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
 
 
@@ -54,7 +55,8 @@ def test_preference_counts_ties_as_half():
 
 
 def test_agreement_on_krippendorffs_own_example():
-    # Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", example B, 2 observers, 10 units: 1 - 19 * 4 / (14 * 6).
+    pytest.importorskip("krippendorff")
+    # Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", example B: 1 - 19 * 4 / (14 * 6).
     first, second = "0100000010", "1110010000"
     ratings = [(r, str(i), c) for r, row in (("x", first), ("y", second)) for i, c in enumerate(row)]
     assert agreement(ratings) == pytest.approx(0.095, abs=5e-4)

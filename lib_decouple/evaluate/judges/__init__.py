@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
-from . import caption, clip, detector, vqa
+from . import detector
 from .base import Judge, Missing, Options
 
-KINDS: dict[str, Callable[[str, Options], Judge]] = {
+KINDS: dict[str, Any] = {
     "detector": detector.Detector,
-    "clip": clip.Clip,
-    "clip-text": clip.ClipText,
-    "vqa": vqa.Vqa,
-    "vqascore": vqa.VqaScore,
-    "caption": caption.Caption,
 }
 
 __all__ = ["KINDS", "Judge", "Missing", "Options", "named"]
