@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, get_args
 
-from .core.losses import WeightedLoss
+from .core.losses import LOSSES, WeightedLoss
 from .core.maps import Combine, Part, Treatment
 
 VERSION = 1
@@ -25,6 +25,8 @@ class Spec:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
+    """Values to pick from where others may be typed."""
     unit: str = ""
     folded: bool = False
     """Shown only under "Advanced"."""
@@ -49,8 +51,10 @@ class Settings:
     loss: str = _setting(
         "com",
         "Loss",
-        "What is lowered: iou, com, kl, cc (overlap), intensity, spread, or a sum such as iou + 0.5*intensity.",
+        "What is lowered: iou, com, kl, cc (overlap), intensity, spread, or a sum that you type, such as "
+        "iou + 0.5*intensity.",
         "Decouple loss",
+        offered=(*LOSSES, "intensity + 0.3*com"),
     )
     steps: int = _setting(
         0, "Guided steps", "How many of the first steps are guided; 0 is the first half.", "Decouple steps",

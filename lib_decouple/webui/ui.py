@@ -53,6 +53,8 @@ def _control(spec: Spec, default: Any, elem_id: str) -> Any:
         return gr.Slider(minimum=spec.low, maximum=spec.high, step=1, value=default, **given)
     if isinstance(default, float):
         return gr.Number(value=default, **given)
+    if spec.offered:
+        return gr.Dropdown(choices=list(spec.offered), value=default, allow_custom_value=True, **given)
     return gr.Textbox(value=to_text(default), lines=1, **given)
 
 
