@@ -188,10 +188,11 @@ def _checked(item: Field[Any], value: Any) -> Any:
     name, default = item.name, item.default
 
     def wrong(allowed: str) -> ValueError:
-        return ValueError(f"{name}: {value!r} is not allowed; {allowed}")
+        shown = repr(value)
+        return ValueError(f"{name}: {shown if len(shown) <= 200 else shown[:200] + '…'} is not allowed; {allowed}")
 
     def number(one: Any, whole: bool) -> Any:
-        if isinstance(one, bool) or not isinstance(one, (int, float)) or not math.isfinite(one):
+        if isinstance(one, bool) or not isinstance(one, (int, float)) or one != one or abs(one) == math.inf:
             raise wrong(f"a {'whole ' if whole else ''}number, {about.allowed()}")
         if whole and one != int(one):
             raise wrong(f"a whole number, {about.allowed()}")
