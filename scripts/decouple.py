@@ -10,7 +10,7 @@ from modules.ui_components import InputAccordion
 
 from lib_decouple.hosts import detect
 from lib_decouple.settings import Settings, specs
-from lib_decouple.webui import api, infotext, rest, ui
+from lib_decouple.webui import api, infotext, options, rest, ui
 from lib_decouple.webui.report import Run
 
 log = logging.getLogger("lib_decouple")
@@ -102,4 +102,5 @@ def serve(demo: Any, app: Any) -> None:
     rest.add(app, rest.of_webui())
 
 
+script_callbacks.on_ui_settings(options.add)
 script_callbacks.on_app_started(serve)

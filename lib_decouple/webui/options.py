@@ -1,0 +1,93 @@
+"""Our part of the WebUI's settings page, and what is chosen there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .api import TITLE
+
+MapFiles = Literal["off", "gallery", "files"]
+
+SECTION = ("attention_decoupling", TITLE)
+
+DEFAULTS_TEXT = (
+    "Which values the accordion starts with is chosen on the page Defaults of these settings: set the controls in "
+    "txt2img or img2img, then apply there. They are kept in ui-config.json."
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option; ``component`` is the name of a gradio component."""
+
+    label: str
+    help: str
+    default: Any
+    component: str
+    more: dict[str, Any] = field(default_factory=dict, hash=False)
+    by_api: bool = True
+    """May a client of the host's API change it?"""
+
+
+OPTIONS: dict[str, Option] = {
+    "decouple_preset_folder": Option(
+        "Folder of your presets",
+        "empty: attention-decoupling/presets in the WebUI's data folder",
+        "",
+        "Textbox",
+        by_api=False,
+    ),
+    "decouple_keep_traces": Option(
+        "Keep the traces of the last runs",
+        "how many, in memory; 0 keeps none",
+        10,
+        "Slider",
+        {"minimum": 0, "maximum": 100, "step": 1},
+    ),
+    "decouple_map_files": Option(
+        "Attention maps of a run",
+        "gallery: as more pictures beside the result; files: next to the saved picture",
+        "off",
+        "Radio",
+        {"choices": list(get_args(MapFiles))},
+    ),
+    "decouple_live_panel": Option(
+        "Live panel", "the entities' maps and the loss while a picture is drawn", True, "Checkbox"
+    ),
+}
+"""Key in the WebUI's configuration -> option."""
+
+
+def add() -> None:
+    """Put the options on the settings page; for ``script_callbacks.on_ui_settings``."""
+    import gradio as gr
+    from modules import shared
+
+    made: dict[str, Any] = {
+        name: shared.OptionInfo(
+            one.default, one.label, getattr(gr, one.component), one.more, restrict_api=not one.by_api
+        ).info(one.help)
+        for name, one in OPTIONS.items()
+    }
+    made["decouple_defaults"] = shared.OptionHTML(DEFAULTS_TEXT)
+    for name, info in shared.options_section(SECTION, made).items():
+        shared.opts.add_option(name, info)
+
+
+def chosen(name: str) -> Any:
+    """An option's value. Raises KeyError for a name that is none of ours."""
+    from modules import shared
+
+    value = shared.opts.data.get(name)
+    return OPTIONS[name].default if value is None else value
+
+
+def preset_folder() -> Path:
+    """Where the user's presets are; it may not exist yet."""
+    from modules import paths_internal
+
+    given = str(chosen("decouple_preset_folder")).strip()
+    data = Path(paths_internal.data_path)
+    return data / Path(given).expanduser() if given else data / "attention-decoupling" / "presets"
