@@ -43,7 +43,11 @@ class Run:
         return join_list(guided[0].entities) if key == FOUND else _iou(guided)
 
     def infotext(self) -> dict[str, Any]:
-        """The result keys with functions that the host calls for each image's infotext."""
+        """The result keys with functions that the host calls for each image's infotext.
+
+        They ask the job for its run: ADetailer sends a copy of a running job through all scripts again, whose
+        entries land in the dictionary that both share.
+        """
 
         def value(key: str) -> Any:
             def of_image(p: Any, index: int, all_prompts: Sequence[str], use_main_prompt: bool, **_: Any) -> str | None:
@@ -52,7 +56,8 @@ class Run:
                 # The host counts from the batch's first image while it saves, else from the job's.
                 whole = len(all_prompts) == len(p.all_prompts)
                 iteration, position = divmod(index, p.batch_size) if whole else (p.iteration, index)
-                return self.result(key, iteration, position)
+                run = getattr(p, "attention_decoupling", None) or self
+                return run.result(key, iteration, position)
 
             return of_image
 

@@ -5,7 +5,8 @@ DECOUPLE_A1111_START is the shell command that starts one ({port} and {data} are
 ``launch.py`` with CPU flags in the WebUI's own venv. The instance needs this folder and
 ``tests/hosts/probe`` under its ``extensions/``, and ``decouple-tiny`` as its checkpoint; one that is
 started here gets them, and the files of the folder DECOUPLE_CHECKPOINTS (see a1111_checkpoints.py) as further
-checkpoints. DECOUPLE_HOSTS_TABLE: a Markdown file to write the rows to.
+checkpoints. DECOUPLE_EXTENSIONS: a folder of other extensions to link in (their packages have to be in the WebUI's
+environment; see test_a1111_others.py). DECOUPLE_HOSTS_TABLE: a Markdown file to write the rows to.
 """
 
 from __future__ import annotations
@@ -130,6 +131,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     (data / "extensions").mkdir()
     (data / "extensions" / "attention-decoupling").symlink_to(REPOSITORY)
     (data / "extensions" / "decouple-probe").symlink_to(REPOSITORY / "tests/hosts/probe")
+    others = os.environ.get("DECOUPLE_EXTENSIONS")
+    for folder in Path(others).iterdir() if others else ():
+        (data / "extensions" / folder.name).symlink_to(folder.resolve())
     models = data / "models" / "Stable-diffusion"
     models.mkdir(parents=True)
     embedded = REPOSITORY / "lib_decouple/embedded"

@@ -50,6 +50,12 @@ def test_an_image_that_was_left_alone_says_why_and_has_no_result():
     assert of_image("Decouple stood aside", 0, ["a"] * 4) is None
 
 
+def test_results_are_the_job_s_own_when_a_copy_went_through_the_scripts_meanwhile():
+    p = SimpleNamespace(all_prompts=["a"] * 4, batch_size=2, iteration=1, attention_decoupling=run())
+    of_copy = Run(Settings(enabled=True)).infotext()["Decouple IoU"]
+    assert of_copy(p=p, index=0, all_prompts=["a"] * 4, use_main_prompt=False) == "0.800 to 0.250"
+
+
 def test_the_grid_carries_no_image_s_result():
     assert of_image("Decouple IoU", 0, ["a"] * 4, main=True) is None
 
