@@ -76,7 +76,7 @@ class Preset:
         own = {} if "entities" in self.settings else {"entities": settings.entities}
         return self.with_overrides(enabled=settings.enabled, **own)
 
-    def with_overrides(self, **values: Any) -> Settings:
+    def with_overrides(self, /, **values: Any) -> Settings:
         """The preset's settings, turned on, with ``values`` over them. Raises ValueError as Settings does."""
         return Settings.from_dict({**self.settings, "enabled": True, **values})
 
@@ -351,7 +351,7 @@ def _files(folder: Path | None) -> list[Path]:
                 for entry in entries
                 if entry.name.endswith(_SUFFIX) and entry.is_file(follow_symlinks=False)
             ]
-    except OSError:
+    except (OSError, ValueError):  # of a path that no system knows, ValueError
         return []
     return sorted(found, key=lambda path: _same(path.name))
 

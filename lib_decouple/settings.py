@@ -11,6 +11,8 @@ from typing import Any, get_args
 from .core.losses import LOSSES, WeightedLoss
 from .core.maps import Combine, Part, Treatment
 
+TITLE = "Attention Decoupling"
+
 VERSION = 1
 """Version of the settings' meaning; presets and infotexts carry it."""
 

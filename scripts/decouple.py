@@ -8,6 +8,7 @@ from typing import Any
 from modules import errors, script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion
 
+from lib_decouple import presets
 from lib_decouple.hosts import detect
 from lib_decouple.settings import Settings, specs
 from lib_decouple.webui import api, infotext, options, rest, ui
@@ -17,7 +18,13 @@ log = logging.getLogger("lib_decouple")
 if getattr(shared.cmd_opts, "decouple_debug", False):
     log.setLevel(logging.DEBUG)
 
-OUR_KEYS = (*(spec.infotext for spec in specs().values()), infotext.FOUND, infotext.IOU, infotext.STOOD_ASIDE)
+OUR_KEYS = (
+    *(spec.infotext for spec in specs().values()),
+    infotext.FOUND,
+    infotext.IOU,
+    infotext.STOOD_ASIDE,
+    infotext.PRESET,
+)
 status: dict[str, list[str]] = {}
 """Tab -> the lines of the status line after its last run."""
 
@@ -45,6 +52,7 @@ class Script(scripts.Script):
         """The controls, in the order of a positional argument list."""
         made, self.status_line = ui.controls(InputAccordion, self.elem_id)
         self.infotext_fields = [(control, infotext.PASTE[name]) for name, control in made.items()]
+        self.infotext_fields.append((self.status_line, ui.pasted_status))
         self.paste_field_names = list(infotext.PASTE.values())
         return list(made.values())
 
@@ -66,14 +74,15 @@ class Script(scripts.Script):
         for key in OUR_KEYS:
             p.extra_generation_params.pop(key, None)
         try:
-            run = Run(api.settings_from(args))
+            run = Run(api.settings_from(args, options.preset_folder()))
         except ValueError as error:
             run = Run(Settings(enabled=True), problem=str(error))
             log.warning("Attention Decoupling stands aside: %s", error)
             p.comment(f"Attention Decoupling stood aside: {error}")
         if run.settings.enabled:
             p.attention_decoupling = run
-            p.extra_generation_params.update({**infotext.write(run.settings), **run.infotext()})
+            preset = presets.matching(run.settings, options.preset_folder())
+            p.extra_generation_params.update({**infotext.write(run.settings, preset), **run.infotext()})
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Attach to the sampler that is about to run."""
@@ -98,7 +107,7 @@ class Script(scripts.Script):
 
 def serve(demo: Any, app: Any) -> None:
     """Check requests to the host's API, and add ours."""
-    api.check_requests(app)
+    api.check_requests(app, options.preset_folder)
     rest.add(app, rest.of_webui())
 
 

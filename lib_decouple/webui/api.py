@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ..settings import Settings
+from .. import presets
+from ..settings import TITLE, Settings
 from .infotext import from_text
-
-TITLE = "Attention Decoupling"
 
 ORDER: tuple[str, ...] = (
     *("enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps"),
@@ -21,10 +21,11 @@ ORDER: tuple[str, ...] = (
 PATHS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img")
 
 
-def settings_from(args: Sequence[Any]) -> Settings:
+def settings_from(args: Sequence[Any], folder: Path | None = None) -> Settings:
     """``[{named}]``, ``['{named JSON}']`` or a positional list in :data:`ORDER`; any subset, defaults for the rest.
 
-    A WebUI fills the list up with its controls' values behind named arguments; these do not count.
+    Among named arguments ``preset`` names one, built in or of ``folder``: it turns guidance on, and the others
+    stand over it. A WebUI fills the list up with its controls' values behind named arguments; these do not count.
     Raises ValueError that names the field, the value and what is allowed.
     """
     if not args:
@@ -36,14 +37,19 @@ def settings_from(args: Sequence[Any]) -> Settings:
         except ValueError as error:
             raise ValueError(f"args: not JSON: {error}") from None
     if isinstance(first, Mapping):
-        return Settings.from_dict(dict(first))
+        given = dict(first)
+        if "preset" not in given:
+            return Settings.from_dict(given)
+        return presets.load(given.pop("preset"), folder).with_overrides(**given)
     if len(args) > len(ORDER):
         raise ValueError(f"args: {len(args)} values are not allowed; at most {len(ORDER)}: {', '.join(ORDER)}")
     return Settings.from_dict({name: from_text(name, value) for name, value in zip(ORDER, args)})
 
 
-def problem_of(request: Any) -> str:
-    """What is wrong with our part of a txt2img or img2img request's JSON; "" when nothing is."""
+def problem_of(request: Any, folder: Path | None = None) -> str:
+    """What is wrong with our part of a txt2img or img2img request's JSON; "" when nothing is.
+
+    ``folder``: of the user's presets."""
     scripts = request.get("alwayson_scripts") if isinstance(request, Mapping) else None
     for name, given in (scripts or {}).items() if isinstance(scripts, Mapping) else ():
         if str(name).lower() != TITLE.lower() or given is None:
@@ -54,14 +60,16 @@ def problem_of(request: Any) -> str:
         if len(args) > 1 and isinstance(args[0], (Mapping, str)):
             return "args: named arguments stand alone; one object, or a list of values"
         try:
-            settings_from(args)
+            settings_from(args, folder)
         except ValueError as error:
             return str(error)
     return ""
 
 
-def check_requests(app: Any) -> None:
-    """Answer bad arguments of ours with 422 before the host starts to draw. ``app``: the host's FastAPI."""
+def check_requests(app: Any, folder: Callable[[], Path | None] = lambda: None) -> None:
+    """Answer bad arguments of ours with 422 before the host starts to draw.
+
+    ``app``: the host's FastAPI; ``folder`` gives that of the user's presets."""
     from fastapi import Depends, HTTPException, Request
     from fastapi.dependencies.utils import get_parameterless_sub_dependant
 
@@ -70,7 +78,7 @@ def check_requests(app: Any) -> None:
             body = await request.json()
         except ValueError:
             return  # the host says so itself
-        if problem := problem_of(body):
+        if problem := problem_of(body, folder()):
             raise HTTPException(status_code=422, detail=f"{TITLE}: {problem}")
 
     check.__annotations__["request"] = Request  # not the text that "from __future__ import annotations" leaves

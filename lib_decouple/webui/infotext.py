@@ -11,12 +11,20 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from .. import presets
 from ..settings import VERSION, Settings, specs
+from . import options
 
 ENABLED = specs()["enabled"].infotext
-"""The key that turns guidance on; its value is the version of the settings."""
+"""The key that turns guidance on; its value is the version of the settings. All that isn't a default stands
+beside it."""
+
+PRESET = "Decouple preset"
+"""A preset's name. Beside :data:`ENABLED` it only tells which one the settings are; without, in an infotext that
+a person wrote, the settings are the preset's with the other keys over them."""
 
 FOUND, IOU, STOOD_ASIDE = "Decouple found", "Decouple IoU", "Decouple stood aside"
 """Keys of the results, which no paste reads."""
@@ -81,11 +89,15 @@ def _number(name: str, text: str) -> float:
         raise ValueError(f"{name}: {text!r} is not allowed; a number, {specs()[name].allowed()}") from None
 
 
-def write(settings: Settings) -> dict[str, str]:
-    """Infotext keys and values of what differs from the defaults; nothing when not enabled."""
+def write(settings: Settings, preset: str = "") -> dict[str, str]:
+    """Infotext keys and values of what differs from the defaults; nothing when not enabled.
+
+    ``preset``: the name of the one that the settings are, if any."""
     if not settings.enabled:
         return {}
     found = {ENABLED: str(VERSION)}
+    if preset:
+        found[PRESET] = _protected(preset)
     about = specs()
     for item in fields(Settings):
         value = getattr(settings, item.name)
@@ -103,24 +115,43 @@ def _protected(text: str) -> str:
     return text
 
 
-def read(params: Mapping[str, Any]) -> Settings:
+def read(params: Mapping[str, Any], folder: Callable[[], Path | None] = lambda: None) -> Settings:
     """The settings of a pasted infotext; those of an infotext without our keys are not enabled.
 
-    Raises ValueError for a value that is not allowed.
+    ``folder`` gives that of the user's presets. Raises ValueError for a value that is not allowed, an unknown
+    version or preset.
     """
-    if ENABLED not in params:
+    if ENABLED not in params and PRESET not in params:
         return Settings()
+    if params.get(ENABLED, str(VERSION)) != str(VERSION):
+        raise ValueError(f"{ENABLED}: version {params[ENABLED]} is not known here; this extension reads {VERSION}")
     values = {
         name: from_text(name, params[about.infotext]) for name, about in specs().items() if about.infotext in params
     }
-    return Settings.from_dict({**values, "enabled": True})
+    values["enabled"] = True
+    if ENABLED in params:
+        return Settings.from_dict(values)
+    return presets.load(params[PRESET], folder()).with_overrides(**values)
+
+
+def pasted_problem(params: Mapping[str, Any]) -> str:
+    """Why the settings of a pasted infotext are not taken; "" when they are, or there are none."""
+    try:
+        read(params, options.preset_folder)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _pasted(name: str, params: Mapping[str, Any]) -> Any:
     """A control's value after a paste; None leaves it as it is."""
-    if ENABLED not in params:
+    try:
+        settings = read(params, options.preset_folder)
+    except ValueError:
+        settings = Settings()  # `pasted_problem` tells
+    if not settings.enabled:
         return False if name == "enabled" else None
-    value = getattr(read(params), name)
+    value = getattr(settings, name)
     return join_list(value) if isinstance(value, tuple) else value
 
 

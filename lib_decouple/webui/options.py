@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .api import TITLE
+from ..settings import TITLE
 
 MapFiles = Literal["off", "gallery", "files"]
 
@@ -88,6 +89,5 @@ def preset_folder() -> Path:
     """Where the user's presets are; it may not exist yet."""
     from modules import paths_internal
 
-    given = str(chosen("decouple_preset_folder")).strip()
-    data = Path(paths_internal.data_path)
-    return data / Path(given).expanduser() if given else data / "attention-decoupling" / "presets"
+    given = str(chosen("decouple_preset_folder")).strip() or "attention-decoupling/presets"
+    return Path(paths_internal.data_path) / os.path.expanduser(given)

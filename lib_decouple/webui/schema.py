@@ -6,7 +6,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from ..settings import VERSION, Settings, Spec, specs
+from ..settings import TITLE, VERSION, Settings, Spec, specs
 
 
 def json_schema() -> dict[str, Any]:
@@ -14,11 +14,19 @@ def json_schema() -> dict[str, Any]:
     ``loss``, only :class:`Settings` checks."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Attention Decoupling",
+        "title": TITLE,
         "version": VERSION,
         "type": "object",
         "additionalProperties": False,
-        "properties": {item.name: _field(item.default, item.metadata["spec"]) for item in fields(Settings)},
+        "properties": {
+            "preset": {
+                "title": "Preset",
+                "type": "string",
+                "description": "A preset's name: turns guidance on with its settings; the other arguments stand "
+                "over them.",
+            },
+            **{item.name: _field(item.default, item.metadata["spec"]) for item in fields(Settings)},
+        },
     }
 
 

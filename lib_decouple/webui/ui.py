@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from html import escape
 from typing import Any
@@ -11,7 +11,7 @@ import gradio as gr
 
 from ..settings import Settings, Spec, specs
 from .api import ORDER, TITLE
-from .infotext import to_text
+from .infotext import pasted_problem, to_text
 
 FACTOR = specs()["factor"].infotext
 
@@ -56,6 +56,16 @@ def _control(spec: Spec, default: Any, elem_id: str) -> Any:
     if spec.offered:
         return gr.Dropdown(choices=list(spec.offered), value=default, allow_custom_value=True, **given)
     return gr.Textbox(value=to_text(default), lines=1, **given)
+
+
+def pasted_status(params: Mapping[str, Any]) -> str:
+    """The status line after a paste of an infotext: what was wrong with it."""
+    problem = pasted_problem(params)
+    if not problem:
+        return ""
+    text = f"The pasted settings are not taken, guidance is off: {problem}"
+    gr.Warning(text)
+    return status_html([text])
 
 
 def status_html(lines: list[str]) -> str:

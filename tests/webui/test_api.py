@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 
+from lib_decouple import presets
 from lib_decouple.settings import Settings
 from lib_decouple.webui.api import ORDER, problem_of, settings_from
 
@@ -44,6 +45,16 @@ def test_what_the_controls_send_is_the_defaults():
     assert settings_from([to_text(v) if isinstance(v, tuple) else v for v in values]) == defaults
 
 
+def test_a_preset_turns_on_and_other_arguments_stand_over_it(tmp_path):
+    fast = presets.load("fast").settings
+    assert settings_from([{"preset": "FAST"}]) == Settings(enabled=True, **fast)
+    changed = settings_from([{"steps": 9, "every": 1, "preset": "fast", "entities": ["cat"]}])
+    assert changed == Settings(enabled=True, **{**fast, "steps": 9, "every": 1, "entities": ["cat"]})
+    assert not settings_from([json.dumps({"preset": "fast", "enabled": False})]).enabled
+    presets.save(presets.Preset("Mine", "", {"loss": "cc"}), tmp_path)
+    assert settings_from([{"preset": "mine"}], tmp_path) == Settings(enabled=True, loss="cc")
+
+
 def test_no_arguments_are_the_defaults():
     assert settings_from([]) == Settings()
 
@@ -63,6 +74,12 @@ def request(args):
         ([{"refine_steps": [1.5]}], ("refine_steps", "1.5", "whole")),
         ([{"factor": 3}], ("factor", "3", "power of two")),
         (["{broken"], ("not JSON",)),
+        ([{"preset": "balnced"}], ("balnced", "did you mean Balanced", "Paper exact")),
+        ([{"preset": "../Mine"}], ("../Mine", "there are Balanced")),
+        ([{"preset": ["fast"]}], ("preset: ['fast']", "a name")),
+        ([{"preset": "fast", "steps": 151}], ("steps", "151", "0 to 150 steps")),
+        ([{"preset": "fast", "self": 1}], ("self: no such field",)),
+        (['{"preset": 5}'], ("preset: 5",)),
         ([{}, 1], ("stand alone",)),
         ([True] * 99, ("99 values", f"at most {len(ORDER)}")),
         ("text", ("text",)),
@@ -76,6 +93,14 @@ def test_a_problem_names_field_value_and_what_is_allowed(args, words):
 @pytest.mark.parametrize("body", [None, [], {}, {"alwayson_scripts": None}, request([NAMED]), request([])])
 def test_good_requests_have_no_problem(body):
     assert problem_of(body) == ""
+
+
+def test_a_request_may_name_a_preset_of_the_user(tmp_path):
+    assert "no 'Mine'" in problem_of(request([{"preset": "Mine"}]), tmp_path)
+    presets.save(presets.Preset("Mine", "", {"loss": "cc"}), tmp_path)
+    assert problem_of(request([{"preset": "Mine"}]), tmp_path) == ""
+    (tmp_path / "Mine.json").write_text("{")
+    assert "not JSON" in problem_of(request([{"preset": "Mine"}]), tmp_path)
 
 
 def test_bad_request_is_answered_before_the_host_draws():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib_decouple import presets
 from lib_decouple.settings import Settings, specs
+from lib_decouple.webui import infotext, options
 from lib_decouple.webui.infotext import PASTE, from_text, join_list, read, split_list, write
 
 
@@ -58,6 +61,7 @@ ODD = [
     '\\"',
     "#5-7",
 ]
+MINE = presets.Preset("Mine", "", {"loss": "cc", "size": 0.4})
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
 
 
@@ -102,6 +106,7 @@ def test_every_setting_survives_the_host():
 
 def test_defaults_are_omitted_and_off_writes_nothing():
     assert write(Settings()) == {}
+    assert write(Settings(), "Balanced") == {}
     assert write(Settings(enabled=True)) == {"Decouple": "1"}
 
 
@@ -116,6 +121,49 @@ def test_paste_restores_defaults_that_were_omitted():
     assert pasted["steps"] == 9
     assert pasted["size"] == Settings().size
     assert pasted["entities"] == ""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Of the user's presets, in a WebUI."""
+    monkeypatch.setattr(options, "preset_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def test_a_recorded_preset_is_exact_whatever_became_of_it(folder):
+    presets.save(MINE, folder)
+    settings = MINE.with_overrides()
+    text = host_writes(write(settings, presets.matching(settings, folder)))
+    assert "Decouple preset: Mine" in text
+    presets.save(replace(MINE, settings={"steps": 3}), folder, overwrite=True)
+    assert read(host_reads(text), lambda: folder) == settings
+    presets.delete("Mine", folder)
+    assert read(host_reads(text), lambda: folder) == settings
+    assert infotext.pasted_problem(host_reads(text)) == ""
+
+
+def test_a_written_preset_is_applied_with_the_other_keys_over_it(folder):
+    presets.save(MINE, folder)
+    pasted = host_reads("a prompt\nSteps: 20, Decouple preset: mine, Decouple steps: 9")
+    assert read(pasted, lambda: folder) == MINE.with_overrides(steps=9)
+    values = {name: paste(pasted) for name, paste in PASTE.items()}
+    assert (values["enabled"], values["loss"], values["steps"]) == (True, "cc", 9)
+
+
+@pytest.mark.parametrize(
+    ("pasted", "words"),
+    [
+        ({"Decouple preset": "balnced"}, "did you mean Balanced"),
+        ({"Decouple preset": "../x"}, "there is no '../x'"),
+        ({"Decouple preset": "fast", "Decouple steps": "999"}, "steps: 999"),
+        ({"Decouple": "2", "Decouple steps": "9"}, "version 2 is not known here"),
+        ({"Decouple": "1", "Decouple steps": "many"}, "steps: 'many'"),
+    ],
+)
+def test_what_can_not_be_pasted_turns_off_and_says_why(folder, pasted, words):
+    assert words in infotext.pasted_problem(pasted)
+    assert PASTE["enabled"](pasted) is False
+    assert all(paste(pasted) is None for name, paste in PASTE.items() if name != "enabled")
 
 
 def test_a_value_that_is_no_number_is_named():

@@ -128,7 +128,10 @@ def test_schema_accepts_the_settings_and_refuses_what_they_refuse():
     jsonschema.Draft202012Validator.check_schema(found)
     validator = jsonschema.Draft202012Validator(found)
     assert validator.is_valid(Settings().as_dict())
-    assert {name: about["default"] for name, about in found["properties"].items()} == Settings().as_dict()
+    properties = found["properties"]
+    assert validator.is_valid({"preset": "balanced", "steps": 3})
+    assert properties.pop("preset")["type"] == "string"
+    assert {name: about["default"] for name, about in properties.items()} == Settings().as_dict()
     for bad in (
         {"steps": 151}, {"steps": "3"}, {"size": 0}, {"rule": "other"}, {"enabled": 1}, {"entities": "cat"},
         {"entities": [" "]}, {"refine_steps": [1.5]}, {"refine_steps": [150]}, {"stps": 3}, {"factor": 3},
