@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .settings import VERSION, Settings
 
@@ -173,6 +173,11 @@ BUILT_IN: tuple[Preset, ...] = (
 )
 
 
+def is_built_in(name: str) -> bool:
+    """Is this a built-in preset's name?"""
+    return any(_same(one.name) == _same(name) for one in BUILT_IN)
+
+
 def available(folder: Path | None) -> list[Preset]:
     """The built-in presets, then the readable ones of ``folder`` by name."""
     found = list(BUILT_IN)
@@ -222,8 +227,7 @@ def save(preset: Preset, folder: Path, overwrite: bool = False) -> Path:
 
     Raises PresetExists unless ``overwrite``, always so for a built-in's name, and OSError where the disk fails.
     """
-    wanted = _same(preset.name)
-    if any(_same(one.name) == wanted for one in BUILT_IN):
+    if is_built_in(preset.name):
         raise PresetExists(f"name: {preset.name!r} is built in; choose another")
     folder.mkdir(parents=True, exist_ok=True)
     there = _path_of(preset.name, folder)
@@ -260,9 +264,9 @@ def _rename_new(source: str, target: Path) -> None:
 
 
 def delete(name: str, folder: Path) -> None:
-    """Delete a user's preset. Raises UnknownPreset, and ValueError for a built-in one."""
-    if any(_same(one.name) == _same(name) for one in BUILT_IN):
-        raise ValueError(f"preset: {name!r} is built in and can't be deleted")
+    """Delete a user's preset. Raises UnknownPreset, and PresetExists for a built-in one."""
+    if is_built_in(name):
+        raise PresetExists(f"preset: {name!r} is built in and can't be deleted")
     path = _path_of(name, folder)
     if path is None:
         raise UnknownPreset(f"preset: there is no {name[:80]!r} of your own")
@@ -335,6 +339,34 @@ def differences(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]
     return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What an import would do."""
+
+    preset: Preset
+    changes: dict[str, tuple[Any, Any]] = field(hash=False)
+    """Of the settings that it would be applied to."""
+    taken: Literal["", "yours", "built in"]
+    """Whose preset has this name already."""
+    replaces: dict[str, tuple[Any, Any]] = field(hash=False)
+    """What saving it would change of the user's own preset of this name."""
+
+
+def preview(message: str, settings: Settings, folder: Path | None) -> Preview:
+    """What importing ``message`` (see :func:`from_text`) would change; nothing is. Raises ValueError."""
+    preset = from_text(message)
+    changes = differences(settings, preset.applied_to(settings))
+    if is_built_in(preset.name):
+        return Preview(preset, changes, "built in", {})
+    try:
+        there = load(preset.name, folder)
+    except UnknownPreset:
+        return Preview(preset, changes, "", {})
+    except ValueError:  # a file that holds no preset
+        return Preview(preset, changes, "yours", {})
+    return Preview(preset, changes, "yours", differences(there.with_overrides(), preset.with_overrides()))
+
+
 def matching(settings: Settings, folder: Path | None = None) -> str:
     """The name of the first preset that would change nothing of ``settings``; "" where there is none."""
     return next((one.name for one in available(folder) if one.applied_to(settings) == settings), "")
@@ -367,7 +399,7 @@ def _read(path: Path) -> Preset:
         preset = from_json(file.read(MOST_BYTES + 1))
     if _same(preset.name) != _same(path.name.removesuffix(_SUFFIX)):
         raise ValueError(f"name: {preset.name!r} is in a file of another name")
-    if any(_same(one.name) == _same(preset.name) for one in BUILT_IN):
+    if is_built_in(preset.name):
         raise ValueError(f"name: {preset.name!r} is a built-in preset's")
     return preset
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel, Field
 
 from ..prompt.align import Piece
-from . import schema, tokens
+from . import preset_routes, schema, tokens
 
 PREFIX = "/decouple/v1"
 
@@ -46,6 +47,8 @@ class Host:
     """The loaded model's tokens of one ``AND`` part. Raises Unavailable."""
     variants: Callable[[str], Sequence[str]]
     """The texts that prompt editing makes of one part, each once."""
+    preset_folder: Callable[[], Path]
+    """That of the user's presets."""
     credentials: str = ""
     """``user:password``s by comma, as ``--api-auth`` has them."""
     origins: Sequence[str] = ()
@@ -105,6 +108,7 @@ def add(app: Any, host: Host) -> None:
             raise HTTPException(status_code=503, detail=f"{error}") from None
         return {**found, "words": [asdict(word) for word in found["words"]]}
 
+    preset_routes.add(router, host.preset_folder)
     app.include_router(router)
     app.openapi_schema = None
 
@@ -192,6 +196,7 @@ def of_webui() -> Host:
     from modules import prompt_parser, sd_models, shared
 
     from ..hosts import detect
+    from . import options as chosen
 
     def tokenize(text: str) -> list[Piece]:
         model = sd_models.model_data.sd_model  # shared.sd_model would load one, and wait
@@ -208,4 +213,4 @@ def of_webui() -> Host:
 
     options = shared.cmd_opts
     origins = [one.strip() for one in (getattr(options, "cors_allow_origins", None) or "").split(",") if one.strip()]
-    return Host(tokenize, variants, getattr(options, "api_auth", None) or "", origins)
+    return Host(tokenize, variants, chosen.preset_folder, getattr(options, "api_auth", None) or "", origins)

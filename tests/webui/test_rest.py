@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,8 @@ fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed")
 pytest.importorskip("httpx", reason="httpx is not installed")
 from fastapi.testclient import TestClient  # noqa: E402
 
+from lib_decouple import presets  # noqa: E402
+from lib_decouple.presets import BUILT_IN  # noqa: E402
 from lib_decouple.prompt.align import Piece  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
 from lib_decouple.webui import rest, schema  # noqa: E402
@@ -18,9 +21,9 @@ def tokenize(text):
     return [Piece(k, f"{word}</w>") for k, word in enumerate(text.replace(",", " ,").split(), start=1)]
 
 
-def client(app=None, **host):
+def client(app=None, folder=Path, **host):
     app = app or fastapi.FastAPI()
-    rest.add(app, rest.Host(tokenize, lambda text: [text], **host))
+    rest.add(app, rest.Host(tokenize, lambda text: [text], folder, **host))
     return TestClient(app)
 
 
@@ -54,12 +57,103 @@ def test_bad_requests_are_refused(sent, status):
     assert answer.status_code == status
 
 
+MINE = {"settings": {"loss": "cc", "entities": ["猫"]}, "reason": "for cats"}
+
+
+@pytest.fixture
+def web(tmp_path):
+    return client(folder=lambda: tmp_path / "presets")
+
+
+def test_presets_are_saved_listed_got_and_deleted(web, tmp_path):
+    assert [one["built_in"] for one in web.get("/decouple/v1/presets").json()["presets"]] == [True] * len(BUILT_IN)
+    saved = web.put("/decouple/v1/presets/Für Katzen", json=MINE)
+    assert saved.status_code == 200, saved.text
+    got = web.get("/decouple/v1/presets/für katzen").json()
+    assert got == {**MINE, "name": "Für Katzen", "built_in": False, "text": got["text"]}
+    assert presets.from_text(got["text"]) == presets.load("Für Katzen", tmp_path / "presets")
+    listed = web.get("/decouple/v1/presets").json()
+    assert listed["presets"][-1] == got
+    assert listed["problems"] == []
+    assert web.delete("/decouple/v1/presets/für katzen").json() == {"deleted": "für katzen"}
+    assert list((tmp_path / "presets").iterdir()) == []
+
+
+def test_nothing_is_overwritten_unasked(web):
+    web.put("/decouple/v1/presets/Mine", json=MINE)
+    changed = {**MINE, "settings": {"steps": 3}}
+    answer = web.put("/decouple/v1/presets/mine", json=changed)
+    assert (answer.status_code, answer.json()["detail"]) == (409, "name: there is a preset 'Mine' already")
+    assert web.get("/decouple/v1/presets/Mine").json()["settings"] == MINE["settings"]
+    assert web.put("/decouple/v1/presets/Mine", json={**changed, "overwrite": True}).status_code == 200
+    assert web.get("/decouple/v1/presets/Mine").json()["settings"] == {"steps": 3}
+    assert web.put("/decouple/v1/presets/Balanced", json={**changed, "overwrite": True}).status_code == 409
+    assert web.delete("/decouple/v1/presets/Balanced").status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("call", "path", "body", "status", "words"),
+    [
+        ("GET", "balnced", None, 404, "did you mean Balanced"),
+        ("GET", "%2e%2e%2fx", None, 404, ""),
+        ("DELETE", "nobody", None, 404, "nobody"),
+        ("PUT", "x%00y", MINE, 422, "name"),
+        ("PUT", "..%5Cx", MINE, 422, "name"),
+        ("PUT", "%2Fetc%2Fpasswd", MINE, 404, ""),
+        ("PUT", "nul", MINE, 422, "Windows"),
+        ("PUT", "x", {**MINE, "settings": {"steps": 151}}, 422, "steps: 151"),
+        ("PUT", "x", {**MINE, "settings": {"enabled": True}}, 422, "enabled"),
+        ("PUT", "x", {**MINE, "settings": [1]}, 422, "settings"),
+        ("PUT", "x", {**MINE, "reason": "x" * 501}, 422, "reason"),
+        ("PUT", "x", {"reason": ""}, 422, "settings"),
+        ("PUT", "x", {**MINE, "reason": "x" * 200_000}, 413, "larger"),
+        ("POST", "import", {"text": "hello"}, 422, "DECOUPLE1"),
+        ("POST", "import", {"text": "x" * 131_073}, 413, "larger"),
+        ("POST", "import", {"text": presets.to_text(BUILT_IN[0]), "settings": {"steps": -1}}, 422, "steps: -1"),
+    ],
+)
+def test_bad_preset_requests_are_told_and_change_nothing(web, tmp_path, call, path, body, status, words):
+    answer = web.request(call, f"/decouple/v1/presets/{path}", json=body)
+    assert answer.status_code == status, answer.text
+    assert words in answer.text
+    assert not list(tmp_path.iterdir()) or list(tmp_path.rglob("*")) == [tmp_path / "presets"]
+
+
+def test_an_import_is_shown_before_it_is_saved(web, tmp_path):
+    text = presets.to_text(presets.Preset("Mine", "", {"loss": "cc", "steps": 3}))
+    asked = {"text": f"try\n> {text}", "settings": {"enabled": True, "steps": 9, "size": 0.3, "entities": ["cat"]}}
+    shown = web.post("/decouple/v1/presets/import", json=asked).json()
+    assert shown["preset"]["settings"] == {"loss": "cc", "steps": 3}
+    assert shown["changes"] == {
+        "loss": {"before": "com", "after": "cc"}, "steps": {"before": 9, "after": 3},
+        "size": {"before": 0.3, "after": 0.15},
+    }  # fmt: skip
+    assert (shown["taken"], shown["replaces"]) == ("", {})
+    assert list(tmp_path.iterdir()) == []
+    web.put("/decouple/v1/presets/mine", json=MINE)
+    shown = web.post("/decouple/v1/presets/import", json=asked).json()
+    assert shown["taken"] == "yours"
+    assert shown["replaces"] == {
+        "steps": {"before": 0, "after": 3}, "entities": {"before": ["猫"], "after": []},
+    }  # fmt: skip
+    shown = web.post("/decouple/v1/presets/import", json={"text": presets.to_text(BUILT_IN[0])}).json()
+    assert shown["taken"] == "built in"
+
+
+def test_a_folder_that_can_not_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    web = client(folder=lambda: tmp_path / "file")
+    answer = web.put("/decouple/v1/presets/x", json=MINE)
+    assert (answer.status_code, answer.json()["detail"]) == (507, "the presets' folder: File exists")
+    assert web.get("/decouple/v1/presets").status_code == 200
+
+
 def test_without_a_model_it_says_so():
     def none(text):
         raise rest.Unavailable("no model is loaded yet")
 
     app = fastapi.FastAPI()
-    rest.add(app, rest.Host(none, lambda text: [text]))
+    rest.add(app, rest.Host(none, lambda text: [text], Path))
     answer = TestClient(app).post("/decouple/v1/tokens", json={"prompt": "a"})
     assert (answer.status_code, answer.json()["detail"]) == (503, "no model is loaded yet")
 
@@ -77,8 +171,11 @@ def test_without_a_model_it_says_so():
         ({"Sec-Fetch-Site": "same-site", "Origin": "http://other.testserver"}, 403),
     ],
 )
-def test_writes_from_other_sites_are_refused(headers, status):
-    web = client(origins=["https://friend.example"])
+def test_writes_from_other_sites_are_refused(headers, status, tmp_path):
+    web = client(origins=["https://friend.example"], folder=lambda: tmp_path)
+    put = web.put("/decouple/v1/presets/x", json=MINE, headers=headers)
+    assert (put.status_code, web.delete("/decouple/v1/presets/x", headers=headers).status_code) == (status, status)
+    assert list(tmp_path.iterdir()) == []
     assert web.post("/decouple/v1/tokens", json={"prompt": "a"}, headers=headers).status_code == status
     assert web.get("/decouple/v1/schema", headers=headers).status_code == 200
 
@@ -117,8 +214,12 @@ def test_the_routes_are_on_the_openapi_page():
     assert {path for path in paths if path.startswith("/decouple/v1/")} >= {
         "/decouple/v1/schema",
         "/decouple/v1/tokens",
+        "/decouple/v1/presets",
+        "/decouple/v1/presets/{name}",
+        "/decouple/v1/presets/import",
     }
-    assert "requestBody" in paths["/decouple/v1/tokens"]["post"]
+    for path, method in (("tokens", "post"), ("presets/{name}", "put"), ("presets/import", "post")):
+        assert "requestBody" in paths[f"/decouple/v1/{path}"][method]
 
 
 def test_schema_accepts_the_settings_and_refuses_what_they_refuse():
