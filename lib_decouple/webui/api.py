@@ -57,7 +57,8 @@ def problem_of(request: Any, folder: Path | None = None) -> str:
         if not isinstance(given, Mapping) or not isinstance(given.get("args", []), list):
             return f'{given!r} is not allowed; {{"args": [{{…}}]}}'
         args = given.get("args", [])
-        if len(args) > 1 and isinstance(args[0], (Mapping, str)):
+        # A WebUI that hands a request on to another (distributed) sends the list that it has itself filled up.
+        if len(args) not in (0, 1, len(ORDER)) and isinstance(args[0], (Mapping, str)):
             return "args: named arguments stand alone; one object, or a list of values"
         try:
             settings_from(args, folder)

@@ -55,6 +55,14 @@ def test_a_preset_turns_on_and_other_arguments_stand_over_it(tmp_path):
     assert settings_from([{"preset": "mine"}], tmp_path) == Settings(enabled=True, loss="cc")
 
 
+def test_a_list_that_a_webui_filled_up_may_be_handed_on_to_another():
+    controls = ["iou", 0, "", "constant"]
+    filled = [{"loss": "kl"}, *controls, *[None] * (len(ORDER) - 1 - len(controls))]
+    assert problem_of(request(filled)) == ""
+    assert settings_from(filled) == Settings(loss="kl")
+    assert "stps" in problem_of(request([{"stps": 3}, *filled[1:]]))
+
+
 def test_no_arguments_are_the_defaults():
     assert settings_from([]) == Settings()
 
