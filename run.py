@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -22,12 +23,14 @@ PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python
 TORCH = "torch>=2.1"
 KNOWN_TORCH = "torch==2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+GRADIOS = ("gradio3", "gradio4")
 GPU_MARKS = ("nvidia", "cuda", "triton", "rocm")
 
 
-def call(*command: str | Path) -> None:
-    """Run, or end with the command's own exit status."""
-    status = subprocess.call([str(part) for part in command], cwd=HERE)
+def call(*command: str | Path, packages: Path | None = None) -> None:
+    """Run, with ``packages`` before those of the environment, or end with the command's own exit status."""
+    more = {"PYTHONPATH": str(packages)} if packages else {}
+    status = subprocess.call([str(part) for part in command], cwd=HERE, env={**os.environ, **more})
     if status:
         sys.exit(status)
 
@@ -81,6 +84,22 @@ def set_up(files: Sequence[str]) -> None:
     marker.write_text(json.dumps({**have, **wanted}))
 
 
+def set_up_apart(name: str) -> Path:
+    """A folder of the packages of ``requirements-{name}.txt``, which would not fit into the environment."""
+    folder = ENVIRONMENT / name
+    wanted, marker = (HERE / f"requirements-{name}.txt").read_text(), folder / "requirements.txt"
+    if not marker.exists() or marker.read_text() != wanted:
+        print(f"installing {name} …", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "--target", folder]
+        # pip warns of every package that does not fit the environment, which is why they stand apart.
+        done = subprocess.run([*command, "-r", HERE / f"requirements-{name}.txt"], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        marker.write_text(wanted)
+    return folder
+
+
 def main(arguments: list[str]) -> None:
     """Set up for the command, then run it."""
     if sys.version_info < (3, 10):  # noqa: UP036 - an older Python must be told, not fail on syntax
@@ -93,6 +112,9 @@ def main(arguments: list[str]) -> None:
         call(PYTHON, "-m", "ruff", "check", "-q", ".")
         call(PYTHON, "-m", "mypy")
         call(PYTHON, "-m", "pytest", *arguments[1:])
+        for name in GRADIOS if not arguments[1:] else ():
+            print(f"{name}: the accordion", flush=True)
+            call(PYTHON, "-m", "pytest", "tests/webui/test_ui.py", packages=set_up_apart(name))
     else:
         set_up(["requirements.txt"])
         if arguments[0] == "demo":

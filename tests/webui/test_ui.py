@@ -1,0 +1,117 @@
+"""The accordion under a real gradio, over HTTP as a page sends it.
+
+``run.py test`` runs this in the gradio of A1111 (3.41.2) and in that of Forge (4.40.0).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+gr = pytest.importorskip("gradio", reason="gradio is not installed here; `run.py test` runs this under both versions")
+
+from lib_decouple.settings import Settings, specs  # noqa: E402
+from lib_decouple.webui import ui  # noqa: E402
+from lib_decouple.webui.api import ORDER, settings_from  # noqa: E402
+
+
+@contextmanager
+def input_accordion(value, elem_id, **given):
+    """As the host's: a hidden checkbox that shares its state with an accordion."""
+    checkbox = gr.Checkbox(value, visible=False, elem_id=f"{elem_id}-checkbox", **given)
+    with gr.Accordion(open=value, elem_id=elem_id, **given):
+        yield checkbox
+
+
+def read(*values):
+    """The settings that the page's values are, or what is wrong with them."""
+    try:
+        return settings_from(values).as_dict()
+    except ValueError as error:
+        return {"error": str(error)}
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A served page: its configuration by field, and ``send`` with changed values."""
+    with gr.Blocks(analytics_enabled=False) as demo:
+        made, _ = ui.controls(input_accordion, lambda name: f"script_txt2img_attention_decoupling_{name}")
+        outside = set(demo.blocks)
+        again, _ = ui.controls(input_accordion, lambda name: f"script_img2img_attention_decoupling_{name}")
+        button, result = gr.Button(), gr.JSON()
+        button.click(read, list(made.values()), result, api_name="read", queue=False)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, show_api=False, server_name="127.0.0.1")
+    with urllib.request.urlopen(f"{url}config", timeout=30) as answer:
+        config = json.load(answer)
+    props = {item["id"]: item["props"] for item in config["components"]}
+    of_field = {name: props[control._id] for name, control in made.items()}
+
+    def send(**changed):
+        values = [changed.get(name, of_field[name]["value"]) for name in made]
+        body = json.dumps({"data": values, "session_hash": "test"}).encode()
+        request = urllib.request.Request(f"{url}run/read", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)["data"][0]
+
+    yield SimpleNamespace(of_field=of_field, send=send, config=config, made=made, again=again, outside=outside)
+    demo.close()
+
+
+def test_there_is_a_control_for_every_field_with_its_own_id_label_and_help(page):
+    assert tuple(page.made) == ORDER
+    for name, props in page.of_field.items():
+        if name != "enabled":
+            assert props["elem_id"].endswith(f"_{name}")
+            assert props["label"] == specs()[name].label
+            assert props["info"].startswith(specs()[name].help)
+    ids = [item["props"].get("elem_id") for item in page.config["components"] if item["props"].get("elem_id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_as_it_opens_sends_the_defaults(page):
+    assert page.send() == json.loads(json.dumps(Settings().as_dict()))
+
+
+def test_what_the_page_sends_becomes_settings_of_the_right_types(page):
+    sent = page.send(
+        enabled=True, loss="intensity + 0.3*com", steps=7, entities='cat, "salt, pepper", dog@2', size=0.25, factor=16,
+        refine_steps="0, 10", rule="attend-excite", stop=True, refine_threshold=-1,
+    )  # fmt: skip
+    assert sent == json.loads(
+        json.dumps(
+            Settings(
+                enabled=True, loss="intensity + 0.3*com", steps=7, entities=("cat", "salt, pepper", "dog@2"), size=0.25,
+                factor=16, refine_steps=(0, 10), rule="attend-excite", stop=True, refine_threshold=-1.0,
+            ).as_dict()
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("loss", "iuo", ("loss", "iuo")),
+        ("refine_steps", "0, x", ("refine_steps", "x")),
+        ("size", None, ("size",)),
+        ("factor", 3, ("factor", "3")),
+    ],
+)
+def test_a_wrong_value_is_named(page, name, value, words):
+    error = page.send(**{name: value})["error"]
+    assert all(word in error for word in words)
+
+
+def test_built_again_it_stands_beside_the_first(page):
+    assert {control._id for control in page.again.values()}.isdisjoint(page.outside)
+    ours = {control._id for control in page.made.values()}
+    assert not any(
+        ours & set(one["outputs"])
+        for one in page.config["dependencies"]
+        if {control._id for control in page.again.values()} & set(one["inputs"])
+    )
