@@ -11,7 +11,7 @@ from modules.ui_components import InputAccordion
 from lib_decouple import presets
 from lib_decouple.hosts import detect
 from lib_decouple.settings import Settings, specs
-from lib_decouple.webui import api, infotext, options, rest, ui
+from lib_decouple.webui import api, infotext, options, rest, ui, xyz
 from lib_decouple.webui.report import Run
 
 log = logging.getLogger("lib_decouple")
@@ -74,7 +74,7 @@ class Script(scripts.Script):
         for key in OUR_KEYS:
             p.extra_generation_params.pop(key, None)
         try:
-            run = Run(api.settings_from(args, options.preset_folder()))
+            run = Run(xyz.settings_of(p, api.settings_from(args, options.preset_folder())))
         except ValueError as error:
             run = Run(Settings(enabled=True), problem=str(error))
             log.warning("Attention Decoupling stands aside: %s", error)
@@ -112,4 +112,5 @@ def serve(demo: Any, app: Any) -> None:
 
 
 script_callbacks.on_ui_settings(options.add)
+script_callbacks.on_before_ui(xyz.add)
 script_callbacks.on_app_started(serve)
