@@ -84,7 +84,7 @@ def from_text(name: str, text: object) -> Any:
 
 def _number(name: str, text: str) -> float:
     try:
-        return float(text)
+        return int(text) if re.fullmatch(r"\s*[+-]?\d{1,9}\s*", text) else float(text)
     except ValueError:
         raise ValueError(f"{name}: {text!r} is not allowed; a number, {specs()[name].allowed()}") from None
 
