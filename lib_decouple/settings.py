@@ -143,6 +143,13 @@ class Settings:
     recompute: bool = _setting(
         False, "Save memory", "Most blocks are computed twice instead of kept.", "Decouple recompute", folded=True
     )
+    skip_missing: bool = _setting(
+        False,
+        "Leave out what is not found",
+        "An entity that the prompt doesn't name is left out; otherwise that image is not guided, and told so.",
+        "Decouple skip missing",
+        folded=True,
+    )
     one_at_a_time: bool = _setting(
         False, "One image at a time", "Less memory for batches, more time.", "Decouple one at a time", folded=True
     )

@@ -63,11 +63,13 @@ def pieces(pipe: Any, prompt: str) -> list[Piece]:
     return [Piece(i, text) for i, text in enumerate(texts) if 0 < i < len(texts) - 1]
 
 
-def plan_image(pipe: Any, prompt: str, entities: Sequence[str]) -> ImagePlan:
-    """Where the entities stand in the prompt. Raises EntityNotFound (a ValueError) with the prompt's words."""
+def plan_image(pipe: Any, prompt: str, entities: Sequence[str], skip_missing: bool = False) -> ImagePlan:
+    """Where the entities stand in the prompt. Raises EntityNotFound (a ValueError) with the prompt's words, unless
+    ``skip_missing`` leaves those out."""
     own = pieces(pipe, prompt)
-    places = align(entities, own)
-    return ImagePlan(tuple(Entity(name, tokens) for name, tokens in zip(entities, places)), end=len(own) + 1)
+    places = align(entities, own, missing="skip" if skip_missing else "raise")
+    found = tuple(Entity(name, tokens) for name, tokens in zip(entities, places) if tokens)
+    return ImagePlan(found, end=len(own) + 1)
 
 
 def step_openings(scheduler: Any) -> list[bool]:
@@ -150,7 +152,7 @@ def generate(
 
     session = None
     if settings.enabled or observe:
-        plans = [plan_image(pipe, p, names) for p, names in zip(prompts, entities)]
+        plans = [plan_image(pipe, p, names, settings.skip_missing) for p, names in zip(prompts, entities)]
         guide = make_guide(
             settings,
             unet,

@@ -118,19 +118,28 @@ def pieces(chunks: Sequence[Any], vocabulary: Callable[[int], str]) -> list[Piec
 
 
 def plan_image(
-    texts: Sequence[str], wanted: Sequence[str], tokenize: Callable[[str], list[Piece]], others: Sequence[str] = ()
+    texts: Sequence[str],
+    wanted: Sequence[str],
+    tokenize: Callable[[str], list[Piece]],
+    others: Sequence[str] = (),
+    skip_missing: bool = False,
 ) -> ImagePlan:
     """Where the entities stand in an image's AND parts ``texts``; without ``wanted`` they are found.
 
-    An entity that only ``others``, the prompt's texts at other steps, name is left out. Raises
-    EntityNotFound and EntityConflict (ValueErrors).
+    An entity that only ``others``, the prompt's texts at other steps, name is left out, and so is one that
+    none names with ``skip_missing``. Raises EntityNotFound and EntityConflict (ValueErrors).
     """
     parts = [tokenize(text) for text in texts]
     joined = [Piece(k * _PART + piece.position, piece.text) for k, part in enumerate(parts) for piece in part]
     names = list(wanted) or suggest("\n".join(texts))
     places = align(names, joined, missing="skip")
     for name, place in zip(names, places):
-        if wanted and not place and not any(align([name], tokenize(text), "skip")[0] for text in others):
+        if (
+            wanted
+            and not place
+            and not skip_missing
+            and not any(align([name], tokenize(text), "skip")[0] for text in others)
+        ):
             align([name], joined)
     entities = [
         Entity(name, tuple(token % _PART for token in place if token // _PART == place[0] // _PART), place[0] // _PART)

@@ -219,7 +219,7 @@ class SamplingPass:
         """An image's plan, empty where its prompt leaves nothing to guide."""
         self.left_alone[index] = ""
         try:
-            plan = plan_image(texts, self.settings.entities, self.tokenize, others)
+            plan = plan_image(texts, self.settings.entities, self.tokenize, others, self.settings.skip_missing)
         except ValueError as error:
             self.left_alone[index] = str(error)
             return ImagePlan((), len(texts))

@@ -19,7 +19,7 @@ from ..embedded.detector import judge
 from ..embedded.scenes import ENTITIES
 from ..hosts.base import OUT_OF_MEMORY
 from ..hosts.checkpoints import open_pipeline
-from ..hosts.diffusers import Picture, generate
+from ..hosts.diffusers import Picture, generate, plan_image
 from ..prompt.entities import suggest
 from ..settings import Settings, specs
 from .arms import embedded
@@ -160,6 +160,12 @@ def run(arguments: argparse.Namespace) -> int:
     pipe = open_pipeline(
         arguments.checkpoint, arguments.device, torch.float16 if arguments.half else torch.float32, arguments.prediction
     )
+    if settings.skip_missing:
+        wanted, entities = entities, list(plan_image(pipe, prompt, entities, skip_missing=True).names)
+        if not entities:
+            raise ValueError(f"entities: none of {', '.join(wanted)} is in the prompt")
+        if len(entities) < len(wanted):
+            print(f"left out: {', '.join(name for name in wanted if name not in entities)}")
     steps = arguments.sampling_steps or (20 if own else 50)
     cfg = arguments.cfg if arguments.cfg is not None else (3.0 if own else 7.5)
     seeds = list(range(arguments.seed, arguments.seed + arguments.n))

@@ -14,7 +14,7 @@ from .infotext import from_text
 ORDER: tuple[str, ...] = (
     *("enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps"),
     *("refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time"),
-    *("layers", "start", "recompute"),
+    *("layers", "start", "recompute", "skip_missing"),
 )
 """Fields of a positional list. Clients depend on it: new fields are appended."""
 

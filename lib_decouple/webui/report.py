@@ -72,11 +72,17 @@ class Run:
         for number, image in enumerate(images, start=1):
             entities, iou, reason = (self.result(key, *image) for key in (FOUND, IOU, STOOD_ASIDE))
             parts = [f"{entities}: overlap (IoU) {iou}" if entities else "", f"stood aside: {reason}" if reason else ""]
+            if entities and (unused := self._unused(image)):
+                parts.insert(1, f"not in this prompt: {unused}")
             found.append((f"Image {number}: " if len(images) > 1 else "") + "; ".join(filter(None, parts)))
         more = [f"… and {len(found) - 8} more"] if len(found) > 8 else []
         count = sum(trace.passes for one in self.passes for trace in one.traces)
         seconds = sum(one.seconds for one in self.passes)
         return [*found[:8], *more, f"{count} more passes of the UNet, {seconds:.1f} s"]
+
+    def _unused(self, image: tuple[int, int]) -> str:
+        used = {name for one in self.passes if one.iteration == image[0] for name in one.traces[image[1]].entities}
+        return join_list(name for name in self.settings.entities if name not in used)
 
 
 def _reason(one: Pass, position: int) -> str:

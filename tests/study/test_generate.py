@@ -72,6 +72,14 @@ def test_an_entity_that_is_not_there_shows_the_prompts_words(tmp_path, capsys):
     assert "cat" in told
 
 
+def test_an_entity_that_is_not_there_is_left_out_where_that_was_asked_for(tmp_path, capsys):
+    given = ["generate", "a cat and a dog", "--entities", "cat,dig,dog", "--skip-missing"]
+    assert main([*given, "--out", str(tmp_path / "out"), *FAST]) == 0
+    assert "left out: dig" in capsys.readouterr().out
+    trace = json.loads((tmp_path / "out/trace.json").read_text())
+    assert trace["images"][0]["decoupled"]["entities"] == ["cat", "dog"]
+
+
 def test_existing_output_is_not_overwritten(tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()

@@ -124,6 +124,7 @@ def test_plan_of_parts_and_of_a_prompt_that_changes():
     assert plan_image(["a cat"], ["cat", "dog"], tokenize, others=["a dog"]).names == ("cat",)
     with pytest.raises(EntityNotFound, match='"dog" is not in the prompt'):
         plan_image(["a cat"], ["cat", "dog"], tokenize, others=["a bird"])
+    assert plan_image(["a cat"], ["cat", "dog"], tokenize, skip_missing=True).names == ("cat",)
     assert plan_image(["a cat and a dog"], [], tokenize).names == ("cat", "dog")
 
 

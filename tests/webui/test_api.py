@@ -15,7 +15,7 @@ def test_positional_order_is_append_only():
         "enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps",
         "refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time",
     )  # fmt: skip
-    assert ORDER[17:20] == ("layers", "start", "recompute")
+    assert ORDER[17:21] == ("layers", "start", "recompute", "skip_missing")
     assert sorted(ORDER) == sorted(item.name for item in fields(Settings))
 
 

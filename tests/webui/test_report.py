@@ -65,4 +65,7 @@ def test_status_lines():
     assert lines[0] == "Image 1: cat, dog: overlap (IoU) 0.800 to 0.250"
     assert lines[1].startswith("Image 2: stood aside: entities")
     assert lines[-1] == "6 more passes of the UNet, 3.0 s"
+    asked = run()
+    asked.settings = Settings(enabled=True, entities=("cat", "dog", "bird"))
+    assert "; not in this prompt: bird" in asked.lines()[0]
     assert run(problem="loss: no").lines() == ["Stood aside: loss: no"]
