@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core.guidance import ImagePlan
 from ..core.maps import CrossAttentionLayer, Entity
-from ..prompt.align import Piece, align
+from ..prompt.align import PART, Piece, align
 from ..prompt.entities import suggest
 from .base import Level
 
@@ -25,8 +25,6 @@ _TWO_CALLS = {
     *("sample_heun", "sample_dpm_2", "sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral", "sample_dpmpp_sde"),
     "restart_sampler",
 }
-_PART = 1_000_000
-"""Offset between the positions of AND parts while their words are looked up together."""
 
 
 class Unsupported(ValueError):
@@ -130,7 +128,7 @@ def plan_image(
     none names with ``skip_missing``. Raises EntityNotFound and EntityConflict (ValueErrors).
     """
     parts = [tokenize(text) for text in texts]
-    joined = [Piece(k * _PART + piece.position, piece.text) for k, part in enumerate(parts) for piece in part]
+    joined = [Piece(k * PART + piece.position, piece.text) for k, part in enumerate(parts) for piece in part]
     names = list(wanted) or suggest("\n".join(texts))
     places = align(names, joined, missing="skip")
     for name, place in zip(names, places):
@@ -142,7 +140,7 @@ def plan_image(
         ):
             align([name], joined)
     entities = [
-        Entity(name, tuple(token % _PART for token in place if token // _PART == place[0] // _PART), place[0] // _PART)
+        Entity(name, tuple(token % PART for token in place if token // PART == place[0] // PART), place[0] // PART)
         for name, place in zip(names, places)
         if place
     ]

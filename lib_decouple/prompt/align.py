@@ -28,6 +28,9 @@ from typing import Literal
 CHUNK = 77
 """Tokens of a chunk, with its start and end token."""
 
+PART = 1_000_000
+"""Positions that an ``AND`` part takes where the parts of a prompt are joined for :func:`align`."""
+
 WORD_END = "</w>"
 """CLIP's mark on the last token of a word."""
 

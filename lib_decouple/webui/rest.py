@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field
 
 from ..prompt.align import Piece
 from . import preset_routes, schema, tokens
+from .infotext import join_list, split_list
 
 PREFIX = "/decouple/v1"
 
@@ -56,9 +57,11 @@ class Host:
 
 
 class Prompt(BaseModel):
-    """A prompt as typed."""
+    """A prompt as typed; entities as the field holds them; and words that were clicked, by their indexes."""
 
     prompt: str = Field(..., max_length=MOST_CHARACTERS)
+    entities: str = Field("", max_length=MOST_CHARACTERS)
+    selected: list[list[int]] = []
 
 
 class Word(BaseModel):
@@ -76,11 +79,22 @@ class Word(BaseModel):
     occurrence: int
 
 
+class Entity(BaseModel):
+    """An entity that was typed or clicked; see :class:`tokens.Chosen`."""
+
+    text: str
+    words: list[int]
+    problem: str
+
+
 class Tokens(BaseModel):
-    """A prompt's words; suggestions as lists of indexes of words; how many tokens it has."""
+    """A prompt's words; suggestions as lists of indexes of words; the entities that were typed, then those that were
+    clicked, and how the field would hold them; how many tokens it has."""
 
     words: list[Word]
     suggested: list[list[int]]
+    entities: list[Entity]
+    field: str
     tokens: int
 
 
@@ -103,10 +117,19 @@ def add(app: Any, host: Host) -> None:
     def prompt_tokens(body: Prompt) -> dict[str, Any]:
         """A prompt's words with their tokens, and the entities that are suggested."""
         try:
-            found = tokens.describe(body.prompt, host.tokenize, host.variants)
+            typed = split_list(body.entities)
+            found = tokens.describe(body.prompt, host.tokenize, host.variants, typed, body.selected)
         except Unavailable as error:
             raise HTTPException(status_code=503, detail=f"{error}") from None
-        return {**found, "words": [asdict(word) for word in found["words"]]}
+        except ValueError as error:
+            raise HTTPException(status_code=422, detail=f"{error}") from None
+        chosen = found["entities"]
+        return {
+            **found,
+            "words": [asdict(word) for word in found["words"]],
+            "entities": [asdict(entity) for entity in chosen],
+            "field": join_list(entity.text for entity in chosen),
+        }
 
     preset_routes.add(router, host.preset_folder)
     app.include_router(router)

@@ -48,6 +48,22 @@ class PromptWord:
     """The n of ``word@n``; 1 is the first, 0 where no entity can name it."""
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """An entity of the user's."""
+
+    text: str
+    """As the field "Entities" holds it."""
+    words: tuple[int, ...]
+    """Indexes of its words."""
+    problem: str
+    """Why a job would not find it; "" where it does."""
+
+
+Turns = list[list[align.Piece]]
+"""The tokens of all ``AND`` parts in one context (part k from ``k * align.PART``), for each turn of prompt editing."""
+
+
 @dataclass
 class _Found:
     span: syntax.Span
@@ -61,16 +77,22 @@ def describe(
     prompt: str,
     tokenize: Callable[[str], Sequence[align.Piece]],
     variants: Callable[[str], Sequence[str]] = lambda text: [text],
+    entities: Sequence[str] = (),
+    selected: Sequence[Sequence[int]] = (),
 ) -> dict[str, Any]:
-    """``{"words": [...], "suggested": [...], "tokens": total}`` of a prompt as typed.
+    """``{"words": [...], "suggested": [...], "entities": [...], "tokens": total}`` of a prompt as typed.
 
     ``tokenize``: the host's, of the text of one ``AND`` part. ``variants``: the texts that prompt editing
     makes of one part in the course of the steps, in order, each once. A suggestion is the list of the
     indexes of its words at their first mention; ``tokens`` counts the text tokens of the first step.
+    ``entities`` are looked up as a job would, ``selected``, lists of indexes of words, are given names that
+    a job would understand; both come back as :class:`Chosen`. Raises ValueError for an index that is no
+    selectable word's.
     """
     found = [_Found(span) for span in syntax.parse(prompt)]
     total = 0
     before: list[align.Piece] = []  # of the parts so far; their positions are another context's
+    turns: list[list[align.Piece]] = []
     for number, part in enumerate(syntax.parts(prompt)):
         own = [one for one in found if one.span.part == number and one.span.kind in _READ]
         first: Sequence[align.Piece] = ()
@@ -78,6 +100,8 @@ def describe(
             if turn and all(one.tokens for one in own):
                 break
             pieces = tokenize(text)
+            turns += [[]] if turn == len(turns) else []
+            turns[turn] += [replace(piece, position=number * align.PART + piece.position) for piece in pieces]
             _place(own, pieces)
             if not turn:
                 total += len(pieces)
@@ -85,7 +109,72 @@ def describe(
         _number(own, before)
         before += [replace(piece, position=-1) for piece in first]
     words = list(_words(prompt, found))
-    return {"words": words, "suggested": _suggested(prompt, words), "tokens": total}
+    chosen = _looked_up(entities, words, turns) + _named(selected, words, turns)
+    return {"words": words, "suggested": _suggested(prompt, words), "entities": chosen, "tokens": total}
+
+
+def _looked_up(entities: Sequence[str], words: Sequence[PromptWord], turns: Turns) -> list[Chosen]:
+    try:
+        places = align.align(entities, turns[0] if turns else [], missing="skip")
+    except ValueError as error:
+        return [Chosen(entity, (), _alone(entity, turns)[1] or str(error)) for entity in entities]
+    chosen = []
+    for entity, place in zip(entities, places):
+        place, problem = (place, "") if place else _alone(entity, turns)
+        chosen.append(Chosen(entity, _hit(place, words), problem))
+    return chosen
+
+
+def _alone(entity: str, turns: Turns) -> tuple[tuple[int, ...], str]:
+    """Where the first of the ``turns`` that names the entity has it, or why none does."""
+    problem = ""
+    for pieces in turns or [[]]:
+        try:
+            return align.find(entity, pieces), ""
+        except ValueError as error:
+            problem = problem or str(error)
+    return (), problem
+
+
+def _named(selected: Sequence[Sequence[int]], words: Sequence[PromptWord], turns: Turns) -> list[Chosen]:
+    wanted = []
+    for indexes in selected:
+        for k in indexes:
+            if not 0 <= k < len(words) or not words[k].selectable:
+                raise ValueError(f"selected: {k} is not allowed; the index of a selectable word")
+        wanted.append(tuple(sorted(set(indexes))))
+    phrases = [" ".join(words[k].text for k in indexes) for indexes in wanted]
+    names = list(phrases)
+    for k, indexes in enumerate(wanted):
+        for name in (phrases[k], *_exact(phrases[k], [words[i] for i in indexes], turns)):
+            names[k] = name
+            if set(_looked_up(names, words, turns)[k].words) == set(indexes):
+                break
+        else:
+            names[k] = phrases[k]
+    return [
+        one
+        if set(one.words) == set(indexes)
+        else Chosen(one.text, indexes, f'entities: "{one.text}" can\'t be named; choose words that stand together')
+        for one, indexes in zip(_looked_up(names, words, turns), wanted)
+    ]
+
+
+def _exact(phrase: str, chosen: Sequence[PromptWord], turns: Turns) -> Iterator[str]:
+    """Names of one place: with the occurrence's number, and by tokens."""
+    positions = [word.part * align.PART + token for word in chosen for token in word.tokens]
+    for pieces in turns:
+        if number := align.occurrence(phrase, positions, pieces):
+            yield f"{phrase}@{number}"
+    tokens = sorted(set(positions))
+    if tokens:
+        yield f"#{tokens[0]}-{tokens[-1]}" if len(tokens) > 1 else f"#{tokens[0]}"
+
+
+def _hit(place: Sequence[int], words: Sequence[PromptWord]) -> tuple[int, ...]:
+    return tuple(
+        k for k, word in enumerate(words) if any(word.part * align.PART + token in place for token in word.tokens)
+    )
 
 
 def _place(own: Sequence[_Found], pieces: Sequence[align.Piece]) -> None:

@@ -41,6 +41,21 @@ def test_tokens():
     assert answer["tokens"] == 6
 
 
+def test_clicked_words_become_the_field_s_text():
+    body = {"prompt": "a cat, a cat and a dog", "selected": [[4], [7]]}
+    answer = client().post("/decouple/v1/tokens", json=body).json()
+    assert answer["field"] == "cat@2, dog"
+    assert [one["words"] for one in answer["entities"]] == [[4], [7]]
+    again = client().post("/decouple/v1/tokens", json={"prompt": body["prompt"], "entities": answer["field"]}).json()
+    assert again["entities"] == answer["entities"]
+
+
+def test_a_wrong_index_is_refused():
+    answer = client().post("/decouple/v1/tokens", json={"prompt": "a cat", "selected": [[7]]})
+    assert answer.status_code == 422
+    assert "selected: 7 is not allowed" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [

@@ -100,7 +100,43 @@ def test_suggestions_are_those_of_the_run(prompt):
 
 def test_the_total_is_the_host_s():
     assert describe("a porcupine BREAK a dog", tokenize)["tokens"] == len(tokenize("a porcupine BREAK a dog"))
-    assert describe("", tokenize) == {"words": [], "suggested": [], "tokens": 0}
+    assert describe("", tokenize) == {"words": [], "suggested": [], "entities": [], "tokens": 0}
+
+
+def chosen(prompt, **given):
+    return [(one.text, one.words, one.problem) for one in describe(prompt, tokenize, **given)["entities"]]
+
+
+def test_typed_entities_are_looked_up_as_a_job_would():
+    prompt = "a cat, a traffic light AND a dog"
+    assert chosen(prompt, entities=["traffic light", "dog", "#2"]) == [
+        ("traffic light", (4, 5), ""), ("dog", (8,), ""), ("#2", (1,), ""),
+    ]  # fmt: skip
+    (cat, unknown) = chosen(prompt, entities=["cat", "dgo"])
+    assert cat == ("cat", (1,), "")
+    assert unknown[:2] == ("dgo", ())
+    assert 'did you mean "dog"?' in unknown[2]
+
+
+def test_two_entities_on_one_word_are_told():
+    assert all("are the same word" in problem for _, _, problem in chosen("a cat", entities=["cat", "cat"]))
+
+
+def test_clicked_words_get_names_that_mean_them():
+    prompt = "a dog, a red fire hydrant, a dog"
+    assert chosen(prompt, selected=[[1], [5, 6], [9]]) == [
+        ("dog", (1,), ""), ("fire hydrant", (5, 6), ""), ("dog@2", (9,), ""),
+    ]  # fmt: skip
+    assert chosen(prompt, selected=[[9]]) == [("dog@2", (9,), "")]
+    ((name, words, problem),) = chosen(prompt, selected=[[1, 9]])
+    assert words == (1, 9)
+    assert name in problem
+
+
+@pytest.mark.parametrize("index", [-1, 2, 99])
+def test_an_index_of_no_selectable_word_is_refused(index):
+    with pytest.raises(ValueError, match=f"selected: {index} is not allowed"):
+        describe("a cat, dog", tokenize, selected=[[index]])
 
 
 @given(st.text(st.sampled_from("ab1 ,.()[]:|<>'#-_\\猫é\nANDBREK"), max_size=60) | st.text(max_size=40))
