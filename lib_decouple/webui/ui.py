@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ..settings import Settings, Spec, specs
+from . import presets_ui
 from .api import ORDER, TITLE
 from .infotext import pasted_problem, to_text
 
@@ -29,6 +30,7 @@ def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tu
     with accordion(False, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
         status = gr.HTML("", elem_id=elem_id("status"))
         gr.HTML("", elem_id=elem_id("tokens"))
+        shared = gr.Accordion("Presets", open=False, elem_id=elem_id("presets"))
         plain = [name for name, spec in about.items() if not spec.folded and name != "enabled"]
         for name in plain:
             made[name] = _control(about[name], defaults[name], elem_id(name))
@@ -36,6 +38,8 @@ def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tu
             for name, spec in about.items():
                 if spec.folded:
                     made[name] = _control(spec, defaults[name], elem_id(name))
+        with shared:
+            presets_ui.add(made, elem_id)
     return {name: made[name] for name in ORDER}, status
 
 

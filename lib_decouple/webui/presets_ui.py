@@ -1,0 +1,286 @@
+"""Presets in the accordion: apply, save, delete, export, and import after a look at what would change."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from html import escape
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from .. import presets
+from ..presets import Preset
+from ..settings import Settings, specs
+from . import options
+from .api import ORDER, settings_from
+from .infotext import join_list
+
+APPLIED = tuple(name for name in ORDER if name != "enabled")
+"""Fields whose controls a preset changes."""
+
+
+class Shown(NamedTuple):
+    """What the page shows after a press of a button; None leaves a part as it is."""
+
+    message: str | None = None
+    chosen: str | None = None
+    """The name in the list of presets, which is read anew."""
+    question: str | None = None
+    """The label of the button that goes on with what needs a second press; "" hides it."""
+    values: Mapping[str, Any] | None = None
+    """Controls' values by field."""
+
+
+def add(controls: Mapping[str, Any], elem_id: Callable[[str], str]) -> None:
+    """Put the part of the page where gradio stands, and connect it to the ``controls`` of the fields."""
+
+    def own(component: Callable[..., Any], name: str, *args: Any, **given: Any) -> Any:
+        made = component(*args, elem_id=elem_id(f"presets_{name}"), **given)
+        made.do_not_save_to_config = True
+        return made
+
+    values = [controls[name] for name in ORDER]
+    quiet: dict[str, Any] = {"queue": False, "show_progress": False, "api_name": False}
+    names = [one.name for one in presets.BUILT_IN]
+    with gr.Row(elem_id=elem_id("presets_choose")):
+        listed = own(
+            gr.Dropdown, "name", choices=names, value=names[0], label="Preset", allow_custom_value=True, scale=3
+        )
+        apply = own(gr.Button, "apply", "Apply", variant="primary", scale=1, min_width=80)
+        export = own(gr.Button, "export", "Export", scale=1, min_width=80)
+        remove = own(gr.Button, "delete", "Delete", scale=1, min_width=80)
+        anew = own(gr.Button, "refresh", "Read anew", scale=1, min_width=80)
+    reason = own(gr.HTML, "reason", _paragraph(presets.BUILT_IN[0].reason))
+    text = own(gr.Textbox, "text", label="As text, for a message", visible=False, show_copy_button=True, max_lines=6)
+    file = own(gr.HTML, "file", visible=False)
+    message = own(gr.HTML, "message")
+    confirm = own(gr.Button, "confirm", "", visible=False, variant="stop")
+    asked = gr.State(None)
+    """What ``confirm`` goes on with: ``["delete", name]`` or ``["replace", name, JSON]``."""
+    with gr.Row(elem_id=elem_id("presets_save_as")):
+        name = own(gr.Textbox, "save_name", label="Save as", placeholder="name", scale=2)
+        why = own(gr.Textbox, "save_reason", label="Reason", placeholder="what it is good for", scale=3)
+        entities = own(gr.Checkbox, "save_entities", False, label="Entities, too", scale=1, min_width=80)
+        save = own(gr.Button, "save", "Save", scale=1, min_width=80)
+    with gr.Row(elem_id=elem_id("presets_import")):
+        pasted = own(gr.Textbox, "import_text", label="Import a text", placeholder="DECOUPLE1…", max_lines=6, scale=3)
+        given = own(gr.File, "import_file", label="Import a file", type="binary", file_types=[".json"], scale=2)
+    preview = own(gr.HTML, "preview")
+    looked = gr.State("")
+    """The text that ``preview`` shows."""
+    with gr.Row(elem_id=elem_id("presets_import_do")):
+        take = own(gr.Button, "import_save", "Save it", visible=False)
+        replace = own(gr.Button, "import_replace", "Replace mine", visible=False, variant="stop")
+        use = own(gr.Button, "import_apply", "Apply without saving", visible=False)
+
+    applied = [controls[field] for field in APPLIED]
+    shown = [message, listed, reason, confirm, asked, *applied]
+
+    def press(button: Any, do: Callable[..., tuple[Shown, Any]], inputs: Sequence[Any]) -> None:
+        button.click(lambda *got: _updates(*_told(do, *got)), list(inputs), shown, **quiet)
+
+    listed.change(_reason_of, [listed], [reason], **quiet)
+    press(anew, read_anew, [listed])
+    press(apply, apply_preset, [listed, *values])
+    press(remove, ask_to_delete, [listed])
+    press(save, save_preset, [name, why, entities, *values])
+    press(confirm, go_on, [asked])
+    export.click(export_preset, [listed], [text, file], **quiet)
+    offered = [preview, looked, take, replace, use]
+    pasted.change(preview_import, [pasted, *values], offered, **quiet)
+    given.change(_as_text, [given], [pasted], **quiet)
+    press(take, import_preset, [looked])
+    press(replace, ask_to_replace, [looked])
+    press(use, apply_import, [looked, *values])
+
+
+def read_anew(name: str) -> tuple[Shown, Any]:
+    """Read the folder again."""
+    problems = presets.problems(options.preset_folder())
+    return Shown("".join(map(_paragraph, problems)), name, ""), None
+
+
+def apply_preset(name: str, *values: Any) -> tuple[Shown, Any]:
+    """Put a preset's values into the controls."""
+    return _applied(presets.load(name, options.preset_folder()), values), None
+
+
+def ask_to_delete(name: str) -> tuple[Shown, Any]:
+    """First press of Delete."""
+    found = presets.load(name, options.preset_folder()).name
+    if presets.is_built_in(found):
+        raise ValueError(f"{found} is built in and can't be deleted")
+    return Shown("", question=f"Delete {found}"), ["delete", found]
+
+
+def save_preset(name: str, reason: str, with_entities: bool, *values: Any) -> tuple[Shown, Any]:
+    """Save what the controls are now; asks before it replaces one."""
+    now = settings_from(values)
+    defaults = {item.name: item.default for item in fields(Settings)}
+    chosen = {
+        field: value
+        for field, value in now.as_dict().items()
+        if getattr(now, field) != defaults[field] and field != "enabled" and (with_entities or field != "entities")
+    }
+    return _saved(Preset(name.strip(), reason.strip(), chosen))
+
+
+def ask_to_replace(text: str) -> tuple[Shown, Any]:
+    """First press of an import that replaces a preset."""
+    return _replace(presets.from_text(text))
+
+
+def import_preset(text: str) -> tuple[Shown, Any]:
+    """Save an import under its own name."""
+    return _saved(presets.from_text(text))
+
+
+def apply_import(text: str, *values: Any) -> tuple[Shown, Any]:
+    """Put an import's values into the controls, without saving it."""
+    return _applied(presets.from_text(text), values), None
+
+
+def go_on(asked: Sequence[str] | None) -> tuple[Shown, Any]:
+    """Second press: delete or replace what was asked for."""
+    folder = options.preset_folder()
+    if not asked:
+        return Shown(question=""), None
+    if asked[0] == "delete":
+        presets.delete(asked[1], folder)
+        return Shown(_paragraph(f"Deleted {asked[1]}."), presets.BUILT_IN[0].name, ""), None
+    preset = presets.from_json(asked[2].encode())
+    presets.save(preset, folder, overwrite=True)
+    return Shown(_paragraph(f"Replaced {preset.name}."), preset.name, ""), None
+
+
+def export_preset(name: str) -> tuple[Any, Any]:
+    """A preset as a text, and as a link to a file."""
+    try:
+        preset = presets.load(name, options.preset_folder())
+    except ValueError as error:
+        return gr.update(visible=False), gr.update(visible=True, value=_paragraph(str(error)))
+    data = base64.b64encode(presets.to_json(preset)).decode()
+    link = f'<a download="{escape(preset.name)}.json" href="data:application/json;base64,{data}">Save as a file</a>'
+    return gr.update(visible=True, value=presets.to_text(preset)), gr.update(visible=True, value=f"<p>{link}</p>")
+
+
+def preview_import(text: str, *values: Any) -> tuple[Any, ...]:
+    """What an import would change, and the buttons that do it."""
+
+    def parts(html: str, kept: str = "", save: bool = False, replace: bool = False) -> tuple[Any, ...]:
+        return html, kept, *(gr.update(visible=one) for one in (save, replace, bool(kept)))
+
+    if not text.strip():
+        return parts("")
+    try:
+        found = presets.preview(text, _now(values), options.preset_folder())
+    except ValueError as error:
+        return parts(_paragraph(str(error)))
+    lines = [_paragraph(found.preset.name, "strong"), _paragraph(found.preset.reason)]
+    lines.append(_table("Applying it changes", found.changes) or _paragraph("Applying it changes nothing."))
+    if found.taken == "built in":
+        lines.append(_paragraph("A built-in preset has this name; it can be applied, not saved."))
+    elif found.taken == "yours":
+        lines.append(_paragraph("You have a preset of this name."))
+        lines.append(_table("Replacing it changes", found.replaces) or _paragraph("It has the same settings."))
+    return parts("".join(lines), text, save=found.taken == "", replace=found.taken == "yours")
+
+
+def _applied(preset: Preset, values: Sequence[Any]) -> Shown:
+    before = _now(values)
+    after = preset.applied_to(before)
+    taken = {field: _as_control(getattr(after, field)) for field in APPLIED}
+    if "entities" not in preset.settings:
+        del taken["entities"]
+    changes = _table(f"{preset.name} changed", presets.differences(before, after))
+    return Shown(changes or _paragraph(f"{preset.name} changed nothing."), question="", values=taken)
+
+
+def _saved(preset: Preset) -> tuple[Shown, Any]:
+    folder = options.preset_folder()
+    try:
+        presets.save(preset, folder)
+    except presets.PresetExists:
+        if presets.is_built_in(preset.name):
+            raise
+        return _replace(preset)
+    return Shown(_paragraph(f"Saved {preset.name}."), preset.name, ""), None
+
+
+def _replace(preset: Preset) -> tuple[Shown, Any]:
+    data = presets.to_json(preset).decode()
+    found = presets.preview(data, Settings(), options.preset_folder())
+    same = _paragraph(f"There is a preset {preset.name} already.")
+    changes = _table("Replacing it changes", found.replaces)
+    return Shown(same + changes, question=f"Replace {preset.name}"), ["replace", preset.name, data]
+
+
+def _told(do: Callable[..., tuple[Shown, Any]], *got: Any) -> tuple[Shown, Any]:
+    """What a press does, or in words why it does not."""
+    try:
+        return do(*got)
+    except ValueError as error:
+        return Shown(_paragraph(str(error)), question=""), None
+    except OSError as error:
+        return Shown(_paragraph(f"the presets' folder: {error.strerror}"), question=""), None
+
+
+def _updates(shown: Shown, asked: Any) -> list[Any]:
+    """For message, list, reason, confirm, asked and the controls of :data:`APPLIED`."""
+    listed, reason = gr.update(), gr.update()
+    if shown.chosen is not None:
+        names = [one.name for one in presets.available(options.preset_folder())]
+        listed, reason = gr.update(choices=names, value=shown.chosen), _reason_of(shown.chosen)
+    confirm = gr.update() if shown.question is None else gr.update(visible=bool(shown.question), value=shown.question)
+    values = shown.values or {}
+    controls = [gr.update(value=values[field]) if field in values else gr.update() for field in APPLIED]
+    return [gr.update() if shown.message is None else shown.message, listed, reason, confirm, asked, *controls]
+
+
+def _reason_of(name: str) -> str:
+    try:
+        preset = presets.load(name, options.preset_folder())
+    except ValueError as error:
+        return _paragraph(str(error))
+    own = ", ".join(f"{specs()[field].label}: {_as_text_value(value)}" for field, value in preset.settings.items())
+    return _paragraph(preset.reason) + _paragraph(own or "All settings have their defaults.")
+
+
+def _now(values: Sequence[Any]) -> Settings:
+    """The controls' settings; the defaults where they are none, so that a preset can still be applied."""
+    try:
+        return settings_from(values)
+    except ValueError:
+        return Settings()
+
+
+def _as_control(value: Any) -> Any:
+    return join_list(value) if isinstance(value, tuple) else value
+
+
+def _as_text(data: bytes | None) -> str:
+    """A file's content for the box of texts."""
+    if data is None:
+        return ""
+    return data[: presets.MOST_BYTES + 1].decode("utf-8-sig", "replace")
+
+
+def _as_text_value(value: Any) -> str:
+    return (join_list(value) or "none") if isinstance(value, list) else json.dumps(value).strip('"')
+
+
+def _table(caption: str, changes: Mapping[str, tuple[Any, Any]]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(specs()[field].label)}</td>"
+        f"<td>{escape(_as_text_value(before))}</td><td>{escape(_as_text_value(after))}</td></tr>"
+        for field, (before, after) in changes.items()
+    )
+    head = "<tr><th>setting</th><th>before</th><th>after</th></tr>"
+    return f"<table><caption>{escape(caption)}</caption>{head}{rows}</table>" if rows else ""
+
+
+def _paragraph(text: str, tag: str = "p") -> str:
+    return f"<{tag}>{escape(text)}</{tag}>" if text else ""
