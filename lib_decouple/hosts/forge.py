@@ -175,7 +175,11 @@ class OrdinaryTensors(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "__get__":
             return func(*args, **(kwargs or {}))
-        return self._instead.get(func, func)(*self._ordinary(args), **self._ordinary(kwargs or {}))
+        given = self._ordinary(kwargs or {})
+        out = given.pop("out", None) if torch.is_grad_enabled() else None
+        made = self._instead.get(func, func)(*self._ordinary(args), **given)
+        # Autograd knows no out=, which sub-quadratic attention uses where memory is short.
+        return made if out is None else out.copy_(made)
 
     def as_it_is_now(self, saved: Tensor) -> Tensor:
         """What autograd is to keep of a tensor that may be written to before the gradient is taken.

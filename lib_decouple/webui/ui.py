@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ..settings import Settings, Spec, specs
-from . import presets_ui
+from . import chips, presets_ui
 from .api import ORDER, TITLE
 from .infotext import pasted_problem, to_text
 
@@ -29,7 +29,7 @@ def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tu
     defaults = {item.name: item.default for item in fields(Settings)}
     with accordion(False, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
         status = gr.HTML("", elem_id=elem_id("status"))
-        gr.HTML("", elem_id=elem_id("tokens"))
+        gr.HTML(chips.place(), elem_id=elem_id("tokens"))
         shared = gr.Accordion("Presets", open=False, elem_id=elem_id("presets"))
         plain = [name for name, spec in about.items() if not spec.folded and name != "enabled"]
         for name in plain:

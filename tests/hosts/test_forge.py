@@ -70,7 +70,8 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
     default = (
         f"cd {root} && CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 exec venv/bin/python launch.py --always-cpu --api "
         "--skip-prepare-environment --skip-python-version-check --skip-torch-cuda-test --skip-version-check "
-        "--no-download-sd-model --no-hashing --port {port} --data-dir {data}"
+        "--no-download-sd-model --no-hashing --port {port} --data-dir {data} "
+        f"--gradio-allowed-path {root}"
     )
     command = os.environ.get("DECOUPLE_FORGE_START", default).format(port=PORT, data=data)
     with open(data / "log.txt", "w") as log:

@@ -1,0 +1,189 @@
+"""The prompt's words, clicked in headless Chromium in real WebUIs; see conftest.py and test_forge.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.hosts.test_forge import forge  # noqa: F401
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+DRIVER = shutil.which("chromedriver")
+OWN = "#script_{tab}_attention_decoupling_"
+PROMPT = "a photo of an old man, a dog and (a red fire hydrant:1.2) <lora:fur:0.5> and a dog"
+WRITE = """
+const box = document.querySelector(arguments[0]);
+box.value = arguments[1];
+box.dispatchEvent(new Event("input", {bubbles: true}));
+"""
+PRESSED = "return [...document.querySelectorAll(arguments[0])].map(one => one.firstChild.textContent);"
+REQUESTS = """
+return performance.getEntriesByType("resource").filter(one => one.name.endsWith("/decouple/v1/tokens")).length;
+"""
+
+
+@pytest.fixture(scope="module", params=["host", "forge"])
+def page(request):
+    """A browser on the page of a WebUI, the accordion of txt2img open."""
+    webui = request.getfixturevalue(request.param)
+    if DRIVER is None:
+        pytest.skip("no chromedriver on this machine")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,2000"):
+        options.add_argument(flag)
+    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
+    browser.set_script_timeout(60)
+    browser.get(f"{webui.url}/?__theme={os.environ.get('DECOUPLE_THEME', 'dark')}")
+    until(lambda: find(browser, "#txt2img_prompt textarea"), 120)
+    time.sleep(3)  # the page's own scripts attach after the controls are there
+    write(browser, PROMPT)
+    time.sleep(1)
+    assert browser.execute_script(REQUESTS) == 0  # while it is closed
+    browser.execute_script(
+        "document.querySelector(arguments[0]).click()", f"{OWN.format(tab='txt2img')}enabled .label-wrap"
+    )
+    until(lambda: words(browser))
+    browser.name_of_host = request.param
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(autouse=True)
+def fresh(page):
+    write(page, "", f"{OWN.format(tab='txt2img')}entities textarea")
+    write(page, "")
+    until(lambda: not words(page))
+    write(page, PROMPT)
+    until(lambda: "Found automatically" in says(page) and len(words(page)) == 16)
+
+
+def until(found, seconds=20):
+    for _ in range(seconds * 10):
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise AssertionError("nothing came")
+
+
+def find(page, selector):
+    return page.find_elements("css selector", selector)
+
+
+def write(page, text, selector="#txt2img_prompt textarea"):
+    page.execute_script(WRITE, selector, text)
+
+
+def words(page):
+    return find(page, f"{OWN.format(tab='txt2img')}tokens .decouple-chip")
+
+
+def chip(page, text, number=1):
+    found = [one for one in words(page) if one.text.rstrip("0123456789\n") == text]
+    return found[number - 1]
+
+
+def says(page):
+    return "".join(one.text for one in find(page, f"{OWN.format(tab='txt2img')}tokens .decouple-says"))
+
+
+def field(page):
+    return page.execute_script(
+        "return document.querySelector(arguments[0]).value", f"{OWN.format(tab='txt2img')}entities textarea"
+    )
+
+
+def pressed(page):
+    return [
+        one.text.split("\n")[0].rstrip("0123456789")
+        for one in words(page)
+        if one.get_attribute("aria-pressed") == "true"
+    ]
+
+
+def shot(page, name):
+    """A screenshot of the accordion for a person to look at, where DECOUPLE_SHOTS names a folder."""
+    if folder := os.environ.get("DECOUPLE_SHOTS"):
+        part = find(page, f"{OWN.format(tab='txt2img')}enabled")[0]
+        Path(folder).mkdir(exist_ok=True)
+        part.screenshot(f"{folder}/{page.name_of_host}-{name}.png")
+
+
+def test_suggested_words_are_marked_and_signs_are_no_chips(page):
+    assert pressed(page) == ["man", "dog", "fire", "hydrant"]
+    signs = [one.text for one in find(page, f"{OWN.format(tab='txt2img')}tokens .decouple-sign")]
+    assert signs == [",", "(", ":1.2)", "<lora:fur:0.5>"]
+    assert "weight 1.2" in chip(page, "fire").get_attribute("title")
+    assert chip(page, "man").get_attribute("title").startswith("token #6")
+    shot(page, "suggested")
+
+
+def test_a_click_takes_the_suggestions_over_and_another_takes_a_word_out(page):
+    chip(page, "red").click()
+    until(lambda: field(page) == "man, dog, fire hydrant, red")
+    until(lambda: "4 chosen" in says(page))
+    chip(page, "fire").click()
+    until(lambda: field(page) == "man, dog, red")
+    until(lambda: pressed(page) == ["man", "dog", "red"])
+    find(page, ".decouple-back")[0].click()
+    until(lambda: field(page) == "" and "Found automatically" in says(page))
+
+
+def test_the_second_of_two_equal_words(page):
+    chip(page, "dog", 2).click()
+    until(lambda: field(page) == "man, dog, fire hydrant, dog@2")
+
+
+def test_shift_click_and_drag_join_words(page):
+    chip(page, "red").click()
+    until(lambda: "4 chosen" in says(page))
+    ActionChains(page).key_down(Keys.SHIFT).click(chip(page, "hydrant")).key_up(Keys.SHIFT).perform()
+    until(lambda: field(page) == "man, dog, red fire hydrant")
+    until(lambda: "3 chosen" in says(page))
+    ActionChains(page).click_and_hold(chip(page, "old")).move_to_element(chip(page, "man")).release().perform()
+    until(lambda: field(page) == "dog, red fire hydrant, old man")
+    until(lambda: pressed(page) == ["old", "man", "dog", "red", "fire", "hydrant"])
+    shot(page, "joined")
+
+
+def test_words_that_do_not_stand_together_are_refused_in_words(page):
+    ActionChains(page).click_and_hold(chip(page, "man")).move_to_element(chip(page, "dog")).release().perform()
+    until(lambda: "stand together" in says(page))
+    assert field(page) == ""
+
+
+def test_by_keyboard(page):
+    page.execute_script("arguments[0].focus()", chip(page, "old"))
+    ActionChains(page).send_keys(Keys.ARROW_RIGHT).send_keys(Keys.ENTER).perform()
+    until(lambda: field(page) == "dog, fire hydrant")
+    until(lambda: "2 chosen" in says(page))
+    assert page.execute_script("return document.activeElement.textContent") == "man"
+
+
+def test_what_is_typed_is_shown_and_a_wrong_word_is_named(page):
+    write(page, "fire hydrant, dgo", f"{OWN.format(tab='txt2img')}entities textarea")
+    until(lambda: 'did you mean "dog"?' in says(page))
+    assert pressed(page) == ["fire", "hydrant"]
+
+
+def test_typing_asks_seldom_and_shows_the_last(page):
+    before = page.execute_script(REQUESTS)
+    box = find(page, "#txt2img_prompt textarea")[0]
+    box.clear()
+    box.send_keys("a lion and a zebra in the wide open field")
+    until(lambda: pressed(page) == ["lion", "zebra", "field"] or pressed(page) == ["lion", "zebra"])
+    assert page.execute_script(REQUESTS) - before <= 42 / 2
+
+
+def test_markup_in_a_prompt_stays_text(page):
+    write(page, "a <img src=x onerror=window.hit=1> cat")
+    until(lambda: "cat" in pressed(page))
+    assert page.execute_script("return window.hit") is None
