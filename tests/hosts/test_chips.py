@@ -102,11 +102,7 @@ def field(page):
 
 
 def pressed(page):
-    return [
-        one.text.split("\n")[0].rstrip("0123456789")
-        for one in words(page)
-        if one.get_attribute("aria-pressed") == "true"
-    ]
+    return page.execute_script(PRESSED, f"{OWN.format(tab='txt2img')}tokens [aria-pressed=true]")
 
 
 def shot(page, name):

@@ -276,6 +276,18 @@ def test_a_model_with_joint_attention_stands_aside_before_anything_is_attached(f
     assert shared.sd_model.forge_objects.unet.extra_preserved_memory_during_sampling == 0
 
 
+def test_a_function_that_writes_into_out_has_its_gradient(forge):
+    """Sub-quadratic attention does so where memory is short."""
+    with torch.inference_mode():
+        start = torch.arange(4.0)
+        with forge.SamplingPass.differentiable(None):
+            leaf = start.clone().requires_grad_()
+            x = leaf * 2
+            torch.exp(x, out=x)
+            (gradient,) = torch.autograd.grad(x.square().sum(), leaf)
+    torch.testing.assert_close(gradient, 4 * (4 * torch.arange(4.0)).exp())
+
+
 def test_patches_that_write_in_place_do_not_change_the_gradient(forge, shared, unet, gradients, monkeypatch):
     """FreeU writes into a slice of what the next block keeps."""
 
