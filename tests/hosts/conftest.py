@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -32,7 +33,6 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PORT = 7899
 rows: list[tuple[str, str]] = []
 versions: dict[str, str] = {}
 OVERRIDDEN = {
@@ -66,6 +66,13 @@ class Picture:
         """An infotext key's value, as written."""
         found = re.search(rf'(?:^|, |\n){re.escape(key)}: ("(?:\\.|[^\\"])*"|[^,]*)', self.infotexts[index])
         return found and (json.loads(found[1]) if found[1].startswith('"') else found[1])
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 class Host:
@@ -151,10 +158,11 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         "--skip-version-check --skip-torch-cuda-test --use-cpu all --no-half --precision full --api "
         "--no-download-sd-model --opt-sdp-attention --port {port} --data-dir {data}"
     )
-    command = os.environ.get("DECOUPLE_A1111_START", default).format(port=PORT, data=data)
+    port = free_port()
+    command = os.environ.get("DECOUPLE_A1111_START", default).format(port=port, data=data)
     with open(data / "log.txt", "w") as log:
         process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True)
-    found = Host(f"http://127.0.0.1:{PORT}")
+    found = Host(f"http://127.0.0.1:{port}")
     try:
         for _ in range(600):
             assert process.poll() is None, (data / "log.txt").read_text()[-2000:]

@@ -26,10 +26,9 @@ from PIL import Image, ImageDraw
 from lib_decouple.hosts.ldm import main_calls
 from lib_decouple.webui.api import ORDER
 from tests.hosts import small_checkpoints
-from tests.hosts.conftest import OVERRIDDEN, REPOSITORY, Host, Picture
+from tests.hosts.conftest import OVERRIDDEN, REPOSITORY, Host, Picture, free_port
 
 HERE = Path(__file__).parent
-PORT = 7898
 SMALL = {"width": 128, "height": 128, "steps": 4}
 CURVES = (
     *("Euler", "Euler a", "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DPM++ 2M"),
@@ -73,10 +72,11 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
         "--no-download-sd-model --no-hashing --port {port} --data-dir {data} "
         f"--gradio-allowed-path {root}"
     )
-    command = os.environ.get("DECOUPLE_FORGE_START", default).format(port=PORT, data=data)
+    port = free_port()
+    command = os.environ.get("DECOUPLE_FORGE_START", default).format(port=port, data=data)
     with open(data / "log.txt", "w") as log:
         process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True)
-    found = Forge(f"http://127.0.0.1:{PORT}")
+    found = Forge(f"http://127.0.0.1:{port}")
     try:
         for _ in range(600):
             assert process.poll() is None, (data / "log.txt").read_text()[-2000:]
