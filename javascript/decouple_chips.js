@@ -59,17 +59,12 @@
 
         async ask(body) {
             try {
-                const sent = await fetch(new URL("decouple/v1/tokens", document.baseURI), {
-                    method: "POST",
-                    headers: {"Content-Type": "application/json", "X-Decouple-Key": this.find.place().dataset.key},
-                    body: JSON.stringify(body),
+                const sent = await decouple.ask(this.find.place(), "tokens", {
+                    method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body),
                 });
-                const answer = await sent.json();
-                if (sent.ok) return answer;
-                const detail = answer.detail;
-                return {problem: typeof detail === "string" ? detail : detail?.[0]?.msg ?? `The WebUI answers ${sent.status}.`};
+                return await sent.json();
             } catch (error) {
-                return {problem: `The WebUI doesn't answer: ${error.message}`};
+                return {problem: error.message};
             }
         }
 

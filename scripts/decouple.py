@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from modules import errors, script_callbacks, scripts, shared
@@ -11,7 +12,7 @@ from modules.ui_components import InputAccordion
 from lib_decouple import presets
 from lib_decouple.hosts import detect
 from lib_decouple.settings import Settings, specs
-from lib_decouple.webui import api, infotext, options, rest, ui, xyz
+from lib_decouple.webui import api, compare, infotext, options, rest, ui, xyz
 from lib_decouple.webui.report import Run
 
 log = logging.getLogger("lib_decouple")
@@ -27,6 +28,14 @@ OUR_KEYS = (
 )
 status: dict[str, list[str]] = {}
 """Tab -> the lines of the status line after its last run."""
+comparing: compare.Comparison | None = None
+"""The job that is compared now, or was last."""
+
+
+def comparison_around(p: Any) -> compare.Comparison | None:
+    """The comparison within which another script draws ``p``, such as ADetailer the faces of a picture."""
+    found = comparing
+    return found if found and found.started == shared.state.time_start and found.p is not p else None
 
 
 class Script(scripts.Script):
@@ -51,7 +60,7 @@ class Script(scripts.Script):
     def ui(self, is_img2img: bool) -> list[Any]:
         """The controls, in the order of a positional argument list."""
         made, self.status_line = ui.controls(InputAccordion, self.elem_id)
-        self.infotext_fields = [(control, infotext.PASTE[name]) for name, control in made.items()]
+        self.infotext_fields = [(made[name], paste) for name, paste in infotext.PASTE.items()]
         self.infotext_fields.append((self.status_line, ui.pasted_status))
         self.paste_field_names = list(infotext.PASTE.values())
         return list(made.values())
@@ -70,11 +79,20 @@ class Script(scripts.Script):
     def process(self, p: Any, *args: Any) -> None:
         """Read the arguments and write the infotext; nothing is hooked yet."""
         p.attention_decoupling = None
+        around = comparison_around(p)
+        if around and around.plain(around.p.iteration):
+            return
         status.pop(self.tabname, None)
+        written = p.extra_generation_params
+        if around and written is around.p.extra_generation_params:
+            written = {}  # a copy of the compared job shares it, with the plain pictures' infotext
         for key in OUR_KEYS:
-            p.extra_generation_params.pop(key, None)
+            written.pop(key, None)
         try:
-            run = Run(xyz.settings_of(p, api.settings_from(args, options.preset_folder())))
+            given = api.arguments_from(args, options.preset_folder())
+            comparison = None if around or not given.compare else self.compare(p)
+            run = Run(xyz.settings_of(p, replace(given.settings, enabled=given.settings.enabled or bool(comparison))))
+            run.comparison = comparison
         except ValueError as error:
             run = Run(Settings(enabled=True), problem=str(error))
             log.warning("Attention Decoupling stands aside: %s", error)
@@ -82,13 +100,34 @@ class Script(scripts.Script):
         if run.settings.enabled:
             p.attention_decoupling = run
             preset = presets.matching(run.settings, options.preset_folder())
-            p.extra_generation_params.update({**infotext.write(run.settings, preset), **run.infotext()})
+            written.update({**run.told_of_guided(infotext.write(run.settings, preset)), **run.infotext()})
+
+    def compare(self, p: Any) -> compare.Comparison | None:
+        """Have each picture drawn plain, too; None, and a word to the user, where that can't be."""
+        global comparing
+        try:
+            comparing = compare.begin(p, shared.state)
+        except ValueError as error:
+            status[self.tabname] = [f"Compare is left out: {error}"]
+            p.comment(*status[self.tabname])
+            return None
+        return comparing
+
+    def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """Both batches of a pair have the same prompts and seeds, whatever other scripts did."""
+        if comparing and comparing.p is p:
+            comparing.pair_up(kwargs["batch_number"])
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Attach to the sampler that is about to run."""
         run = getattr(p, "attention_decoupling", None)
         if run is None or run.problem or (getattr(p, "is_hr_pass", False) and not run.settings.hires):
             return
+        if run.comparison:
+            if not run.comparison.same_prompts():
+                p.comment("Compare: another script gave the decoupled picture another prompt than the plain one")
+            if run.comparison.plain(p.iteration):
+                return
         try:
             sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings)
             sampling.attach(kwargs.get("x"))
@@ -98,11 +137,34 @@ class Script(scripts.Script):
             run.problem = f"{type(error).__name__}: {error}"
             p.comment(f"Attention Decoupling stood aside: {run.problem}")
 
+    def postprocess_image_after_composite(self, p: Any, pp: Any, *args: Any) -> None:
+        """Keep the finished pictures of a comparison."""
+        if comparing and comparing.p is p and not (shared.state.interrupted or shared.state.skipped):
+            comparing.keep(pp.image)
+
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
-        """Tell in the accordion what was done."""
+        """Tell in the accordion what was done; add a comparison's pictures."""
         run = getattr(p, "attention_decoupling", None)
         if run is not None:
+            if run.comparison:
+                self.finish(run, processed)
             status[self.tabname] = run.lines()
+
+    def finish(self, run: Run, processed: Any) -> None:
+        """Add the pictures of a comparison, and leave the job as it was asked for."""
+        global comparing
+        comparing, comparison = None, run.comparison
+        comparison.p.n_iter = comparison.batches
+
+        def told(number: int) -> str:
+            aside = run.result(infotext.STOOD_ASIDE, *divmod(number, comparison.size))
+            return "decoupled: stood aside" if aside else "decoupled"
+
+        try:
+            run.notes.append(compare.add_pictures(comparison, processed, told))
+        except Exception as error:
+            errors.report("Attention Decoupling could not put the pictures side by side", exc_info=True)
+            run.notes.append(f"The pictures could not be put side by side: {type(error).__name__}: {error}")
 
 
 def serve(demo: Any, app: Any) -> None:

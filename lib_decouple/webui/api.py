@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import presets
 from ..settings import TITLE, Settings
@@ -14,14 +14,30 @@ from .infotext import from_text
 ORDER: tuple[str, ...] = (
     *("enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps"),
     *("refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time"),
-    *("layers", "start", "recompute", "skip_missing"),
+    *("layers", "start", "recompute", "skip_missing", "compare"),
 )
-"""Fields of a positional list. Clients depend on it: new fields are appended."""
+"""Names of a positional list's values. Clients depend on it: new ones are appended."""
+
+BESIDE = ("compare",)
+"""Those that are no settings: they say what is done with a job, and are in no infotext, preset or plot."""
 
 PATHS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img")
 
 
+class Arguments(NamedTuple):
+    """What a job is given."""
+
+    settings: Settings
+    compare: bool = False
+    """Draw each picture plain, too, from the same seed."""
+
+
 def settings_from(args: Sequence[Any], folder: Path | None = None) -> Settings:
+    """The settings among the arguments; see :func:`arguments_from`."""
+    return arguments_from(args, folder).settings
+
+
+def arguments_from(args: Sequence[Any], folder: Path | None = None) -> Arguments:
     """``[{named}]``, ``['{named JSON}']`` or a positional list in :data:`ORDER`; any subset, defaults for the rest.
 
     Among named arguments ``preset`` names one, built in or of ``folder``: it turns guidance on, and the others
@@ -29,7 +45,7 @@ def settings_from(args: Sequence[Any], folder: Path | None = None) -> Settings:
     Raises ValueError that names the field, the value and what is allowed.
     """
     if not args:
-        return Settings()
+        return Arguments(Settings())
     first = args[0]
     if isinstance(first, str) and first.lstrip().startswith("{"):
         try:
@@ -38,12 +54,21 @@ def settings_from(args: Sequence[Any], folder: Path | None = None) -> Settings:
             raise ValueError(f"args: not JSON: {error}") from None
     if isinstance(first, Mapping):
         given = dict(first)
+        compare = _compare(given.pop("compare", False))
         if "preset" not in given:
-            return Settings.from_dict(given)
-        return presets.load(given.pop("preset"), folder).with_overrides(**given)
+            return Arguments(Settings.from_dict(given), compare)
+        return Arguments(presets.load(given.pop("preset"), folder).with_overrides(**given), compare)
     if len(args) > len(ORDER):
         raise ValueError(f"args: {len(args)} values are not allowed; at most {len(ORDER)}: {', '.join(ORDER)}")
-    return Settings.from_dict({name: from_text(name, value) for name, value in zip(ORDER, args)})
+    values = dict(zip(ORDER, args))
+    compare = _compare(values.pop("compare", False))
+    return Arguments(Settings.from_dict({name: from_text(name, value) for name, value in values.items()}), compare)
+
+
+def _compare(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"compare: {value!r} is not allowed; true or false")
+    return value
 
 
 def problem_of(request: Any, folder: Path | None = None) -> str:

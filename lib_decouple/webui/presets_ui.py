@@ -15,10 +15,10 @@ from .. import presets
 from ..presets import Preset
 from ..settings import Settings, specs
 from . import options
-from .api import ORDER, settings_from
+from .api import BESIDE, ORDER, settings_from
 from .infotext import join_list
 
-APPLIED = tuple(name for name in ORDER if name != "enabled")
+APPLIED = tuple(name for name in ORDER if name not in ("enabled", *BESIDE))
 """Fields whose controls a preset changes."""
 
 

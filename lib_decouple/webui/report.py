@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..core.trace import ImageTrace
 from ..settings import Settings
+from .compare import Comparison
 from .infotext import FOUND, IOU, STOOD_ASIDE, join_list
 
 
@@ -30,6 +31,10 @@ class Run:
     passes: list[Pass] = field(default_factory=list)
     problem: str = ""
     """Why the job is not guided at all."""
+    comparison: Comparison | None = None
+    """Where each picture is drawn plain, too."""
+    notes: list[str] = field(default_factory=list)
+    """What else the status line tells, before the images."""
 
     def result(self, key: str, iteration: int, position: int) -> str | None:
         """The infotext value of a result key for one image; None leaves the key out."""
@@ -53,20 +58,32 @@ class Run:
             def of_image(p: Any, index: int, all_prompts: Sequence[str], use_main_prompt: bool, **_: Any) -> str | None:
                 if use_main_prompt:
                     return None
-                # The host counts from the batch's first image while it saves, else from the job's.
-                whole = len(all_prompts) == len(p.all_prompts)
-                iteration, position = divmod(index, p.batch_size) if whole else (p.iteration, index)
                 run = getattr(p, "attention_decoupling", None) or self
-                return run.result(key, iteration, position)
+                return run.result(key, *_batch_and_position(p, index, all_prompts))
 
             return of_image
 
         return {key: value(key) for key in (FOUND, IOU, STOOD_ASIDE)}
 
+    def told_of_guided(self, written: Mapping[str, str]) -> dict[str, Any]:
+        """The settings' infotext for the images that are guided: in a comparison plain ones have none."""
+        comparison = self.comparison
+        if comparison is None:
+            return dict(written)
+
+        def value(text: str) -> Any:
+            def of_image(p: Any, index: int, all_prompts: Sequence[str], use_main_prompt: bool, **_: Any) -> str | None:
+                plain = comparison.plain(_batch_and_position(p, index, all_prompts)[0])
+                return None if plain and not use_main_prompt else text
+
+            return of_image
+
+        return {key: value(text) for key, text in written.items()}
+
     def lines(self) -> list[str]:
         """The status line: one line an image, at most eight, then passes and time, or why not."""
         if self.problem:
-            return [f"Stood aside: {self.problem}"]
+            return [*self.notes, f"Stood aside: {self.problem}"]
         images = dict.fromkeys((one.iteration, k) for one in self.passes for k in range(len(one.traces)))
         found = []
         for number, image in enumerate(images, start=1):
@@ -78,11 +95,17 @@ class Run:
         more = [f"… and {len(found) - 8} more"] if len(found) > 8 else []
         count = sum(trace.passes for one in self.passes for trace in one.traces)
         seconds = sum(one.seconds for one in self.passes)
-        return [*found[:8], *more, f"{count} more passes of the UNet, {seconds:.1f} s"]
+        return [*self.notes, *found[:8], *more, f"{count} more passes of the UNet, {seconds:.1f} s"]
 
     def _unused(self, image: tuple[int, int]) -> str:
         used = {name for one in self.passes if one.iteration == image[0] for name in one.traces[image[1]].entities}
         return join_list(name for name in self.settings.entities if name not in used)
+
+
+def _batch_and_position(p: Any, index: int, all_prompts: Sequence[str]) -> tuple[int, int]:
+    """Which image the host means: it counts from the batch's first while it saves, else from the job's."""
+    whole = len(all_prompts) == len(p.all_prompts)
+    return divmod(index, p.batch_size) if whole else (p.iteration, index)
 
 
 def _reason(one: Pass, position: int) -> str:

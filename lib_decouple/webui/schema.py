@@ -25,6 +25,12 @@ def json_schema() -> dict[str, Any]:
                 "description": "A preset's name: turns guidance on with its settings; the other arguments stand "
                 "over them.",
             },
+            "compare": {
+                "title": "Compare",
+                "type": "boolean",
+                "description": "Draw each picture twice from the same seed: plain, then decoupled.",
+                "default": False,
+            },
             **{item.name: _field(item.default, item.metadata["spec"]) for item in fields(Settings)},
         },
     }

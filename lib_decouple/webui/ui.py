@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ..settings import Settings, Spec, specs
-from . import chips, presets_ui
+from . import page, presets_ui
 from .api import ORDER, TITLE
 from .infotext import pasted_problem, to_text
 
@@ -29,7 +29,12 @@ def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tu
     defaults = {item.name: item.default for item in fields(Settings)}
     with accordion(False, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
         status = gr.HTML("", elem_id=elem_id("status"))
-        gr.HTML(chips.place(), elem_id=elem_id("tokens"))
+        gr.HTML(page.place("chips"), elem_id=elem_id("tokens"))
+        gr.Button("Compare: plain and decoupled from the same seed", elem_id=elem_id("compare_button"))
+        made["compare"] = gr.Checkbox(False, label="Compare", visible=False, elem_id=elem_id("compare"))
+        made["compare"].do_not_save_to_config = True  # the button ticks it for one job
+        gr.HTML(page.place("live"), elem_id=elem_id("live"))
+        gr.HTML(page.place("trace"), elem_id=elem_id("trace"))
         shared = gr.Accordion("Presets", open=False, elem_id=elem_id("presets"))
         plain = [name for name, spec in about.items() if not spec.folded and name != "enabled"]
         for name in plain:

@@ -7,7 +7,7 @@ import pytest
 
 from lib_decouple import presets
 from lib_decouple.settings import Settings
-from lib_decouple.webui.api import ORDER, problem_of, settings_from
+from lib_decouple.webui.api import BESIDE, ORDER, arguments_from, problem_of, settings_from
 
 
 def test_positional_order_is_append_only():
@@ -15,8 +15,8 @@ def test_positional_order_is_append_only():
         "enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps",
         "refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time",
     )  # fmt: skip
-    assert ORDER[17:21] == ("layers", "start", "recompute", "skip_missing")
-    assert sorted(ORDER) == sorted(item.name for item in fields(Settings))
+    assert ORDER[17:22] == ("layers", "start", "recompute", "skip_missing", "compare")
+    assert sorted(ORDER) == sorted([*(item.name for item in fields(Settings)), *BESIDE])
 
 
 NAMED = {"enabled": True, "loss": "iou", "steps": 25, "entities": ["cat", "dog"]}
@@ -41,8 +41,17 @@ def test_what_the_controls_send_is_the_defaults():
     from lib_decouple.webui.infotext import to_text
 
     defaults = Settings()
-    values = [getattr(defaults, name) for name in ORDER]
+    values = [getattr(defaults, name, False) for name in ORDER]
     assert settings_from([to_text(v) if isinstance(v, tuple) else v for v in values]) == defaults
+
+
+def test_compare_is_an_argument_and_no_setting():
+    assert arguments_from([{"compare": True, "loss": "iou"}]) == (Settings(loss="iou"), True)
+    assert arguments_from([{"compare": True, "preset": "fast"}]).settings.enabled
+    assert arguments_from([True]).compare is False
+    defaults = Settings()
+    values = [getattr(defaults, name, True) for name in ORDER]
+    assert arguments_from(values) == (defaults, True)
 
 
 def test_a_preset_turns_on_and_other_arguments_stand_over_it(tmp_path):
@@ -88,6 +97,8 @@ def request(args):
         ([{"preset": "fast", "steps": 151}], ("steps", "151", "0 to 150 steps")),
         ([{"preset": "fast", "self": 1}], ("self: no such field",)),
         (['{"preset": 5}'], ("preset: 5",)),
+        ([{"compare": "yes"}], ("compare: 'yes'", "true or false")),
+        ([{"compare": 1, "preset": "fast"}], ("compare: 1", "true or false")),
         ([{}, 1], ("stand alone",)),
         ([True] * 99, ("99 values", f"at most {len(ORDER)}")),
         ("text", ("text",)),

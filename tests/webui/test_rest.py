@@ -247,6 +247,7 @@ def test_schema_accepts_the_settings_and_refuses_what_they_refuse():
     properties = found["properties"]
     assert validator.is_valid({"preset": "balanced", "steps": 3})
     assert properties.pop("preset")["type"] == "string"
+    assert properties.pop("compare")["type"] == "boolean"
     assert {name: about["default"] for name, about in properties.items()} == Settings().as_dict()
     for bad in (
         {"steps": 151}, {"steps": "3"}, {"size": 0}, {"rule": "other"}, {"enabled": 1}, {"entities": "cat"},

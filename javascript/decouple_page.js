@@ -1,0 +1,47 @@
+// What the scripts of the accordion share: requests to the WebUI's routes, and elements.
+globalThis.decouple = {
+    TABS: ["txt2img", "img2img"],
+
+    // An element of the accordion by the name of its control.
+    find(tab, name, within = "") {
+        return gradioApp().querySelector(`#script_${tab}_attention_decoupling_${name} ${within}`);
+    },
+
+    // A route's answer under decouple/v1; `place` is an element of the accordion that holds the page's key.
+    // Throws an Error that says in words what is wrong.
+    async ask(place, path, given = {}) {
+        let answer;
+        try {
+            answer = await fetch(new URL(`decouple/v1/${path}`, document.baseURI), {
+                ...given, headers: {...given.headers, "X-Decouple-Key": place.dataset.key},
+            });
+        } catch (error) {
+            throw new Error(`The WebUI doesn't answer: ${error.message}`);
+        }
+        if (answer.ok) return answer;
+        const detail = (await answer.json().catch(() => ({}))).detail;
+        throw new Error(typeof detail === "string" ? detail : detail?.[0]?.msg ?? `The WebUI answers ${answer.status}.`);
+    },
+
+    // An element with a class, a text and attributes; children that are no text come last.
+    part(tag, name = "", text = "", attributes = {}, ...children) {
+        const made = document.createElement(tag);
+        if (name) made.className = name;
+        made.textContent = text;
+        if (tag === "button") made.type = "button";
+        for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+        made.append(...children);
+        return made;
+    },
+
+    // Can a person see it?
+    seen(element) {
+        return element?.offsetParent !== null && document.visibilityState === "visible";
+    },
+
+    // Does the host draw for this tab? It shows its button to interrupt as long as it does.
+    busy(tab) {
+        return ["interrupt", "interrupting"].some((name) =>
+            gradioApp().querySelector(`#${tab}_${name}`)?.style.display === "block");
+    },
+};
