@@ -1,5 +1,5 @@
 // What the scripts of the accordion share: requests to the WebUI's routes, and elements.
-globalThis.decouple = {
+Object.assign(globalThis.decouple ??= {}, {
     TABS: ["txt2img", "img2img"],
 
     // An element of the accordion by the name of its control.
@@ -44,4 +44,4 @@ globalThis.decouple = {
         return ["interrupt", "interrupting"].some((name) =>
             gradioApp().querySelector(`#${tab}_${name}`)?.style.display === "block");
     },
-};
+});
