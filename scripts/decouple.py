@@ -11,9 +11,11 @@ from modules.ui_components import InputAccordion
 
 from lib_decouple import presets
 from lib_decouple.hosts import detect
+from lib_decouple.hosts.base import Looking
 from lib_decouple.settings import Settings, specs
-from lib_decouple.webui import api, compare, infotext, options, rest, ui, xyz
+from lib_decouple.webui import api, compare, infotext, map_files, options, rest, ui, xyz
 from lib_decouple.webui.report import Run
+from lib_decouple.webui.runs import Live, Runs, of_job
 
 log = logging.getLogger("lib_decouple")
 if getattr(shared.cmd_opts, "decouple_debug", False):
@@ -26,8 +28,9 @@ OUR_KEYS = (
     infotext.STOOD_ASIDE,
     infotext.PRESET,
 )
-status: dict[str, list[str]] = {}
-"""Tab -> the lines of the status line after its last run."""
+status: dict[str, tuple[list[str], str]] = {}
+"""Tab -> the lines of the status line after its last run, and that run's id when its trace is kept."""
+runs, live = Runs(), Live()
 comparing: compare.Comparison | None = None
 """The job that is compared now, or was last."""
 
@@ -70,7 +73,7 @@ class Script(scripts.Script):
         redrawing, that it has changed; of a text only when it has.)"""
         if tab == self.tabname and self.status_line is not None:
             made.component.change(
-                fn=lambda: ui.status_html(status.get(tab, [])),
+                fn=lambda: ui.status_html(*status.get(tab, ([], ""))),
                 outputs=[self.status_line],
                 queue=False,
                 show_progress=False,
@@ -99,6 +102,8 @@ class Script(scripts.Script):
             p.comment(f"Attention Decoupling stood aside: {error}")
         if run.settings.enabled:
             p.attention_decoupling = run
+            run.kept = options.chosen("decouple_keep_traces") > 0
+            live.begin(run)
             preset = presets.matching(run.settings, options.preset_folder())
             written.update({**run.told_of_guided(infotext.write(run.settings, preset)), **run.infotext()})
 
@@ -108,8 +113,9 @@ class Script(scripts.Script):
         try:
             comparing = compare.begin(p, shared.state)
         except ValueError as error:
-            status[self.tabname] = [f"Compare is left out: {error}"]
-            p.comment(*status[self.tabname])
+            note = f"Compare is left out: {error}"
+            status[self.tabname] = [note], ""
+            p.comment(note)
             return None
         return comparing
 
@@ -129,7 +135,7 @@ class Script(scripts.Script):
             if run.comparison.plain(p.iteration):
                 return
         try:
-            sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings)
+            sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings, looking(run))
             sampling.attach(kwargs.get("x"))
             run.passes = [*(one for one in run.passes if one is not sampling.replaces), sampling]
         except Exception as error:
@@ -143,12 +149,30 @@ class Script(scripts.Script):
             comparing.keep(pp.image)
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
-        """Tell in the accordion what was done; add a comparison's pictures."""
+        """Keep what was done, draw what more is wanted, and tell in the accordion."""
         run = getattr(p, "attention_decoupling", None)
-        if run is not None:
-            if run.comparison:
-                self.finish(run, processed)
-            status[self.tabname] = run.lines()
+        if run is None:
+            return
+        live.end(run)
+        kept = ""
+        try:
+            kept = self.keep(run, p, processed)
+        except Exception:
+            errors.report("Attention Decoupling: the trace or the maps of this run are not kept", exc_info=True)
+        if run.comparison:
+            self.finish(run, processed)
+        status[self.tabname] = run.lines(), kept
+
+    def keep(self, run: Run, p: Any, processed: Any) -> str:
+        """The run's id when its trace is kept, else ""."""
+        wanted = options.chosen("decouple_map_files")
+        if not run.passes or not (run.kept or wanted != "off"):
+            return ""
+        job = of_job(run, p, self.tabname, map_files.pictures(p, processed))
+        if run.kept:
+            runs.keep(job, options.chosen("decouple_keep_traces"))
+        map_files.write(wanted, job, p, processed)
+        return job.id if run.kept else ""
 
     def finish(self, run: Run, processed: Any) -> None:
         """Add the pictures of a comparison, and leave the job as it was asked for."""
@@ -167,10 +191,19 @@ class Script(scripts.Script):
             run.notes.append(f"The pictures could not be put side by side: {type(error).__name__}: {error}")
 
 
+def looking(run: Run) -> Looking:
+    """What the settings page, and whoever watches, want to see of a run."""
+    return Looking(
+        after=run.kept and options.chosen("decouple_look_after"),
+        moments=run.kept or options.chosen("decouple_map_files") != "off",
+        live=lambda: live.watched() and options.chosen("decouple_live_panel"),
+    )
+
+
 def serve(demo: Any, app: Any) -> None:
     """Check requests to the host's API, and add ours."""
     api.check_requests(app, options.preset_folder)
-    rest.add(app, rest.of_webui())
+    rest.add(app, rest.of_webui(runs, live))
 
 
 script_callbacks.on_ui_settings(options.add)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .maps import Combine, CrossAttentionLayer, Entity, Treatment, captured, entity_maps
 from .schedule import Schedule, StepRule
-from .trace import ImageTrace, look
+from .trace import ImageTrace, Moment, kept, look, measure
 
 Context = Callable[[], AbstractContextManager[Any]]
 Pass = Callable[[Tensor, Sequence[int]], object]
@@ -106,7 +106,9 @@ class Guide:
     its own threshold. ``observe`` only looks: no gradient, no update, every
     step; ``watch`` looks at the steps that are not guided, too. ``one_at_a_time`` bounds memory by one
     image a pass; ``checkpoint`` by computing most blocks twice, within ``again``. ``keep_maps`` puts the
-    maps into the trace.
+    maps into the trace; ``keep_moments`` those of three moments, which costs a look after the first update,
+    and one each at the beginning and at the end where no pass is made there anyway. ``look_after`` measures
+    every update's effect by one more look.
     """
 
     model: nn.Module
@@ -125,6 +127,8 @@ class Guide:
     observe: bool = False
     watch: bool = False
     keep_maps: bool = False
+    keep_moments: bool = False
+    look_after: bool = False
     interrupted: Callable[[], bool] = lambda: False
     traces: list[ImageTrace] = field(init=False)
 
@@ -173,30 +177,68 @@ class Guide:
         guided_step = self.schedule.guided(step, total)
         if self.observe or (self.watch and not guided_step):
             return self._look(latents, step, run)
+        guided = self._named()
         if not guided_step:
+            if self.keep_moments and step == 0 and guided:
+                self._look_again(latents[guided], guided, step, run, "unguided")
             return latents
-        guided = [i for i, plan in enumerate(self.images) if plan.entities]
         groups = [[i] for i in guided] if self.one_at_a_time else [guided] if guided else []
         moved = latents.clone()
         try:
             for group in groups:
                 moved[group] = self._move(latents[group], group, step, total, run, sigma)
+                self._look_after(moved[group], group, step, total, run)
         except BaseException:
             for trace in self.traces:
                 if trace.steps and trace.steps[-1].step == step:
                     trace.steps[-1].update_norm = 0.0
+                    trace.steps[-1].after = None
             raise
         return moved
 
+    def _named(self) -> list[int]:
+        """The images that have entities."""
+        return [i for i, plan in enumerate(self.images) if plan.entities]
+
     @torch.no_grad()
     def _look(self, latents: Tensor, step: int, run: Pass) -> Tensor:
-        everyone = [i for i, plan in enumerate(self.images) if plan.entities]
+        """Put maps that nothing moved at this step into the traces."""
+        everyone = self._named()
         if not everyone:
             return latents
         for i, maps in zip(everyone, self.maps(latents[everyone], everyone, run)):
-            loss = float(self.loss(maps[None]))
-            self.traces[i].steps.append(look(step, loss, self.images[i].names, maps, self.keep_maps))
+            loss, names = float(self.loss(maps[None])), self.images[i].names
+            self.traces[i].steps.append(look(step, loss, names, maps, self.keep_maps, guided=False))
+            if any(record.guided for record in self.traces[i].steps):
+                self._keep(i, "last", step, maps)
         return latents
+
+    @torch.no_grad()
+    def _look_again(
+        self, latents: Tensor, images: Sequence[int], step: int, run: Pass, *moments: Moment
+    ) -> list[Tensor]:
+        """Maps of ``images`` by a pass that serves the figures alone."""
+        found = self.maps(latents, images, run)
+        for i, maps in zip(images, found):
+            self.traces[i].looks += 1
+            for moment in moments:
+                self._keep(i, moment, step, maps)
+        return found
+
+    def _look_after(self, latents: Tensor, images: Sequence[int], step: int, total: int, run: Pass) -> None:
+        """What this step's update has done, where that is wanted."""
+        place, count = self.schedule.place(step, total)
+        first, nothing_behind = place == 0, place == count - 1 and self.schedule.window(total) == total
+        if not (self.look_after or (self.keep_moments and (first or nothing_behind))) or self.interrupted():
+            return
+        moments: tuple[Moment, ...] = ("first", "last") if first else ("last",)
+        for i, maps in zip(images, self._look_again(latents, images, step, run, *moments)):
+            if self.look_after:
+                self.traces[i].steps[-1].after = measure(self.images[i].names, maps)
+
+    def _keep(self, image: int, moment: Moment, step: int, maps: Tensor) -> None:
+        if self.keep_moments:
+            self.traces[image].moments[moment] = kept(step, self.images[image].names, maps)
 
     def _move(
         self, latents: Tensor, images: list[int], step: int, total: int, run: Pass, sigma: Tensor | None
@@ -220,6 +262,9 @@ class Guide:
                     trace.steps.append(
                         look(step, float(losses[j]), self.images[images[k]].names, maps[j], self.keep_maps)
                     )
+                    trace.moments.pop("last", None)
+                    if step == 0:
+                        self._keep(images[k], "unguided", step, maps[j])
                 else:
                     trace.steps[-1].passes += 1
                 if all(float(losses[j]) > limit for limit in limits):

@@ -4,38 +4,69 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from . import losses
 
+Moment = Literal["unguided", "first", "last"]
+"""``unguided``: at sampling's first step, before anything was moved; ``first``: at the first guided step, after its
+update; ``last``: after the last guided step's update."""
 
-@dataclass
-class StepRecord:
-    """One look at one image's maps, before the update that followed."""
 
-    step: int
-    loss: float
+@dataclass(frozen=True)
+class Measures:
+    """One look at one image's maps. Pairs are written "cat/dog"."""
+
     iou: dict[str, float]
-    """"cat/dog" -> soft intersection over union of the normalised maps, in [0, 1]."""
+    """Pair -> soft intersection over union of the normalised maps, in [0, 1]."""
     distance: dict[str, float]
-    """"cat/dog" -> distance of the centres of mass, longer side = 1."""
+    """Pair -> distance of the centres of mass, longer side = 1."""
+    kl: dict[str, float]
+    """Pair -> symmetric Kullback-Leibler divergence of the normalised maps in nats, from 0 (alike)."""
+    cc: dict[str, float]
+    """Pair -> 1 - clustering compactness: the share of attention at pixels where the other is stronger, in [0, 1/2]."""
     intensity: dict[str, float]
     """Entity -> highest attention of its map, in [0, 1] for raw maps."""
     spread: dict[str, float]
     """Entity -> variance around its centre of mass, in [0, 1/2]."""
-    update_norm: float = 0.0
-    """Length of the update over the length of the latents, before it."""
-    passes: int = 1
-    """Guided passes of the denoiser at this step."""
-    maps: Tensor | None = None
-    """``[entities, h, w]`` on the CPU, when maps are kept."""
 
     def mean_iou(self) -> float:
         """Mean over the pairs; 0 for a single entity."""
         return sum(self.iou.values()) / len(self.iou) if self.iou else 0.0
+
+
+@dataclass
+class StepRecord:
+    """One image at one step that was looked at."""
+
+    step: int
+    loss: float
+    """Before the update."""
+    before: Measures
+    """Before the update, or without one."""
+    after: Measures | None = None
+    """After it, where a second look was asked for."""
+    guided: bool = True
+    """Could this step move the image, or was it only looked at?"""
+    update_norm: float = 0.0
+    """Length of the update over the length of the latents, before it."""
+    passes: int = 1
+    """Passes of the denoiser for the loss at this step."""
+    maps: Tensor | None = None
+    """``[entities, h, w]`` on the CPU, before the update, when maps are kept."""
+
+
+@dataclass(frozen=True)
+class KeptMaps:
+    """An image's maps at one moment."""
+
+    step: int
+    names: tuple[str, ...]
+    maps: Tensor
+    """``[entities, h, w]``, float16 on the CPU."""
 
 
 @dataclass
@@ -44,29 +75,49 @@ class ImageTrace:
 
     entities: tuple[str, ...]
     steps: list[StepRecord] = field(default_factory=list)
+    moments: dict[Moment, KeptMaps] = field(default_factory=dict)
+    looks: int = 0
+    """Passes without gradient that served these figures alone."""
 
     @property
     def passes(self) -> int:
-        """Guided passes of the denoiser in all."""
-        return sum(record.passes for record in self.steps)
+        """Passes of the denoiser in all, beside sampling's own."""
+        return sum(record.passes for record in self.steps) + self.looks
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, without the maps."""
-        steps = [{k: v for k, v in asdict(record).items() if k != "maps"} for record in self.steps]
-        return {"entities": list(self.entities), "steps": steps}
+        return {"entities": list(self.entities), "steps": [plain(record) for record in self.steps]}
+
+
+def plain(record: StepRecord) -> dict[str, Any]:
+    """A record as JSON, without its maps."""
+    return {name: value for name, value in asdict(record).items() if name != "maps"}
 
 
 @torch.no_grad()
-def look(step: int, loss: float, names: tuple[str, ...], maps: Tensor, keep: bool) -> StepRecord:
+def measure(names: tuple[str, ...], maps: Tensor) -> Measures:
     """Measure one image's maps ``[entities, h, w]``."""
     maps = maps.detach()[None]
+    by_pair = [
+        losses.pair_iou(maps, "union"),
+        losses.pair_distance(maps),
+        losses.pair_kl(maps),
+        losses.pair_iou(maps, "half"),  # of two maps this is 1 - compactness
+    ]
+    by_entity = [losses.intensity(maps, "max"), losses.spread(maps)]
     pairs = [f"{a}/{b}" for a, b in combinations(names, 2)]
-    return StepRecord(
-        step=step,
-        loss=loss,
-        iou=dict(zip(pairs, losses.pair_iou(maps, "union")[0].tolist())),
-        distance=dict(zip(pairs, losses.pair_distance(maps)[0].tolist())),
-        intensity=dict(zip(names, losses.intensity(maps, "max")[0].tolist())),
-        spread=dict(zip(names, losses.spread(maps)[0].tolist())),
-        maps=maps[0].float().cpu() if keep else None,
-    )
+    # One copy to the CPU for all of them.
+    values = iter(torch.cat([*by_pair, *by_entity], 1)[0].tolist())
+    found = [{of: next(values) for of in keys} for keys in (*[pairs] * len(by_pair), *[names] * len(by_entity))]
+    return Measures(*found)
+
+
+def look(step: int, loss: float, names: tuple[str, ...], maps: Tensor, keep: bool, guided: bool = True) -> StepRecord:
+    """A record of one image's maps ``[entities, h, w]`` before a step's update."""
+    own = maps.detach().float().cpu() if keep else None
+    return StepRecord(step, loss, measure(names, maps), guided=guided, maps=own)
+
+
+def kept(step: int, names: tuple[str, ...], maps: Tensor) -> KeptMaps:
+    """Maps ``[entities, h, w]`` of a moment, small and on the CPU."""
+    return KeptMaps(step, names, maps.detach().to("cpu", torch.float16))

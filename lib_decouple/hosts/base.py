@@ -87,6 +87,18 @@ def make_guide(
     )
 
 
+@dataclass(frozen=True)
+class Looking:
+    """What is wanted of a run beside its images."""
+
+    after: bool = False
+    """Measure each update's effect by one more look."""
+    moments: bool = False
+    """Keep the maps of three moments; see :class:`Guide`."""
+    live: Callable[[], bool] = lambda: False
+    """Does anybody want to see the maps of the very next step? Asked before each."""
+
+
 @dataclass
 class Session:
     """A guide that never costs the host its image: after a failure it stands aside for the rest of the run."""

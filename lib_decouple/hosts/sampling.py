@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from ..core.guidance import ImagePlan, Pass
 from ..core.losses import OVERLAP_LOSSES, WeightedLoss
 from ..core.schedule import Schedule
-from ..core.trace import ImageTrace
+from ..core.trace import ImageTrace, KeptMaps, kept
 from ..prompt.align import Piece
 from ..settings import Settings
-from .base import Session, make_guide
+from .base import Looking, Session, make_guide
 from .ldm import cross_attention_layers, default_level, main_calls, pieces, plan_image
 
 log = logging.getLogger("lib_decouple")
@@ -79,8 +79,8 @@ class SamplingPass:
         """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
         return nullcontext()
 
-    def __init__(self, p: Any, settings: Settings) -> None:
-        self.p, self.settings = p, settings
+    def __init__(self, p: Any, settings: Settings, looking: Looking | None = None) -> None:
+        self.p, self.settings, self.looking = p, settings, looking or Looking()
         self.iteration = p.iteration
         self.hires = bool(getattr(p, "is_hr_pass", False))
         self.traces = [ImageTrace(()) for _ in self._prompts()]
@@ -89,6 +89,10 @@ class SamplingPass:
         self.stood_aside = ""
         """Why guidance ended early, or never began; empty while it works."""
         self.seconds = 0.0
+        self.step, self.total = 0, 0
+        """Where sampling is, and how many steps it will make; 0 before its first."""
+        self.maps: dict[int, KeptMaps] = {}
+        """Image of the batch -> its maps at the last step at which somebody wanted to see them."""
         self.replaces: SamplingPass | None = None
         """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
         self._schedule = Schedule(settings.steps, settings.every, settings.start)
@@ -142,6 +146,8 @@ class SamplingPass:
         def guided(x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
             step = calls.get(self._call)
             self._call += 1
+            if step is not None:
+                self.step, self.total = step, len(calls)
             state = shared.state
             if step is not None and self._due(step, len(calls)) and not (state.interrupted or state.skipped):
                 started = time.perf_counter()
@@ -169,11 +175,14 @@ class SamplingPass:
             self._session = None
 
     def _due(self, step: int, total: int) -> bool:
-        """Is there anything to do at this step? After the last guided one, one look, for the figures "after"."""
+        """Is there anything to do at this step? After the last guided one, one look, for the figures "after"; and one
+        at the beginning where its maps are wanted."""
         if self.stood_aside:
             return False
-        look = step >= self._schedule.window(total) and any(trace.steps for trace in self.traces) and not self._looked
-        return look or self._schedule.guided(step, total)
+        guided_any = any(trace.steps for trace in self.traces)
+        look = step >= self._schedule.window(total) and guided_any and not self._looked
+        first = step == 0 and self.looking.moments
+        return look or first or self._schedule.guided(step, total)
 
     def _guide(
         self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any], step: int, total: int, sigmas: bool
@@ -181,11 +190,14 @@ class SamplingPass:
         """Move ``x`` in place, as the settings say for this step."""
         session = self._prepare(denoiser, given["cond"])
         guided = self._schedule.guided(step, total)
-        session.guide.watch = self._looked = not guided
+        session.guide.watch = self._looked = step >= self._schedule.window(total)
+        session.guide.keep_maps = self.looking.live()
         with self.differentiable():
             run = self.conditional_pass(denoiser, sigma, given)
             level = sigma.reshape(-1)[0] if sigmas else None
             moved = session.before_step(x.detach().clone(), step, total, run, level)
+        if session.guide.keep_maps:
+            self._show(step)
         if session.stood_aside:
             return self.stand_aside(session.stood_aside, logged=True)
         if guided:
@@ -193,6 +205,16 @@ class SamplingPass:
                 moved = x + (moved - x) * denoiser.nmask
             with torch.no_grad():
                 x.copy_(moved)
+
+    def _show(self, step: int) -> None:
+        """Take this step's maps out of the traces."""
+        shown: dict[int, KeptMaps] = {}
+        for i, trace in enumerate(self.traces):
+            record = trace.steps[-1] if trace.steps else None
+            if record is not None and record.maps is not None:
+                shown[i] = kept(step, tuple(record.before.intensity), record.maps)
+                record.maps = None
+        self.maps = shown or self.maps
 
     def _prepare(self, denoiser: Any, cond: Any) -> Session:
         """The session with a guide for the model and the prompts of this very step."""
@@ -209,6 +231,7 @@ class SamplingPass:
                 self.settings, unet, layers, plans, default_level(layers),
                 interrupted=lambda: state.interrupted or state.skipped,
             )  # fmt: skip
+            guide.keep_moments, guide.look_after = self.looking.moments, self.looking.after
             guide.again, guide.traces = self.recomputing, self.traces
             for trace, plan in zip(self.traces, plans):
                 trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))

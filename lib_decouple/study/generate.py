@@ -134,7 +134,7 @@ def sentence(pairs: Sequence[Pair], entities: Sequence[str], truth: bool) -> str
                 told += [f"{' and '.join(lost)} went missing"] if lost else []
                 lines.append(f"Seed {pair.seed}: {'; '.join(told)}.")
     overlaps = [
-        (p.before.steps[i].mean_iou(), p.after.steps[i].mean_iou())
+        (p.before.steps[i].before.mean_iou(), p.after.steps[i].before.mean_iou())
         for p in pairs
         for i in [min(len(p.before.steps), len(p.after.steps)) - 1]
         if i >= 0
@@ -276,7 +276,7 @@ def figure(path: Path, pairs: Sequence[Pair], entities: Sequence[str], prompt: s
         ("plain", "#888888", lambda p: p.before),
         ("decoupled", "#1b6ca8", lambda p: p.after),
     ):
-        for axis, value in ((left, lambda r: r.mean_iou()), (right, lambda r: r.loss)):
+        for axis, value in ((left, lambda r: r.before.mean_iou()), (right, lambda r: r.loss)):
             for pair in pairs:
                 steps = trace_of(pair).steps
                 axis.plot([r.step + 1 for r in steps], [value(r) for r in steps], color=colour, alpha=0.25, lw=0.8)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from ..core.trace import ImageTrace
@@ -21,6 +23,8 @@ class Pass(Protocol):
     left_alone: list[str]
     stood_aside: str
     seconds: float
+    step: int
+    total: int
 
 
 @dataclass
@@ -35,12 +39,17 @@ class Run:
     """Where each picture is drawn plain, too."""
     notes: list[str] = field(default_factory=list)
     """What else the status line tells, before the images."""
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(6))
+    """A name that is fit for an address."""
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    kept: bool = False
+    """Will its trace be kept when it is over?"""
 
     def result(self, key: str, iteration: int, position: int) -> str | None:
         """The infotext value of a result key for one image; None leaves the key out."""
         own = [one for one in self.passes if one.iteration == iteration and position < len(one.traces)]
         if key == STOOD_ASIDE:
-            reasons = [self.problem, *(_reason(one, position) for one in own)]
+            reasons = [self.problem, *(reason_of(one, position) for one in own)]
             return "; ".join(dict.fromkeys(filter(None, reasons))) or None
         guided = [one.traces[position] for one in own if one.traces[position].steps]
         if not guided:
@@ -108,11 +117,12 @@ def _batch_and_position(p: Any, index: int, all_prompts: Sequence[str]) -> tuple
     return divmod(index, p.batch_size) if whole else (p.iteration, index)
 
 
-def _reason(one: Pass, position: int) -> str:
+def reason_of(one: Pass, position: int) -> str:
+    """Why a pass did not guide an image, or not to its end; empty when it did."""
     return one.stood_aside or ("" if one.traces[position].steps else one.left_alone[position])
 
 
 def _iou(traces: Sequence[ImageTrace]) -> str:
     """``0.62 to 0.31``: the mean over pairs at the first and the last look that saw a pair."""
-    looks = [record.mean_iou() for trace in traces for record in trace.steps if record.iou]
+    looks = [record.before.mean_iou() for trace in traces for record in trace.steps if record.before.iou]
     return f"{looks[0]:.3f} to {looks[-1]:.3f}" if looks else "none, one entity"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,8 +21,9 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel, Field
 
 from ..prompt.align import Piece
-from . import preset_routes, schema, tokens
+from . import preset_routes, run_routes, schema, tokens
 from .infotext import join_list, split_list
+from .runs import Live, Runs
 
 PREFIX = "/decouple/v1"
 
@@ -54,6 +55,8 @@ class Host:
     """``user:password``s by comma, as ``--api-auth`` has them."""
     origins: Sequence[str] = ()
     """Other sites whose pages may write, as ``--cors-allow-origins`` has them."""
+    seen: run_routes.Seen = field(default_factory=run_routes.Seen)
+    """The last runs, and the one that is being drawn."""
 
 
 class Prompt(BaseModel):
@@ -132,6 +135,7 @@ def add(app: Any, host: Host) -> None:
         }
 
     preset_routes.add(router, host.preset_folder)
+    run_routes.add(router, host.seen)
     app.include_router(router)
     app.openapi_schema = None
 
@@ -214,9 +218,9 @@ async def _bounded(request: Request) -> Request:
     return Request(request.scope, receive)
 
 
-def of_webui() -> Host:
+def of_webui(runs: Runs, live: Live) -> Host:
     """The WebUI that this runs in."""
-    from modules import prompt_parser, sd_models, shared
+    from modules import images, prompt_parser, sd_models, shared
 
     from ..hosts import detect
     from . import options as chosen
@@ -236,4 +240,12 @@ def of_webui() -> Host:
 
     options = shared.cmd_opts
     origins = [one.strip() for one in (getattr(options, "cors_allow_origins", None) or "").split(",") if one.strip()]
-    return Host(tokenize, variants, chosen.preset_folder, getattr(options, "api_auth", None) or "", origins)
+    seen = run_routes.Seen(
+        runs,
+        live,
+        enabled=lambda: bool(chosen.chosen("decouple_live_panel")),
+        interval_ms=lambda: int(shared.opts.live_preview_refresh_period),
+        busy=lambda: bool(shared.state.job),
+        font=images.get_font,
+    )
+    return Host(tokenize, variants, chosen.preset_folder, getattr(options, "api_auth", None) or "", origins, seen)

@@ -77,6 +77,7 @@ def pasted_status(params: Mapping[str, Any]) -> str:
     return status_html([text])
 
 
-def status_html(lines: list[str]) -> str:
-    """The status line's content; one paragraph a line, escaped."""
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+def status_html(lines: list[str], run: str = "") -> str:
+    """The status line's content; one paragraph a line, escaped, within what names the ``run`` whose trace is kept."""
+    told = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'<div class="decouple-run" data-run="{escape(run)}">{told}</div>' if run else told

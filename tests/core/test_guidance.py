@@ -189,7 +189,7 @@ class TestBatch:
             assert found["entities"] == expected["entities"]
             for ours, theirs in zip(found["steps"], expected["steps"]):
                 assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
-                assert ours["iou"] == pytest.approx(theirs["iou"], abs=1e-5)
+                assert ours["before"]["iou"] == pytest.approx(theirs["before"]["iou"], abs=1e-5)
 
     def test_passes(self) -> None:
         model, rows = Toy(), contexts(3)
@@ -370,7 +370,7 @@ class TestObserve:
         guiding.step(latents, 0, 8, Runner(model, rows))
         for seen, guided in zip(looking.traces, guiding.traces):
             assert seen.steps[0].loss == pytest.approx(guided.steps[0].loss, abs=1e-6)
-            assert seen.steps[0].iou == pytest.approx(guided.steps[0].iou, abs=1e-6)
+            assert seen.steps[0].before.iou == pytest.approx(guided.steps[0].before.iou, abs=1e-6)
 
 
 def states(model: torch.nn.Module) -> list[bool]:
@@ -469,18 +469,18 @@ class TestTrace:
             torch.testing.assert_close(record.maps, maps[i])
             assert not record.maps.requires_grad
             for k, name in enumerate(plan.names):
-                assert record.intensity[name] == pytest.approx(maps[i][k].max().item(), rel=1e-5)
-                assert record.spread[name] == pytest.approx(losses.spread(maps[i][None])[0, k].item(), rel=1e-5)
+                assert record.before.intensity[name] == pytest.approx(maps[i][k].max().item(), rel=1e-5)
+                assert record.before.spread[name] == pytest.approx(losses.spread(maps[i][None])[0, k].item(), rel=1e-5)
             for a in range(len(plan.names)):
                 for b in range(a + 1, len(plan.names)):
                     pair = f"{plan.names[a]}/{plan.names[b]}"
                     p, q = (maps[i][k] / maps[i][k].sum() for k in (a, b))
                     union = torch.minimum(p, q).sum() / torch.maximum(p, q).sum()
-                    assert record.iou[pair] == pytest.approx(union.item(), rel=1e-4)
+                    assert record.before.iou[pair] == pytest.approx(union.item(), rel=1e-4)
                     apart = losses.pair_distance(maps[i][[a, b]][None]).item()
-                    assert record.distance[pair] == pytest.approx(apart, rel=1e-4, abs=1e-6)
-            assert len(record.iou) == len(record.distance) == len(plan.names) * (len(plan.names) - 1) // 2
-            assert record.mean_iou() == pytest.approx(sum(record.iou.values()) / len(record.iou))
+                    assert record.before.distance[pair] == pytest.approx(apart, rel=1e-4, abs=1e-6)
+            assert len(record.before.iou) == len(record.before.distance) == len(plan.names) * (len(plan.names) - 1) // 2
+            assert record.before.mean_iou() == pytest.approx(sum(record.before.iou.values()) / len(record.before.iou))
             length = (moved[i] - latents[i]).norm() / latents[i].norm()
             assert record.update_norm == pytest.approx(length.item(), rel=1e-3)
 
@@ -500,8 +500,8 @@ class TestTrace:
         guide = guide_for(model, [ImagePlan((CAT,))], loss=LOSSES["intensity"])
         guide.step(noise(1), 0, 8, Runner(model, contexts(1)))
         (record,) = guide.traces[0].steps
-        assert record.iou == {}
-        assert record.mean_iou() == 0
+        assert record.before.iou == {}
+        assert record.before.mean_iou() == 0
         assert record.update_norm > 0
 
     def test_overlap_of_a_single_entity_moves_nothing(self) -> None:

@@ -71,6 +71,6 @@ def test_loss_gradient_and_update(theirs: Any, places: tuple[int, ...]) -> None:
     assert gradient.norm() > 1e-4
     assert (found - gradient).norm() < 1e-2 * gradient.norm()
     torch.testing.assert_close(guide.step(latents, 10, 50, run), updated, rtol=0, atol=1e-4)
-    assert [record.intensity for record in guide.traces[0].steps] == [
+    assert [record.before.intensity for record in guide.traces[0].steps] == [
         pytest.approx({name: value.item() for name, value in zip(plan.names, highest)}, rel=1e-4)
     ]

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from lib_decouple.core.trace import ImageTrace, StepRecord
+from lib_decouple.core.trace import ImageTrace, Measures, StepRecord
 from lib_decouple.settings import Settings
 from lib_decouple.webui.report import Run
 
@@ -19,7 +19,7 @@ class Pass:
 
 
 def trace(*ious):
-    steps = [StepRecord(i, 0.0, {"cat/dog": iou}, {}, {}, {}) for i, iou in enumerate(ious)]
+    steps = [StepRecord(i, 0.0, Measures({"cat/dog": iou}, {}, {}, {}, {}, {})) for i, iou in enumerate(ious)]
     return ImageTrace(("cat", "dog") if ious else (), steps)
 
 
