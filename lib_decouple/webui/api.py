@@ -86,9 +86,11 @@ def problem_of(request: Any, folder: Path | None = None) -> str:
         if len(args) not in (0, 1, len(ORDER)) and isinstance(args[0], (Mapping, str)):
             return "args: named arguments stand alone; one object, or a list of values"
         try:
-            settings_from(args, folder)
+            compare = arguments_from(args, folder).compare
         except ValueError as error:
             return str(error)
+        if compare and (script := request.get("script_name")):
+            return f"compare: beside the script {script!r} it can't be done, as that draws pictures of its own"
     return ""
 
 

@@ -114,6 +114,13 @@ def test_good_requests_have_no_problem(body):
     assert problem_of(body) == ""
 
 
+def test_compare_beside_a_script_that_draws_by_itself_is_refused():
+    compared = {**request([{"compare": True}]), "script_name": "X/Y/Z plot"}
+    assert "compare: beside the script 'X/Y/Z plot' it can't be done" in problem_of(compared)
+    assert problem_of({**compared, "script_name": None}) == ""
+    assert problem_of({**request([{}]), "script_name": "X/Y/Z plot"}) == ""
+
+
 def test_a_request_may_name_a_preset_of_the_user(tmp_path):
     assert "no 'Mine'" in problem_of(request([{"preset": "Mine"}]), tmp_path)
     presets.save(presets.Preset("Mine", "", {"loss": "cc"}), tmp_path)
