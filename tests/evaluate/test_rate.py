@@ -200,7 +200,16 @@ def test_two_raters_at_once_over_http(deck, store):
 
 def test_nothing_that_the_page_gets_tells_an_arm(deck, store):
     """Every response of a whole session: no arm, file, folder, settings or checkpoint; ids never come again."""
-    secrets = [*ARMS, "drawnhere", "parameters", "UserComment", "Decouple", str(store.folder), "0123456789ab", "toy"]
+    secrets = [
+        *ARMS,
+        "drawnhere",
+        "parameters",
+        "UserComment",
+        "Decouple loss",
+        str(store.folder),
+        "0123456789ab",
+        "toy",
+    ]
     got: list[bytes] = []
 
     def kept(url, body=None):
