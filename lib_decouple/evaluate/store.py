@@ -16,20 +16,32 @@ NAME = "evaluate.sqlite"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS images(
     id INTEGER PRIMARY KEY, prompt_id TEXT, prompt TEXT, entities TEXT, count INT, arm TEXT, seed INT, file TEXT,
-    status TEXT, settings TEXT, tokens TEXT, host TEXT, version TEXT, checkpoint TEXT, seconds REAL, passes INT,
-    trace TEXT, created TEXT, UNIQUE(prompt_id, arm, seed));
+    status TEXT, settings TEXT, sampling TEXT, tokens TEXT, host TEXT, version TEXT, endpoint TEXT, checkpoint TEXT,
+    seconds REAL, passes INT, trace TEXT, stood_aside TEXT, recipe TEXT, prompt_set TEXT, created TEXT,
+    UNIQUE(prompt_id, arm, seed));
+CREATE TABLE IF NOT EXISTS plans(id INTEGER PRIMARY KEY, text TEXT, created TEXT);
 CREATE TABLE IF NOT EXISTS scores(
     image_id INT, judge TEXT, key TEXT, value REAL, PRIMARY KEY(image_id, judge, key));
 CREATE TABLE IF NOT EXISTS captions(image_id INTEGER PRIMARY KEY, text TEXT);
 CREATE TABLE IF NOT EXISTS ratings(
     id INTEGER PRIMARY KEY, pair TEXT, rater TEXT, choice TEXT, ticks TEXT, created TEXT, UNIQUE(pair, rater));
+CREATE TABLE IF NOT EXISTS notes(key TEXT PRIMARY KEY, value TEXT);
 """
-_JSON = ("entities", "settings", "tokens", "trace")
+_JSON = ("entities", "settings", "sampling", "tokens", "trace")
 COLUMNS = (
-    "prompt_id", "prompt", "entities", "count", "arm", "seed", "file", "status", "settings", "tokens", "host",
-    "version", "checkpoint", "seconds", "passes", "trace", "created",
+    "prompt_id", "prompt", "entities", "count", "arm", "seed", "file", "status", "settings", "sampling", "tokens",
+    "host", "version", "endpoint", "checkpoint", "seconds", "passes", "trace", "stood_aside", "recipe", "prompt_set",
+    "created",
 )  # fmt: skip
-"""Of an image, besides its id."""
+"""Of an image, besides its id.
+
+``status``: "done", or "aside" for one that the plan no longer has. ``checkpoint``: the first ten digits of its
+SHA-256. ``passes`` (guided ones) and ``trace`` are None where a host does not tell. ``stood_aside``: why guidance
+did, "" when it did not. ``recipe``: a digest of all that the image depends on.
+"""
+
+VERSION = 1
+"""Of the file's tables."""
 
 Row = dict[str, Any]
 
@@ -41,7 +53,7 @@ def _now() -> str:
 class Store:
     """One run. ``path`` is the run's folder or the SQLite file itself.
 
-    Raises FileNotFoundError where there is none, unless ``create``.
+    Raises FileNotFoundError where there is none, unless ``create``; ValueError for one of another version.
     """
 
     def __init__(self, path: Path, create: bool = False) -> None:
@@ -50,7 +62,12 @@ class Store:
             raise FileNotFoundError(f"run: no {NAME} at {path}; `evaluate run` makes one")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._open() as open_file:
-            open_file.executescript(_SCHEMA)
+            if open_file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                found = open_file.execute("PRAGMA user_version").fetchone()[0]
+                if found != VERSION:
+                    raise ValueError(f"run: {self.path} is of version {found}; this program reads {VERSION}")
+            else:
+                open_file.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
 
     @property
     def folder(self) -> Path:
@@ -68,7 +85,11 @@ class Store:
             return [dict(row) for row in open_file.execute(query, tuple(values))]
 
     def put_image(self, row: Mapping[str, Any]) -> int:
-        """Add an image or replace the one of the same prompt, arm and seed; gives its id. Raises ValueError by name."""
+        """Add an image or replace the one of the same prompt, arm and seed; gives its id.
+
+        What was said of another file in its place (scores, caption, ratings) goes with that file.
+        Raises ValueError by name.
+        """
         if unknown := set(row) - set(COLUMNS):
             raise ValueError(f"{min(unknown)}: no such column of an image; one of {', '.join(COLUMNS)}")
         own = {"status": "done", "created": _now(), **row}
@@ -76,6 +97,16 @@ class Store:
         names = ", ".join(own)
         changes = ", ".join(f"{name} = excluded.{name}" for name in own)
         with self._open() as open_file:
+            before = open_file.execute(
+                "SELECT id FROM images WHERE prompt_id = ? AND arm = ? AND seed = ? AND file IS NOT ?",
+                [own.get(name) for name in ("prompt_id", "arm", "seed", "file")],
+            ).fetchone()
+            if before:
+                for table in ("scores", "captions"):
+                    open_file.execute(f"DELETE FROM {table} WHERE image_id = ?", [before["id"]])
+                open_file.execute(
+                    "DELETE FROM ratings WHERE EXISTS (SELECT 1 FROM json_each(pair) WHERE value = ?)", [before["id"]]
+                )
             found = open_file.execute(
                 f"INSERT INTO images({names}) VALUES({', '.join('?' * len(own))}) "
                 f"ON CONFLICT(prompt_id, arm, seed) DO UPDATE SET {changes} RETURNING id",
@@ -87,6 +118,22 @@ class Store:
         """Rows of that status in the order drawn; lists and mappings as such."""
         rows = self._rows("SELECT * FROM images WHERE status = ? ORDER BY id", [status])
         return [{**row, **{n: json.loads(row[n]) if row[n] else None for n in _JSON}} for row in rows]
+
+    def set_status(self, images: Iterable[int], status: str) -> None:
+        """Of images by id."""
+        with self._open() as open_file:
+            open_file.executemany("UPDATE images SET status = ? WHERE id = ?", [(status, one) for one in images])
+
+    def put_plan(self, text: str) -> None:
+        """Keep a plan's text, unless it is the latest already."""
+        with self._open() as open_file:
+            latest = open_file.execute("SELECT text FROM plans ORDER BY id DESC LIMIT 1").fetchone()
+            if latest is None or latest["text"] != text:
+                open_file.execute("INSERT INTO plans(text, created) VALUES(?, ?)", [text, _now()])
+
+    def plans(self) -> list[Row]:
+        """``text`` and ``created`` of the plans that this run has had, the latest last."""
+        return self._rows("SELECT text, created FROM plans ORDER BY id")
 
     def put_scores(self, judge: str, scores: Mapping[int, Mapping[str, float]]) -> None:
         """Image id -> key ("" for the whole image, else the entity) -> value, all or none of them."""
@@ -133,3 +180,20 @@ class Store:
         """``pair`` as a list of two image ids, ``ticks`` as a mapping."""
         rows = self._rows("SELECT * FROM ratings ORDER BY id")
         return [{**row, "pair": json.loads(row["pair"]), "ticks": json.loads(row["ticks"])} for row in rows]
+
+    def remove_rating(self, pair: tuple[int, int], rater: str) -> bool:
+        """Take a rater's word on a pair back; False where there was none."""
+        with self._open() as open_file:
+            found = open_file.execute(
+                "DELETE FROM ratings WHERE pair = ? AND rater = ?", (json.dumps(sorted(pair)), rater)
+            )
+            return found.rowcount > 0
+
+    def put_note(self, key: str, value: Any) -> None:
+        """What the report says of the run as a whole (JSON): "judge:NAME", "plan", "commands", "environment"."""
+        with self._open() as open_file:
+            open_file.execute("INSERT OR REPLACE INTO notes VALUES(?, ?)", (key, json.dumps(value)))
+
+    def notes(self) -> dict[str, Any]:
+        """Key -> value."""
+        return {row["key"]: json.loads(row["value"]) for row in self._rows("SELECT * FROM notes")}
