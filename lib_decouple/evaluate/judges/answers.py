@@ -1,0 +1,77 @@
+"""How likely a model that writes text after an image begins its answer with "yes" or "no"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from .base import Missing, Options, inputs, load, load_processor
+
+CLASSES = ("AutoModelForImageTextToText", "AutoModelForVision2Seq")
+"""The name since transformers 4.46, and the one until 4.57."""
+
+
+class Writer:
+    """A ``transformers`` model for image and text to text: BLIP-2, InstructBLIP, GIT, LLaVA and its kin."""
+
+    def __init__(self, source: str, options: Options, kind: str, *classes: str) -> None:
+        self.model = load(source, options, kind, *(classes or CLASSES))
+        self.processor = load_processor(source, kind)
+        self.options, self.source, self.kind = options, source, kind
+
+    def ask(self, image: Image.Image, question: str) -> dict[str, Any]:
+        """The model's inputs for one question in its own form: its chat template, or what its paper asks with."""
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            text = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+        elif self.model.config.model_type == "blip-2":
+            text = f"Question: {question} Answer:"
+        else:
+            text = question
+        return dict(self.processor(images=image, text=text, return_tensors="pt"))
+
+    def first(self, pairs: Sequence[tuple[Image.Image, str]]) -> Any:
+        """Log-probability of each token of the vocabulary as the answer's first: ``[pairs, tokens]``.
+
+        Inputs of one shape go through together, so that nothing is padded: padding moves the scores of some models.
+        """
+        import torch
+
+        asked = [self.ask(image, question) for image, question in pairs]
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for place, own in enumerate(asked):
+            groups.setdefault(tuple((name, v.shape[1:]) for name, v in own.items()), []).append(place)
+        found: list[Any] = [None] * len(pairs)
+        for places in groups.values():
+            joined = {name: torch.cat([asked[p][name] for p in places]) for name in asked[places[0]]}
+            with torch.inference_mode():
+                made = self.model.generate(
+                    **inputs(joined, self.options),
+                    max_new_tokens=1,
+                    min_new_tokens=1,
+                    num_beams=1,
+                    do_sample=False,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                )
+            for place, logits in zip(places, made.logits[0].float().log_softmax(-1).cpu()):
+                found[place] = logits
+        return torch.stack(found)
+
+    def log_probability(self, first: Any, word: str) -> Any:
+        """Of an answer that begins with ``word``, in either case: sums :meth:`first` over its spellings."""
+        spelt = [self.processor.tokenizer.encode(s, add_special_tokens=False) for s in spellings(word)]
+        unknown = self.processor.tokenizer.unk_token_id
+        ids = sorted({own[0] for own in spelt if len(own) == 1 and own[0] != unknown})
+        if not ids:
+            raise Missing(f"{self.source} has no token for {word!r}")
+        return first[:, ids].logsumexp(-1)
+
+
+def spellings(word: str) -> list[str]:
+    """``yes``, ``Yes``, ``YES``, and each after a space."""
+    return [space + form for space in ("", " ") for form in (word, word.capitalize(), word.upper())]
