@@ -4,8 +4,8 @@
 The same input gives the same bytes.
 
 A line a synset, the numbers of the synsets above it, or "-"; an empty line; then a line a word: ``word``, tab, the
-numbers of its synsets. A word has the senses of the kind that ``lexicon.zz`` says it mostly names ("bear" the animal, not the
-investor), and those of a young animal ("cub").
+numbers of its synsets. A word has the senses of the kind that ``lexicon.zz`` says it mostly names ("bear" the animal,
+not the investor), and those of a young animal ("cub").
 """
 
 from __future__ import annotations

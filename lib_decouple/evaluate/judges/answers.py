@@ -32,7 +32,10 @@ class Writer:
             text = f"Question: {question} Answer:"
         else:
             text = question
-        return dict(self.processor(images=image, text=text, return_tensors="pt"))
+        asked = dict(self.processor(images=image, text=text, return_tensors="pt"))
+        if self.model.config.model_type == "git":  # goes on from the question, which the tokenizer has closed
+            return {n: v if n == "pixel_values" else v[:, :-1] for n, v in asked.items() if n != "token_type_ids"}
+        return asked
 
     def first(self, pairs: Sequence[tuple[Image.Image, str]]) -> Any:
         """Log-probability of each token of the vocabulary as the answer's first: ``[pairs, tokens]``.

@@ -15,8 +15,8 @@ from .words import named
 LONGEST, BEAMS = 30, 3
 """Tokens written, and beams: what BLIP's authors caption with, as Attend-and-Excite does."""
 
-REQUEST = {"instructblip": "A short image caption."}
-"""What a model of that type is asked, where it needs to be asked."""
+REQUEST = {"instructblip": "A short image caption.", "blip-2": "a photo of"}
+"""What the authors of that type of model ask it with."""
 CHAT_REQUEST = "Describe this image in one sentence."
 
 
@@ -31,9 +31,9 @@ class Caption:
         self.name = f"{self.kind}:{source}"
         self.model = load(source, options, self.kind, *CLASSES)
         self.processor = load_processor(source, self.kind)
-        self.tokenizer = getattr(self.processor, "tokenizer", None) or load_processor(
-            source, self.kind, "AutoTokenizer"
-        )
+        if not hasattr(self.processor, "image_processor"):  # ViT with GPT-2 comes as two parts
+            self.processor = load_processor(source, self.kind, "AutoImageProcessor")
+        self.tokenizer = load_processor(source, self.kind, "AutoTokenizer")
 
     def captions(self, items: Sequence[Item]) -> list[str]:
         """What the model writes of each image."""
