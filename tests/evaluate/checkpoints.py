@@ -14,10 +14,12 @@ import transformers as tf
 
 CLIP_TOKENIZER = Path(__file__).parent.parent.parent / "lib_decouple" / "embedded" / "tokenizer"
 SIDE = 32
-WORDS = (
+_KNOWN = (
     "a an is are there cat dog bear bird frog car ball glasses elephant apple photo of and the yes no does this "
-    "figure show please answer or question describe image in one sentence short caption with"
-).split() + ["?", ".", ":", '"', ",", "'"]
+    "figure show please answer or question describe image in one sentence short caption with ? . : \" , '"
+)
+WORDS = _KNOWN.split()
+_CASED = "Yes Does Please USER ASSISTANT Question Answer Describe"
 
 
 def _vision(**more: Any) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def _text(**more: Any) -> dict[str, Any]:
 
 
 def bert_tokenizer(folder: Path, *more: str) -> Any:
-    """WordPiece over a few words."""
+    """WordPiece over a few words and ``more``."""
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", *WORDS, *more]
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(tokens), encoding="utf-8")
@@ -48,26 +50,18 @@ def word_tokenizer(special: tuple[str, ...] = (), end: bool = True) -> Any:
     """Whole words with the case kept, as language models have them: "Yes" is not "yes". ``end``: ``</s>`` is put."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = [
-        "<pad>",
-        "</s>",
-        "<unk>",
-        *WORDS,
-        "Yes",
-        "Does",
-        "Please",
-        "USER",
-        "ASSISTANT",
-        "Question",
-        "Answer",
-        "Describe",
-    ]
+    words = ["<pad>", "</s>", "<unk>", *WORDS, *_CASED.split()]
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     if end:
         made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     found = tf.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=128
+        tokenizer_object=made,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=128,
+        model_input_names=["input_ids", "attention_mask"],
     )
     if special:
         found.add_special_tokens({"additional_special_tokens": list(special)})

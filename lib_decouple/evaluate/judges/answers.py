@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from .base import Missing, Options, inputs, load, load_processor
+from .base import Missing, Options, by_shape, load, load_processor
 
 CLASSES = ("AutoModelForImageTextToText", "AutoModelForVision2Seq")
 """The name since transformers 4.46, and the one until 4.57."""
@@ -38,32 +38,20 @@ class Writer:
         return asked
 
     def first(self, pairs: Sequence[tuple[Image.Image, str]]) -> Any:
-        """Log-probability of each token of the vocabulary as the answer's first: ``[pairs, tokens]``.
+        """Log-probability of each token of the vocabulary as the answer's first: ``[pairs, tokens]``."""
+        return by_shape([self.ask(image, question) for image, question in pairs], self.options, self._first)
 
-        Inputs of one shape go through together, so that nothing is padded: padding moves the scores of some models.
-        """
-        import torch
-
-        asked = [self.ask(image, question) for image, question in pairs]
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for place, own in enumerate(asked):
-            groups.setdefault(tuple((name, v.shape[1:]) for name, v in own.items()), []).append(place)
-        found: list[Any] = [None] * len(pairs)
-        for places in groups.values():
-            joined = {name: torch.cat([asked[p][name] for p in places]) for name in asked[places[0]]}
-            with torch.inference_mode():
-                made = self.model.generate(
-                    **inputs(joined, self.options),
-                    max_new_tokens=1,
-                    min_new_tokens=1,
-                    num_beams=1,
-                    do_sample=False,
-                    output_logits=True,
-                    return_dict_in_generate=True,
-                )
-            for place, logits in zip(places, made.logits[0].float().log_softmax(-1).cpu()):
-                found[place] = logits
-        return torch.stack(found)
+    def _first(self, asked: dict[str, Any]) -> Any:
+        made = self.model.generate(
+            **asked,
+            max_new_tokens=1,
+            min_new_tokens=1,
+            num_beams=1,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return made.logits[0].float().log_softmax(-1)
 
     def log_probability(self, first: Any, word: str) -> Any:
         """Of an answer that begins with ``word``, in either case: sums :meth:`first` over its spellings."""

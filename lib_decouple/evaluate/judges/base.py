@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,7 +94,7 @@ def load(source: str, options: Options, kind: str, *classes: str) -> Any:
         model = model.to(options.device, options.torch_dtype).eval()
     except Exception as error:  # whatever a checkpoint or a library fails with, the other judges go on
         raise Missing(absent(source, error)) from None
-    if lacking := sorted(report["missing_keys"]):
+    if lacking := sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]):
         raise Missing(
             f"{source} has no weights for {lacking[0]} and {len(lacking) - 1} more of {type(model).__name__}; "
             "it is not a checkpoint for this judge"
@@ -133,10 +133,29 @@ def rgb(items: Sequence[Item]) -> list[Image.Image]:
     return [item.image.convert("RGB") for item in items]
 
 
-def inputs(found: Any, options: Options) -> Any:
+def inputs(found: Any, options: Options) -> dict[str, Any]:
     """A processor's tensors on the device, real ones in the model's type."""
     moved = {name: value.to(options.device) for name, value in found.items()}
     return {name: v.to(options.torch_dtype) if v.is_floating_point() else v for name, v in moved.items()}
+
+
+def by_shape(asked: Sequence[dict[str, Any]], options: Options, run: Callable[[dict[str, Any]], Any]) -> Any:
+    """``run`` on inputs of one image each, those of one shape together, and its rows in the order asked.
+
+    So nothing is ever padded: padding moves the scores of BLIP, ViLT and GIT, mask or no mask.
+    """
+    import torch
+
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, own in enumerate(asked):
+        groups.setdefault(tuple((name, value.shape[1:]) for name, value in own.items()), []).append(place)
+    rows: list[Any] = [None] * len(asked)
+    with torch.inference_mode():
+        for places in groups.values():
+            joined = {name: torch.cat([asked[place][name] for place in places]) for name in asked[places[0]]}
+            for place, row in zip(places, run(inputs(joined, options)).float().cpu()):
+                rows[place] = row
+    return torch.stack(rows)
 
 
 def _dtype() -> str:

@@ -32,7 +32,8 @@ class Clip:
 
     def embed(self, items: Sequence[Item], texts: list[str]) -> tuple[Any, Any]:
         """Embeddings ``[images, width]`` and ``[texts, width]``."""
-        given = tokens(self.processor, texts, self.kind)
+        longest = self.model.config.text_config.max_position_embeddings
+        given = tokens(self.processor.tokenizer, texts, longest)
         given["pixel_values"] = self.processor(images=rgb(items), return_tensors="pt")["pixel_values"]
         found = self.model(**inputs(given, self.options))
         return found.image_embeds, found.text_embeds
@@ -50,10 +51,8 @@ class Clip:
         return [{key: float(row[texts.index(t)]) for key, t in own.items()} for row, own in zip(cosines, wanted)]
 
 
-def tokens(processor: Any, texts: list[str], kind: str) -> dict[str, Any]:
-    """CLIP's token ids and mask, cut at the model's longest."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    longest = min(tokenizer.model_max_length, 77)
+def tokens(tokenizer: Any, texts: list[str], longest: int) -> dict[str, Any]:
+    """CLIP's token ids and mask, cut at ``longest`` tokens (77 mostly)."""
     if any(len(own) > longest for own in tokenizer(texts)["input_ids"]):
-        warnings.warn(f"{kind}: a text is longer than {longest} tokens; the rest is not read", stacklevel=2)
+        warnings.warn(f"a text is longer than CLIP's {longest} tokens; the rest is not read", stacklevel=2)
     return dict(tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"))

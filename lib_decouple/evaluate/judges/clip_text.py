@@ -20,8 +20,8 @@ class ClipText:
     def __init__(self, source: str, options: Options) -> None:
         self.source, self.options = source, options
         self.name = f"{self.kind}:{source}"
-        self.model = load(source, options, self.kind, "CLIPTextModelWithProjection")
-        self.processor = load_processor(source, self.kind, "AutoTokenizer")
+        self.model = load(source, options, self.kind, "CLIPModel")
+        self.tokenizer = load_processor(source, self.kind, "AutoTokenizer")
 
     def score(self, items: Sequence[Item]) -> list[dict[str, float]]:
         """Raises :class:`Missing` for an item without caption."""
@@ -31,7 +31,9 @@ class ClipText:
         captions = [item.caption for item in items if item.caption is not None]
         if len(captions) < len(items):
             raise Missing("images have no captions yet; name caption:MODEL too")
-        given = tokens(self.processor, captions + [item.prompt for item in items], self.kind)
+        longest = self.model.config.text_config.max_position_embeddings
+        given = tokens(self.tokenizer, captions + [item.prompt for item in items], longest)
         with torch.inference_mode():
-            found = self.model(**inputs(given, self.options)).text_embeds.float()
+            read = self.model.text_model(**inputs(given, self.options)).pooler_output
+            found = self.model.text_projection(read).float()
         return [{"": float(c)} for c in cosine_similarity(found[: len(items)], found[len(items) :]).cpu()]

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from .answers import CLASSES, Writer
-from .base import Item, Missing, Options, inputs, load, load_processor
+from .base import Item, Missing, Options, by_shape, load, load_processor
 from .words import question
 
 
@@ -55,33 +55,25 @@ class _Blip:
         self.processor, self.options = load_processor(source, kind), options
 
     def __call__(self, pairs: Sequence[tuple[Image.Image, str]]) -> list[float]:
-        import torch
+        asked = [self.processor(images=image, text=text, return_tensors="pt") for image, text in pairs]
+        names = ("pixel_values", "input_ids", "attention_mask")
+        return by_shape([{n: own[n] for n in names} for own in asked], self.options, self._yes).tolist()
 
-        asked = self.processor(
-            images=[image for image, _ in pairs], text=[q for _, q in pairs], padding=True, return_tensors="pt"
-        )
-        asked = inputs({n: asked[n] for n in ("pixel_values", "input_ids", "attention_mask")}, self.options)
-        with torch.inference_mode():
-            image = self.model.vision_model(pixel_values=asked["pixel_values"])[0]
-            read = self.model.text_encoder(
-                input_ids=asked["input_ids"],
-                attention_mask=asked["attention_mask"],
-                encoder_hidden_states=image,
-                encoder_attention_mask=torch.ones(image.shape[:-1], dtype=torch.long, device=image.device),
-            )[0]
-            yes, no = (self._likelihood(read, asked["attention_mask"], word) for word in ("yes", "no"))
-        return list(map(float, (yes - no).sigmoid().cpu()))
+    def _yes(self, asked: dict[str, Any]) -> Any:
+        image = self.model.vision_model(pixel_values=asked["pixel_values"])[0]
+        read = self.model.text_encoder(
+            input_ids=asked["input_ids"], attention_mask=asked["attention_mask"], encoder_hidden_states=image
+        )[0]
+        return (self._likelihood(read, "yes") - self._likelihood(read, "no")).sigmoid()
 
-    def _likelihood(self, read: Any, mask: Any, answer: str) -> Any:
+    def _likelihood(self, read: Any, answer: str) -> Any:
         """Log-likelihood ``[pairs]`` of the answer after the question read with the image."""
         import torch
 
         words = self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
         ids = torch.tensor([self.model.decoder_start_token_id, *words, self.model.config.text_config.sep_token_id])
         ids = ids.to(read.device).expand(len(read), -1)
-        logits = self.model.text_decoder(
-            input_ids=ids[:, :-1], encoder_hidden_states=read, encoder_attention_mask=mask
-        ).logits
+        logits = self.model.text_decoder(input_ids=ids[:, :-1], encoder_hidden_states=read).logits
         return logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).sum((1, 2))
 
 
@@ -93,16 +85,12 @@ class _Classifier:
         self.processor, self.options, self.yes, self.no = load_processor(source, kind), options, yes, no
 
     def __call__(self, pairs: Sequence[tuple[Image.Image, str]]) -> list[float]:
-        import torch
+        asked = [dict(self.processor(images=image, text=text, return_tensors="pt")) for image, text in pairs]
+        return by_shape(asked, self.options, self._yes).tolist()
 
-        found = []
-        with torch.inference_mode():
-            # One at a time: ViLT pads images of unlike sizes, which moves its scores.
-            for image, text in pairs:
-                asked = inputs(self.processor(images=image, text=text, return_tensors="pt"), self.options)
-                logits = self.model(**asked).logits[0].float()
-                found.append(float((logits[self.yes] - logits[self.no]).sigmoid()))
-        return found
+    def _yes(self, asked: dict[str, Any]) -> Any:
+        logits = self.model(**asked).logits.float()
+        return (logits[:, self.yes] - logits[:, self.no]).sigmoid()
 
 
 class _Writer:
@@ -114,4 +102,4 @@ class _Writer:
     def __call__(self, pairs: Sequence[tuple[Image.Image, str]]) -> list[float]:
         first = self.writer.first(pairs)
         yes, no = (self.writer.log_probability(first, word) for word in ("yes", "no"))
-        return list(map(float, (yes - no).sigmoid()))
+        return (yes - no).sigmoid().tolist()
