@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Sampling:
     cfg: float = _key(0.0, "guidance scale; 0: 3 on the embedded model, else 7.5", 0, 100)
     width: int = _key(0, "pixels; 0: the model's own, 512 in a WebUI", 0, 8192)
     height: int = _key(0, "pixels; 0: the model's own, 512 in a WebUI", 0, 8192)
-    sampler: str = _key("", 'the WebUI\'s name of it; "": DDIM. Local checkpoints are drawn with DDIM alone')
+    sampler: str = _key("", "webui: its name of the sampler; Euler when left out. Local checkpoints have DDIM alone")
     negative: str = _key("", "the negative prompt")
 
 
@@ -162,7 +162,16 @@ def parsed(given: Mapping[str, Any]) -> Plan:
         values["arms"] = tuple(_arm(one, f"arms[{k}]") for k, one in enumerate(own, start=1))
     plan: Plan = _built(Plan, values, "")
     _check(plan)
-    return plan
+    return replace(plan, sampling=_resolved(plan.sampling, plan.backend.kind))
+
+
+def _resolved(sampling: Sampling, kind: str) -> Sampling:
+    """With the backend's own values where the plan has none, so that the manifest tells what was drawn with."""
+    steps, cfg = (20, 3.0) if kind == "embedded" else (50, 7.5)
+    found = replace(sampling, steps=sampling.steps or steps, cfg=sampling.cfg or cfg)
+    if kind == "webui":
+        found = replace(found, width=found.width or 512, height=found.height or 512, sampler=found.sampler or "Euler")
+    return found
 
 
 def _arm(given: Any, where: str) -> ArmPart:

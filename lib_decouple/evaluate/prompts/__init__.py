@@ -68,7 +68,7 @@ def _embedded(split: str, count: int) -> list[tuple[str, tuple[str, ...]]]:
 SETS: dict[str, tuple[str, Callable[[], list[tuple[str, tuple[str, ...]]]]]] = {
     "animal-animal": ("Attend-and-Excite: every pair of 12 animals", partial(_attend_excite, "animal-animal")),
     "animal-object": ("Attend-and-Excite: each animal with each object", partial(_attend_excite, "animal-object")),
-    "object-object": ("Attend-and-Excite: every pair of 12 objects, coloured", partial(_attend_excite, "object-object")),
+    "object-object": ("Attend-and-Excite: every pair of objects, coloured", partial(_attend_excite, "object-object")),
     "tiam-2": ("TIAM's template of two, every order of 24 COCO classes", partial(_tiam, "tiam-2")),
     "tiam-3": ("TIAM's template of three, every order of 5 classes", partial(_tiam, "tiam-3")),
     "tiam-4": ("TIAM's template of four, every order of 5 classes", partial(_tiam, "tiam-4")),
