@@ -12,7 +12,7 @@ from . import __version__
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     from .embedded import place
-    from .evaluate import calibrate, judge, report
+    from .evaluate import calibrate, judge, rate, report
     from .study import bench, causes, detector, generate, layers, missing
 
     top = argparse.ArgumentParser(prog="python -m lib_decouple", description=__doc__)
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_parser(commands)
     evaluate = commands.add_parser("evaluate", help="judge a run and report on it")
     evaluations = evaluate.add_subparsers(dest="evaluate", required=True, metavar="STEP")
-    for step in (judge, calibrate, report):
+    for step in (judge, calibrate, rate, report):
         step.add_parser(evaluations)
     place.add_parser(commands)
     return top

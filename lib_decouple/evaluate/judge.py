@@ -42,6 +42,7 @@ def items(store: Store, rows: list[Row], captions: dict[int, str]) -> list[Item]
 def judge_all(store: Store, judge: Judge, batch: int) -> int:
     """Score what has no score of this judge yet; gives how many images that was."""
     name = judge.name
+    store.put_note(f"judge:{name}", {"source": judge.source, "threshold": judge.threshold})
     scored = store.scores(name)
     left = [row for row in store.images() if row["id"] not in scored]
     for start in tqdm(range(0, len(left), batch), desc=name, disable=not left):

@@ -95,18 +95,21 @@ def change(before: Sequence[float], after: Sequence[float], prompts: Sequence[st
         raise ValueError(f"before: {len(before)} results, but after: {len(after)}; they must be pairs")
     differences = np.asarray(after, float) - np.asarray(before, float)
     sums, sizes = _by_prompt(differences, prompts)
-    p = 1.0
-    if np.any(sums) and len(sums) > 1:
-        p = float(
-            stats.permutation_test(
-                (sums,), lambda s, axis: s.sum(axis=axis), permutation_type="samples", vectorized=True,
-                n_resamples=RESAMPLES, rng=0, batch=500,
-            ).pvalue
-        )  # fmt: skip
     binary = set(np.unique([*before, *after])) <= {0.0, 1.0}
     exact = mcnemar([bool(b) for b in before], [bool(a) for a in after]) if binary else None
     low, high = _bootstrap(sums, sizes) if len(sums) > 1 else (math.nan, math.nan)
-    return Change(Estimate(float(differences.mean()), low, high, len(differences), len(sums)), min(1.0, p), exact)
+    return Change(Estimate(float(differences.mean()), low, high, len(differences), len(sums)), _flip(sums), exact)
+
+
+def _flip(sums: np.ndarray) -> float:
+    """Two-sided p of sums by prompt against the same with signs flipped; 1 for a single prompt."""
+    if not np.any(sums) or len(sums) < 2:
+        return 1.0
+    found = stats.permutation_test(
+        (sums,), lambda s, axis: s.sum(axis=axis), permutation_type="samples", vectorized=True,
+        n_resamples=RESAMPLES, rng=0, batch=500,
+    )  # fmt: skip
+    return min(1.0, float(found.pvalue))
 
 
 def holm(p: Mapping[Any, float]) -> dict[Any, float]:
@@ -129,7 +132,9 @@ class Preference:
     share: Estimate
     """Wins with every tie as half a win, over prompts."""
     p: float
-    """Exact sign test of wins against losses, ties left out."""
+    """Two-sided: flips of the winner of whole prompts; exact where there are few."""
+    p_choices: float
+    """Exact sign test of wins against losses, ties left out; takes the choices as independent."""
 
 
 def preference(choices: Sequence[str], prompts: Sequence[str]) -> Preference:
@@ -139,9 +144,11 @@ def preference(choices: Sequence[str], prompts: Sequence[str]) -> Preference:
         raise ValueError(f"choices: {min(wrong)!r} is not one of {', '.join(points)}")
     count = {name: list(choices).count(name) for name in points}
     decided = count["win"] + count["loss"]
-    p = float(stats.binomtest(count["win"], decided).pvalue) if decided else 1.0
-    found = mean([points[c] for c in choices], prompts)
-    return Preference(count["win"], count["loss"], count["both"], count["neither"], found, p)
+    sign = float(stats.binomtest(count["win"], decided).pvalue) if decided else 1.0
+    values = [points[c] for c in choices]
+    flipped = _flip(_by_prompt([value - 0.5 for value in values], prompts)[0])
+    found = mean(values, prompts)
+    return Preference(count["win"], count["loss"], count["both"], count["neither"], found, flipped, sign)
 
 
 def agreement(ratings: Sequence[tuple[str, str, str]]) -> float:
@@ -162,17 +169,21 @@ def agreement(ratings: Sequence[tuple[str, str, str]]) -> float:
 
 
 def power(n: int, before: float, after: float, alpha: float = 0.05) -> float:
-    """Chance that a paired two-sided test of two rates sees the change in ``n`` pairs (Connor 1987).
+    """Chance that the exact two-sided McNemar test finds the change of a rate in ``n`` pairs below ``alpha``.
 
-    The two results of a pair are taken as independent, which seeds in common can only better.
+    Exact too, summed over how many pairs differ [F: Duffy 1984]. The two results of a pair are taken as independent,
+    which seeds in common can only better.
     """
     lost, gained = before * (1 - after), after * (1 - before)
-    changed, difference = lost + gained, abs(before - after)
-    if changed == 0 or difference == 0:
-        return alpha if difference == 0 else 1.0
-    spread = math.sqrt(max(changed - difference**2, 1e-12))
-    z = (difference * math.sqrt(n) - stats.norm.isf(alpha / 2) * math.sqrt(changed)) / spread
-    return float(stats.norm.cdf(z))
+    changed = lost + gained
+    if changed == 0:
+        return 0.0
+    differing = np.arange(n + 1)
+    most = stats.binom.ppf(alpha / 2, differing, 0.5)
+    most -= stats.binom.cdf(most, differing, 0.5) > alpha / 2  # at most so many on the rarer side, to reject
+    share = lost / changed
+    rejected = stats.binom.cdf(most, differing, share) + stats.binom.sf(differing - most - 1, differing, share)
+    return float(stats.binom.pmf(differing, n, changed) @ rejected)
 
 
 def smallest_effect(
@@ -198,3 +209,29 @@ def smallest_effect(
     if lacking(before) < 0:
         return None
     return float(optimize.brentq(lacking, 1e-9, before))
+
+
+def detectable(prompts: int, per_prompt: int, arms: int, before: float = 0.3, wanted: float = 0.8) -> str:
+    """What a plan can show, in words, before anything is drawn: ``arms`` (other than plain) on ``prompts`` x seeds.
+
+    Raises ValueError by name.
+    """
+
+    def told(effect: float | None) -> str:
+        return "not even a fall to none" if effect is None else f"a fall of {100 * effect:.1f} points or more"
+
+    n = prompts * per_prompt
+    apart = smallest_effect(n, before, arms, wanted, per_prompt)
+    alike = smallest_effect(n, before, arms, wanted, per_prompt, likeness=1.0)
+    text = (
+        f"{n} pairs for each of {arms} arm{'s' if arms > 1 else ''} ({prompts} prompts, {per_prompt} seeds each): "
+        f"where plain misses something in {100 * before:.0f} % of the images, {told(apart)} shows with a chance of "
+        f"{100 * wanted:.0f} % (exact McNemar, p below 0.05 by Holm's strictest step)"
+    )
+    if per_prompt > 1:
+        text += f"; if a prompt's seeds all fared alike, {told(alike)}"
+    # Flips of whole prompts give no p below 2 / 2^prompts.
+    least = 2.0 ** (1 - prompts)
+    if least > 0.05 / arms:
+        text += f". Too few prompts: p over prompts cannot fall below {least:.2g}, and {0.05 / arms:.2g} is asked for"
+    return text + "."

@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS scores(
 CREATE TABLE IF NOT EXISTS captions(image_id INTEGER PRIMARY KEY, text TEXT);
 CREATE TABLE IF NOT EXISTS ratings(
     id INTEGER PRIMARY KEY, pair TEXT, rater TEXT, choice TEXT, ticks TEXT, created TEXT, UNIQUE(pair, rater));
+CREATE TABLE IF NOT EXISTS notes(key TEXT PRIMARY KEY, value TEXT);
 """
 _JSON = ("entities", "settings", "sampling", "tokens", "trace")
 COLUMNS = (
@@ -179,3 +180,20 @@ class Store:
         """``pair`` as a list of two image ids, ``ticks`` as a mapping."""
         rows = self._rows("SELECT * FROM ratings ORDER BY id")
         return [{**row, "pair": json.loads(row["pair"]), "ticks": json.loads(row["ticks"])} for row in rows]
+
+    def remove_rating(self, pair: tuple[int, int], rater: str) -> bool:
+        """Take a rater's word on a pair back; False where there was none."""
+        with self._open() as open_file:
+            found = open_file.execute(
+                "DELETE FROM ratings WHERE pair = ? AND rater = ?", (json.dumps(sorted(pair)), rater)
+            )
+            return found.rowcount > 0
+
+    def put_note(self, key: str, value: Any) -> None:
+        """What the report says of the run as a whole (JSON): "judge:NAME", "plan", "commands", "environment"."""
+        with self._open() as open_file:
+            open_file.execute("INSERT OR REPLACE INTO notes VALUES(?, ?)", (key, json.dumps(value)))
+
+    def notes(self) -> dict[str, Any]:
+        """Key -> value."""
+        return {row["key"]: json.loads(row["value"]) for row in self._rows("SELECT * FROM notes")}
