@@ -323,9 +323,10 @@ def settings_of(arm: ArmPart, count: int, folder: Path | None = None) -> Setting
 
 
 def jobs(plan: Plan, folder: Path) -> list[Job]:
-    """Every image, those of one prompt and seed together in the order of the arms. Raises ValueError by name."""
+    """Every image, those of one prompt and seed together; first all prompts with their first seeds, so that a run
+    that is stopped early has seen every prompt. Raises ValueError by name."""
     own = folder / plan.preset_folder if plan.preset_folder else None
-    found: list[Job] = []
+    wanted: list[tuple[int, Prompt, dict[str, Settings]]] = []
     seen: dict[str, str] = {}
     for k, part in enumerate(plan.prompts, start=1):
         where = f"prompts[{k}]"
@@ -337,10 +338,12 @@ def jobs(plan: Plan, folder: Path) -> list[Job]:
             if prompt.id in seen:
                 raise ValueError(f"{where}: {prompt.text!r} stands in {seen[prompt.id]} already; each prompt once")
             seen[prompt.id] = prompt.origin
-            for number in range(part.seeds or plan.seeds):
-                seed = seed_of(plan, prompt, number)
-                found += [Job(prompt, arm, how, seed) for arm, how in settings[len(prompt.entities)].items()]
-    return found
+            wanted += [(n, prompt, settings[len(prompt.entities)]) for n in range(part.seeds or plan.seeds)]
+    return [
+        Job(prompt, arm, how, seed_of(plan, prompt, number))
+        for number, prompt, arms in sorted(wanted, key=lambda one: one[0])
+        for arm, how in arms.items()
+    ]
 
 
 def seed_of(plan: Plan, prompt: Prompt, number: int) -> int:
