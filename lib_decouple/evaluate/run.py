@@ -249,9 +249,9 @@ def guided_passes(settings: Settings, steps: int) -> int:
 
 def duration(seconds: float) -> str:
     """``1 h 20 min``."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
+    if seconds < 100:
         return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
