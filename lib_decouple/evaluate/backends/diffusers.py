@@ -128,9 +128,9 @@ def summary(trace: ImageTrace) -> dict[str, Any] | None:
     return {
         "step": [look.step for look in looks],
         "loss": [round(look.loss, 4) for look in looks],
-        "iou": [round(look.mean_iou(), 4) for look in looks],
+        "iou": [round(look.before.mean_iou(), 4) for look in looks],
         "intensity": {
-            name: [round(look.intensity[name], 4) for look in (looks[0], looks[-1])] for name in trace.entities
+            name: [round(look.before.intensity[name], 4) for look in (looks[0], looks[-1])] for name in trace.entities
         },
     }
 

@@ -1,0 +1,165 @@
+"""What happens to a job of the host, hook by hook; ``scripts/decouple.py`` passes the host's calls on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from modules import errors, shared
+
+from .. import presets
+from ..hosts import detect
+from ..hosts.base import Looking
+from ..settings import Settings, specs
+from . import api, compare, infotext, map_files, options, xyz
+from .report import Run
+from .runs import Live, Runs, of_job
+
+log = logging.getLogger("lib_decouple")
+
+OUR_KEYS = (
+    *(spec.infotext for spec in specs().values()),
+    infotext.FOUND,
+    infotext.IOU,
+    infotext.STOOD_ASIDE,
+    infotext.PRESET,
+)
+
+
+@dataclass
+class Jobs:
+    """The jobs since the WebUI's page was made; what belongs to a single one is a :class:`Run` on the host's ``p``."""
+
+    runs: Runs = field(default_factory=Runs)
+    live: Live = field(default_factory=Live)
+    status: dict[str, tuple[list[str], str]] = field(default_factory=dict)
+    """Tab -> the lines of the status line after its last run, and that run's id when its trace is kept."""
+    comparing: compare.Comparison | None = None
+    """The job that is compared now, or was last."""
+
+    def begin(self, p: Any, tab: str, args: Sequence[Any]) -> None:
+        """In ``process``: read the arguments and write the infotext; nothing is hooked yet."""
+        p.attention_decoupling = None
+        around = self._comparison_around(p)
+        if around and around.plain(around.p.iteration):
+            return
+        self.status.pop(tab, None)
+        written = p.extra_generation_params
+        if around and written is around.p.extra_generation_params:
+            written = {}  # a copy of the compared job shares it, with the plain pictures' infotext
+        for key in OUR_KEYS:
+            written.pop(key, None)
+        try:
+            given = api.arguments_from(args, options.preset_folder())
+            run = Run(xyz.settings_of(p, given.settings))
+            if given.compare and not around:
+                run.comparison = self._compare(p, tab)
+        except ValueError as error:
+            run = Run(Settings(enabled=True), problem=str(error))
+            log.warning("Attention Decoupling stands aside: %s", error)
+            p.comment(f"Attention Decoupling stood aside: {error}")
+        if run.comparison:
+            run.settings = replace(run.settings, enabled=True)
+        if run.settings.enabled:
+            p.attention_decoupling = run
+            run.kept = options.chosen("decouple_keep_traces") > 0
+            self.live.begin(run)
+            preset = presets.matching(run.settings, options.preset_folder())
+            written.update({**run.told_of_guided(infotext.write(run.settings, preset)), **run.infotext()})
+
+    def before_batch(self, p: Any, batch: int) -> None:
+        """In ``before_process_batch``: both batches of a pair have the same prompts and seeds, whatever other scripts
+        did."""
+        if self.comparing and self.comparing.p is p:
+            self.comparing.pair_up(batch)
+
+    def before_sampling(self, p: Any, x: Any) -> None:
+        """In ``process_before_every_sampling``: attach to the sampler that is about to run on latents like ``x``."""
+        run = getattr(p, "attention_decoupling", None)
+        if run is None or run.problem or (getattr(p, "is_hr_pass", False) and not run.settings.hires):
+            return
+        if run.comparison:
+            if not run.comparison.same_prompts():
+                p.comment("Compare: another script gave the decoupled picture another prompt than the plain one")
+            if run.comparison.plain(p.iteration):
+                return
+        try:
+            sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings, self._looking(run))
+            sampling.attach(x)
+            run.passes = [*(one for one in run.passes if one is not sampling.replaces), sampling]
+        except Exception as error:
+            errors.report("Attention Decoupling stands aside", exc_info=True)
+            run.problem = f"{type(error).__name__}: {error}"
+            p.comment(f"Attention Decoupling stood aside: {run.problem}")
+
+    def finished(self, p: Any, picture: Any) -> None:
+        """In ``postprocess_image_after_composite``: keep the finished pictures of a comparison."""
+        if self.comparing and self.comparing.p is p and not (shared.state.interrupted or shared.state.skipped):
+            self.comparing.keep(picture)
+
+    def end(self, p: Any, tab: str, processed: Any) -> None:
+        """In ``postprocess``: keep what was done, draw what more is wanted, and tell in the accordion."""
+        run = getattr(p, "attention_decoupling", None)
+        if run is None:
+            return
+        self.live.end(run)
+        kept = ""
+        try:
+            kept = self._keep(run, p, tab, processed)
+        except Exception:
+            errors.report("Attention Decoupling: the trace or the maps of this run are not kept", exc_info=True)
+        if run.comparison:
+            self._put_side_by_side(run, run.comparison, processed)
+        self.status[tab] = run.lines(), kept
+
+    def _comparison_around(self, p: Any) -> compare.Comparison | None:
+        """The comparison within which another script draws ``p``, such as ADetailer the faces of a picture."""
+        found = self.comparing
+        return found if found and found.started == shared.state.time_start and found.p is not p else None
+
+    def _compare(self, p: Any, tab: str) -> compare.Comparison | None:
+        """Have each picture drawn plain, too; None, and a word to the user, where that can't be."""
+        try:
+            self.comparing = compare.begin(p, shared.state)
+        except ValueError as error:
+            note = f"Compare is left out: {error}"
+            self.status[tab] = [note], ""
+            p.comment(note)
+            return None
+        return self.comparing
+
+    def _looking(self, run: Run) -> Looking:
+        """What the settings page, and whoever watches, want to see of a run."""
+        return Looking(
+            after=run.kept and options.chosen("decouple_look_after"),
+            moments=run.kept or options.chosen("decouple_map_files") != "off",
+            live=lambda: self.live.watched() and options.chosen("decouple_live_panel"),
+        )
+
+    def _keep(self, run: Run, p: Any, tab: str, processed: Any) -> str:
+        """The run's id when its trace is kept, else ""."""
+        wanted = options.chosen("decouple_map_files")
+        if not run.passes or not (run.kept or wanted != "off"):
+            return ""
+        job = of_job(run, p, tab, map_files.pictures(p, processed))
+        if run.kept:
+            self.runs.keep(job, options.chosen("decouple_keep_traces"))
+        map_files.write(wanted, job, p, processed)
+        return job.id if run.kept else ""
+
+    def _put_side_by_side(self, run: Run, comparison: compare.Comparison, processed: Any) -> None:
+        """Add the pictures of a comparison, and leave the job as it was asked for."""
+        self.comparing = None
+        comparison.p.n_iter = comparison.batches
+
+        def told(number: int) -> str:
+            aside = run.result(infotext.STOOD_ASIDE, *divmod(number, comparison.size))
+            return "decoupled: stood aside" if aside else "decoupled"
+
+        try:
+            run.notes.append(compare.add_pictures(comparison, processed, told))
+        except Exception as error:
+            errors.report("Attention Decoupling could not put the pictures side by side", exc_info=True)
+            run.notes.append(f"The pictures could not be put side by side: {type(error).__name__}: {error}")
