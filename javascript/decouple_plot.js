@@ -11,13 +11,12 @@
         return made;
     }
 
-    // Two to six round numbers over low to high.
+    // Two to six round numbers over low to high, the first and the last not within.
     function ticks(low, high) {
         const rough = (high - low) / 4, size = 10 ** Math.floor(Math.log10(rough));
-        const step = [1, 2, 5, 10].map((one) => one * size).find((one) => one >= rough);
-        const found = [];
-        for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-6; k++) found.push(k * step);
-        return found;
+        const step = [1, 2, 5, 10].map((one) => one * size).find((one) => one >= rough * 0.999);
+        const first = Math.floor(low / step + 1e-6), last = Math.ceil(high / step - 1e-6);
+        return Array.from({length: last - first + 1}, (_, k) => (first + k) * step);
     }
 
     const short = (value) => +value.toPrecision(3) + "";
@@ -25,7 +24,7 @@
     // A line's points are drawn filled; what a point became by the step's update, its third number, hollow, with a
     // stroke to it.
     // lines: [{name, colour, dash, points: [[step, before, after?], ...]}]
-    function plot(lines, {x = "step", y = "", label = ""} = {}) {
+    function plot(lines, {x, y, label}) {
         const made = node("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "decouple-plot", role: "img", "aria-label": label});
         const points = lines.flatMap((line) => line.points);
         const values = points.flatMap(([, ...own]) => own).filter(Number.isFinite);
@@ -35,13 +34,15 @@
         let low = Math.min(...values), high = Math.max(...values);
         if (low >= 0 && low < 0.4 * high) low = 0;
         if (low === high) [low, high] = [low - 0.5, high + 0.5];
+        const levels = ticks(low, high);
+        [low, high] = [levels[0], levels.at(-1)];
         const across = (step) => LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT);
         const up = (value) => HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM);
-        for (const value of ticks(low, high)) {
+        for (const value of levels) {
             made.append(node("line", {class: "decouple-grid", x1: LEFT, x2: WIDTH - RIGHT, y1: up(value), y2: up(value)}));
             made.append(node("text", {x: LEFT - 6, y: up(value) + 4, "text-anchor": "end"}, short(value)));
         }
-        const whole = ticks(first, last).filter(Number.isInteger);
+        const whole = ticks(first, last).filter((one) => Number.isInteger(one) && one >= first && one <= last);
         for (const step of whole) {
             made.append(node("text", {x: across(step), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle"}, step));
         }
