@@ -59,7 +59,7 @@
             const last = now.points.at(-1);
             const label = last ? `Loss and IoU over the steps; at step ${last.step} loss ${last.loss?.toPrecision(3) ?? "not finite"}` : "No step yet";
             this.curve.replaceChildren(
-                decouple.plot([loss, iou], {x: `step (from 0), of ${now.total}`, y: "loss, IoU", label}), decouple.legend([loss, iou]));
+                decouple.plot([loss, iou], {x: `step (from 0), of ${now.total}`, y: "loss, IoU", label, within: this.curve}), decouple.legend([loss, iou]));
         }
     }
 

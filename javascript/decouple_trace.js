@@ -95,7 +95,7 @@
             const hint = lines.length && key !== "loss" && !after
                 ? "Values before each update. Those after it, too: Settings, Attention Decoupling, “Measure after each update”." : "";
             this.says.textContent = pass?.stood_aside ? `Stood aside: ${pass.stood_aside}` : hint;
-            this.plot.replaceChildren(decouple.plot(lines, {x: "step (from 0)", y: name, label: about}), decouple.legend(lines, after));
+            this.plot.replaceChildren(decouple.plot(lines, {x: "step (from 0)", y: name, label: about, within: this.plot}), decouple.legend(lines, after));
             this.tabulate(lines, about);
             this.showMaps(image, pass);
         }
