@@ -45,8 +45,10 @@
 
         show(now) {
             if (!now.enabled) return this.tell("The live panel is off; Settings, Attention Decoupling, turn it on.");
-            if (!now.id) return this.tell("Maps and loss are shown here while a guided picture is drawn.");
-            this.tell(now.running ? `Image ${now.image + 1} is being drawn.` : "The last picture that was drawn:");
+            if (!now.id) {
+                return this.tell(this.drawn ? "The last guided picture:" : "Maps and loss are shown here while a guided picture is drawn.");
+            }
+            this.tell(`Image ${now.image + 1} is being drawn.`);
             const drawn = JSON.stringify([now.id, now.image, now.step, now.points.length]);
             if (drawn === this.drawn) return;
             this.drawn = drawn;
@@ -55,9 +57,9 @@
             const loss = {name: "loss", points: now.points.map((one) => [one.step, one.loss])};
             const iou = {name: "IoU", dash: decouple.dash(1), points: now.points.map((one) => [one.step, one.iou])};
             const last = now.points.at(-1);
-            const label = last ? `Loss and IoU over the steps; at step ${last.step} loss ${(+last.loss).toPrecision(3)}` : "No step yet";
+            const label = last ? `Loss and IoU over the steps; at step ${last.step} loss ${last.loss?.toPrecision(3) ?? "not finite"}` : "No step yet";
             this.curve.replaceChildren(
-                decouple.plot([loss, iou], {x: `step, of ${now.total}`, y: "loss, IoU", label}), decouple.legend([loss, iou]));
+                decouple.plot([loss, iou], {x: `step (from 0), of ${now.total}`, y: "loss, IoU", label, within: this.curve}), decouple.legend([loss, iou]));
         }
     }
 

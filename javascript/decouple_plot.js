@@ -1,7 +1,7 @@
 // Drawing: lines over steps as an SVG, and heat maps of entities as small canvases.
 (function() {
     const SVG = "http://www.w3.org/2000/svg";
-    const WIDTH = 480, HEIGHT = 220, LEFT = 56, RIGHT = 12, TOP = 10, BOTTOM = 38;
+    const HEIGHT = 220, LEFT = 56, RIGHT = 12, TOP = 10, BOTTOM = 38;
     const DASHES = ["", "8 4", "2 4", "10 4 2 4", "14 4", "4 2", "2 8", "10 4 2 4 2 4"];
 
     function node(tag, attributes, text = "") {
@@ -11,13 +11,12 @@
         return made;
     }
 
-    // Two to six round numbers over low to high.
+    // Two to six round numbers over low to high, the first and the last not within.
     function ticks(low, high) {
         const rough = (high - low) / 4, size = 10 ** Math.floor(Math.log10(rough));
-        const step = [1, 2, 5, 10].map((one) => one * size).find((one) => one >= rough);
-        const found = [];
-        for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-6; k++) found.push(k * step);
-        return found;
+        const step = [1, 2, 5, 10].map((one) => one * size).find((one) => one >= rough * 0.999);
+        const first = Math.floor(low / step + 1e-6), last = Math.ceil(high / step - 1e-6);
+        return Array.from({length: last - first + 1}, (_, k) => (first + k) * step);
     }
 
     const short = (value) => +value.toPrecision(3) + "";
@@ -25,8 +24,10 @@
     // A line's points are drawn filled; what a point became by the step's update, its third number, hollow, with a
     // stroke to it.
     // lines: [{name, colour, dash, points: [[step, before, after?], ...]}]
-    function plot(lines, {x = "step", y = "", label = ""} = {}) {
-        const made = node("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "decouple-plot", role: "img", "aria-label": label});
+    // within: the element that it is drawn for, whose width it takes, so that its letters have the page's size.
+    function plot(lines, {x, y, label, within}) {
+        const width = Math.min(Math.max(within.clientWidth || 480, 240), 640);
+        const made = node("svg", {viewBox: `0 0 ${width} ${HEIGHT}`, class: "decouple-plot", role: "img", "aria-label": label});
         const points = lines.flatMap((line) => line.points);
         const values = points.flatMap(([, ...own]) => own).filter(Number.isFinite);
         if (!values.length) return made;
@@ -35,17 +36,19 @@
         let low = Math.min(...values), high = Math.max(...values);
         if (low >= 0 && low < 0.4 * high) low = 0;
         if (low === high) [low, high] = [low - 0.5, high + 0.5];
-        const across = (step) => LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT);
+        const levels = ticks(low, high);
+        [low, high] = [levels[0], levels.at(-1)];
+        const across = (step) => LEFT + (step - first) / (last - first) * (width - LEFT - RIGHT);
         const up = (value) => HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM);
-        for (const value of ticks(low, high)) {
-            made.append(node("line", {class: "decouple-grid", x1: LEFT, x2: WIDTH - RIGHT, y1: up(value), y2: up(value)}));
+        for (const value of levels) {
+            made.append(node("line", {class: "decouple-grid", x1: LEFT, x2: width - RIGHT, y1: up(value), y2: up(value)}));
             made.append(node("text", {x: LEFT - 6, y: up(value) + 4, "text-anchor": "end"}, short(value)));
         }
-        const whole = ticks(first, last).filter(Number.isInteger);
+        const whole = ticks(first, last).filter((one) => Number.isInteger(one) && one >= first && one <= last);
         for (const step of whole) {
             made.append(node("text", {x: across(step), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle"}, step));
         }
-        made.append(node("text", {x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 5, "text-anchor": "middle"}, x));
+        made.append(node("text", {x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 5, "text-anchor": "middle"}, x));
         const middle = (TOP + HEIGHT - BOTTOM) / 2;
         made.append(node("text", {
             x: 13, y: middle, "text-anchor": "middle", transform: `rotate(-90 13 ${middle})`,

@@ -5,7 +5,7 @@
         ["loss", "Loss"], ["iou", "Overlap (IoU)"], ["distance", "Distance of the centres"], ["kl", "KL divergence"],
         ["cc", "Concentration (CC)"], ["intensity", "Intensity"], ["spread", "Spread"],
     ];
-    const MOMENTS = {unguided: "before guidance", first: "first guided step", last: "last guided step"};
+    const MOMENTS = {unguided: "before guidance", first: "after the first guided step", last: "after the last guided step"};
 
     class Trace {
         constructor(tab) {
@@ -92,8 +92,10 @@
             const name = MEASURES.find(([one]) => one === key)[1];
             const about = `${name} over ${steps.length} steps of “${image.prompt}”`;
             const after = lines.some((line) => line.points.some((one) => Number.isFinite(one[2])));
-            this.says.textContent = pass?.stood_aside ? `Stood aside: ${pass.stood_aside}` : "";
-            this.plot.replaceChildren(decouple.plot(lines, {x: "step", y: name, label: about}), decouple.legend(lines, after));
+            const hint = lines.length && key !== "loss" && !after
+                ? "Values before each update. Those after it, too: Settings, Attention Decoupling, “Measure after each update”." : "";
+            this.says.textContent = pass?.stood_aside ? `Stood aside: ${pass.stood_aside}` : hint;
+            this.plot.replaceChildren(decouple.plot(lines, {x: "step (from 0)", y: name, label: about, within: this.plot}), decouple.legend(lines, after));
             this.tabulate(lines, about);
             this.showMaps(image, pass);
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from lib_decouple.core.guidance import Guide, ImagePlan, NonFinite, Refinement, 
 from lib_decouple.core.losses import LOSSES, WeightedLoss
 from lib_decouple.core.maps import Entity
 from lib_decouple.core.schedule import Schedule, StepRule
+from lib_decouple.core.trace import measure
 
 CAT, DOG, COW = Entity("cat", (2,)), Entity("dog", (4, 5)), Entity("cow", (1,))
 PLAN = ImagePlan((CAT, DOG))
@@ -552,3 +554,113 @@ class TestCheckpointing:
         assert found[0][1].abs().max() > 0
         assert kept[1] < kept[0]
         assert not any("forward" in module.__dict__ for module in unet.modules())
+
+
+class TestLooks:
+    """Maps of three moments, and figures after each update."""
+
+    def looking(self, steps: range, images: int = 1, **options: object) -> tuple[Guide, Runner]:
+        model = Toy()
+        guide = guide_for(model, PLANS[:images], **options)
+        run = Runner(model, contexts(3))
+        latents = noise(images)
+        for step in steps:
+            latents = guide.step(latents, step, 8, run)
+        return guide, run
+
+    def test_after_is_a_look_at_the_moved_latents(self) -> None:
+        model, rows, latents = Toy(), contexts(3), noise(3)
+        guide = guide_for(model, PLANS, look_after=True)
+        run = Runner(model, rows)
+        moved = guide.step(latents, 0, 8, run)
+        assert run.calls == [[0, 1, 2]] * 2
+        seen = guide_for(model, PLANS, observe=True)
+        seen.step(moved, 0, 8, Runner(model, rows))
+        for ours, theirs in zip(guide.traces, seen.traces):
+            (record,), (expected,) = ours.steps, theirs.steps
+            assert record.after is not None
+            for name, values in asdict(expected.before).items():
+                assert getattr(record.after, name) == pytest.approx(values, abs=1e-6)
+            assert record.after.distance != record.before.distance
+            assert (ours.passes, record.passes, ours.looks) == (2, 1, 1)
+
+    @pytest.mark.parametrize("options", [{}, {"one_at_a_time": True}, {"refinement": Refinement((0,), -1.0, 3)}])
+    def test_looks_change_nothing(self, options: dict[str, object]) -> None:
+        plain, _ = self.looking(range(6), 3, **options)
+        model, rows, ours, theirs = Toy(), contexts(3), noise(3), noise(3)
+        looking = guide_for(model, PLANS, look_after=True, keep_moments=True, **options)
+        guide = guide_for(model, PLANS, **options)
+        state = torch.random.get_rng_state()
+        for step in range(6):
+            ours = looking.step(ours, step, 8, Runner(model, rows))
+            theirs = guide.step(theirs, step, 8, Runner(model, rows))
+            assert torch.equal(ours, theirs)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        for one, other, third in zip(looking.traces, guide.traces, plain.traces):
+            assert [r.loss for r in one.steps] == [r.loss for r in other.steps] == [r.loss for r in third.steps]
+            assert other.moments == {}
+
+    def test_the_three_moments(self) -> None:
+        guide, run = self.looking(range(4), keep_moments=True, schedule=Schedule(4))
+        moments = guide.traces[0].moments
+        assert list(moments) == ["unguided", "first"]
+        assert len(run.calls) == 5  # one look, after the first step
+        guide.watch = True
+        guide.step(noise(1, seed=3), 4, 8, run)
+        assert {name: one.step for name, one in moments.items()} == {"unguided": 0, "first": 0, "last": 4}
+        assert all(one.maps.dtype == torch.float16 and one.names == PLANS[0].names for one in moments.values())
+        assert not torch.equal(moments["unguided"].maps, moments["first"].maps)
+
+    def test_a_later_start_costs_a_look_at_the_first_pass(self) -> None:
+        guide, run = self.looking(range(3), keep_moments=True, schedule=Schedule(4, start=2))
+        assert {name: one.step for name, one in guide.traces[0].moments.items()} == {
+            "unguided": 0,
+            "first": 2,
+            "last": 2,
+        }
+        assert [record.step for record in guide.traces[0].steps] == [2]
+        assert len(run.calls) == 3
+        assert guide.traces[0].looks == 2
+
+    @pytest.mark.parametrize(("every", "guided", "last"), [(1, 8, 7), (2, 4, 6), (3, 3, 6)])
+    def test_the_last_moment_where_no_step_follows(self, every: int, guided: int, last: int) -> None:
+        guide, run = self.looking(range(8), keep_moments=True, schedule=Schedule(8, every))
+        assert {name: one.step for name, one in guide.traces[0].moments.items()} == {
+            "unguided": 0, "first": 0, "last": last,
+        }  # fmt: skip
+        assert len(run.calls) == guided + 2
+
+    def test_nothing_is_kept_unasked(self) -> None:
+        guide, run = self.looking(range(8), schedule=Schedule(8))
+        assert guide.traces[0].moments == {}
+        assert len(run.calls) == 8
+        assert all(record.after is None for record in guide.traces[0].steps)
+
+
+class TestMeasures:
+    def test_by_hand(self) -> None:
+        """Shares 1/2 1/2 0 0 and 1/4 1/4 1/4 1/4 of a line of four pixels."""
+        maps = torch.tensor([[[0.4, 0.4, 1e-9, 1e-9]], [[0.2, 0.2, 0.2, 0.2]]], dtype=torch.float64)
+        found = measure(("cat", "dog"), maps)
+        assert found.iou["cat/dog"] == pytest.approx(0.5 / 1.5, abs=1e-6)
+        assert found.cc["cat/dog"] == pytest.approx(0.25, abs=1e-6)
+        assert found.distance["cat/dog"] == pytest.approx(0.25, abs=1e-6)
+        tiny = (1e-9 + losses.EPS) / 0.8
+        kl = 0.5 * 2 * ((0.5 - 0.25) * math.log(2) + (tiny - 0.25) * math.log(tiny / 0.25))
+        assert found.kl["cat/dog"] == pytest.approx(kl, rel=1e-4)
+        assert found.intensity == {"cat": pytest.approx(0.4), "dog": pytest.approx(0.2)}
+        assert found.spread["cat"] == pytest.approx(0.125**2, abs=1e-6)
+        assert found.spread["dog"] == pytest.approx((0.125**2 + 0.375**2) / 2, abs=1e-6)
+
+    def test_pairs_of_three_by_hand(self) -> None:
+        a, b, c = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
+        found = measure(("a", "b", "c"), torch.tensor([[a], [b], [c]]))
+        assert list(found.cc) == list(found.kl) == ["a/b", "a/c", "b/c"]
+        assert list(found.cc.values()) == pytest.approx([0, 0.25, 0.25], abs=1e-6)
+        assert found.kl["a/c"] == pytest.approx(found.kl["b/c"])
+        assert found.kl["a/b"] > found.kl["a/c"] > 0
+
+    def test_alike(self) -> None:
+        maps = torch.rand(1, 3, 4).repeat(2, 1, 1)
+        found = measure(("a", "b"), maps)
+        assert (found.kl["a/b"], found.cc["a/b"]) == (pytest.approx(0, abs=1e-7), pytest.approx(0.5, abs=1e-6))

@@ -1,0 +1,254 @@
+"""Compare, the live panel and the trace in the pages of real WebUIs, in headless Chromium; see conftest.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+
+from tests.hosts.test_chips import OWN, find, until, webdriver, write
+from tests.hosts.test_forge import forge  # noqa: F401
+
+DRIVER = shutil.which("chromedriver")
+REQUESTS = """
+return performance.getEntriesByType("resource").map(one => new URL(one.name).pathname)
+    .filter(one => /decouple.v1.(live|trace|maps)/.test(one));
+"""
+CHECKED = "return document.querySelector(arguments[0]).checked"
+SAVED = """
+window.saved = [];
+URL.createObjectURL = (blob) => { blob.text().then((text) => window.saved.push(text)); return "#"; };
+HTMLAnchorElement.prototype.click = function() { window.named = this.download; };
+"""
+CELLS = """
+return [...document.querySelectorAll(arguments[0])].map((row) => [...row.cells].map((one) => one.textContent));
+"""
+SIZE = 128
+
+
+@pytest.fixture(scope="module", params=["host", "forge"])
+def page(request):
+    """A browser on the page of a WebUI, the accordion of txt2img open, a small picture asked for."""
+    webui = request.getfixturevalue(request.param)
+    if DRIVER is None:
+        pytest.skip("no chromedriver on this machine")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,2600"):
+        options.add_argument(flag)
+    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
+    browser.set_script_timeout(60)
+    opened(browser, webui.url)
+    browser.webui = webui
+    yield browser
+    browser.quit()
+
+
+def opened(page, url):
+    page.get(url)
+    until(lambda: find(page, "#txt2img_prompt textarea"), 120)
+    time.sleep(3)  # the page's own scripts attach after the controls are there
+    write(page, "a cat and a dog")
+    for name, value in (("width", SIZE), ("height", SIZE), ("steps", 6), ("seed", 3)):
+        write(page, value, f"#txt2img_{name} input[type=number], #txt2img_{name} input")
+    page.execute_script("document.querySelector(arguments[0]).click()", f"{own('enabled')} .label-wrap")
+    until(lambda: find(page, own("compare_button"))[0].is_displayed())
+
+
+def own(name):
+    return f"{OWN.format(tab='txt2img')}{name}"
+
+
+def ticked(page, name="enabled-checkbox"):
+    return page.execute_script(CHECKED, f"{own(name)} input")
+
+
+def idle(page):
+    """No job runs, and the page knows it."""
+    return not page.execute_script("return decouple.busy('txt2img')")
+
+
+def text(page, name):
+    return page.execute_script("return document.querySelector(arguments[0]).innerText", own(name))
+
+
+def summary(page, name):
+    return find(page, f"{own(name)} summary")[0]
+
+
+def is_open(page, name):
+    return page.execute_script("return document.querySelector(arguments[0]).open", f"{own(name)} details")
+
+
+def drawn(page, selector="#txt2img_generate"):
+    """Press a button that draws, and wait for the end."""
+    page.execute_script("document.querySelector(arguments[0]).click()", selector)
+    until(lambda: not idle(page))
+    until(lambda: idle(page), 240)
+    time.sleep(1)
+
+
+def infotexts(page):
+    box = "#generation_info_txt2img textarea"
+    value = page.execute_script("return document.querySelector(arguments[0]).value", box)
+    return json.loads(value)["infotexts"]
+
+
+def test_compare_draws_both_for_one_job_only_though_the_accordion_is_off(page):
+    page.execute_script("document.querySelector(arguments[0]).click()", own("enabled-visible-checkbox"))
+    until(lambda: not ticked(page))
+    find(page, own("compare_button"))[0].send_keys("\ue007")  # Enter: by the keyboard
+    until(lambda: not idle(page))
+    until(lambda: not ticked(page, "compare"))
+    until(lambda: idle(page), 240)
+    until(lambda: "Compared with the plain picture: 1 of 1" in text(page, "status"))
+    texts = infotexts(page)
+    assert len(texts) == 4  # the host's grid, plain, decoupled, side by side
+    assert ["Decouple" in one for one in texts] == [True, False, True, True]
+    drawn(page)
+    assert len(infotexts(page)) == 1
+    assert "Decouple" not in infotexts(page)[0]
+    page.execute_script("document.querySelector(arguments[0]).click()", own("enabled-visible-checkbox"))
+    until(lambda: ticked(page))
+
+
+def test_compare_is_taken_back_when_the_job_is_interrupted(page):
+    write(page, 40, "#txt2img_steps input[type=number]")
+    find(page, own("compare_button"))[0].click()
+    until(lambda: not idle(page))
+    until(lambda: not ticked(page, "compare"))
+    until(lambda: find(page, own("compare_button"))[0].is_enabled())
+    find(page, own("compare_button"))[0].click()
+    until(lambda: "A picture is being drawn" in page.find_element("css selector", f"{own('compare_button')} + p").text)
+    page.execute_script("document.querySelector('#txt2img_interrupt').click()")
+    until(lambda: idle(page), 240)
+    write(page, 6, "#txt2img_steps input[type=number]")
+    assert not ticked(page, "compare")
+
+
+def test_nothing_is_asked_while_both_panels_are_closed(page):
+    opened(page, page.webui.url)
+    assert not is_open(page, "live")
+    assert not is_open(page, "trace")
+    drawn(page)
+    assert "cat, dog: overlap (IoU)" in text(page, "status")
+    assert page.execute_script(REQUESTS) == []
+
+
+def test_the_live_panel_shows_maps_and_curve_while_it_runs_and_asks_no_more_when_closed(page):
+    summary(page, "live").send_keys("\ue007")
+    until(lambda: is_open(page, "live"))
+    until(lambda: "shown here while" in text(page, "live"))
+    write(page, 30, "#txt2img_steps input[type=number]")
+    page.execute_script("document.querySelector('#txt2img_generate').click()")
+    until(lambda: "Image 1 is being drawn" in text(page, "live"), 60)
+    until(lambda: len(find(page, f"{own('live')} canvas")) == 2, 60)
+    until(lambda: len(find(page, f"{own('live')} svg.decouple-plot circle")) >= 4, 60)
+    labels = [one.get_attribute("aria-label") for one in find(page, f"{own('live')} canvas")]
+    assert labels[0].startswith("Map of cat, step")
+    assert labels[1].startswith("Map of dog, step")
+    assert find(page, f"{own('live')} svg.decouple-plot")[0].get_attribute("aria-label").startswith("Loss and IoU over")
+    until(lambda: idle(page), 240)
+    until(lambda: "The last guided picture" in text(page, "live"))
+    write(page, 6, "#txt2img_steps input[type=number]")
+    summary(page, "live").click()
+    until(lambda: not is_open(page, "live"))
+    time.sleep(1)
+    before = len(page.execute_script(REQUESTS))
+    time.sleep(5)
+    assert len(page.execute_script(REQUESTS)) == before
+
+
+def test_the_live_panel_that_is_turned_off_says_so(page):
+    try:
+        page.webui.post("/sdapi/v1/options", {"decouple_live_panel": False})
+        summary(page, "live").click()
+        until(lambda: "The live panel is off" in text(page, "live"))
+    finally:
+        page.webui.post("/sdapi/v1/options", {"decouple_live_panel": True})
+    until(lambda: "The live panel is off" not in text(page, "live"))
+    summary(page, "live").click()
+
+
+def choose(page, label, value):
+    page.execute_script(
+        "const field = [...document.querySelectorAll(arguments[0] + ' label')]"
+        ".find((one) => one.textContent.startsWith(arguments[1])).querySelector('select');"
+        "field.value = arguments[2]; field.dispatchEvent(new Event('change'));",
+        own("trace"), label, value,
+    )  # fmt: skip
+
+
+def cells(page):
+    return page.execute_script(CELLS, f"{own('trace')} tr")
+
+
+def test_the_trace_of_a_batch_as_plot_table_maps_and_files(page):
+    try:
+        page.webui.post("/sdapi/v1/options", {"decouple_look_after": True})
+        write(page, 2, "#txt2img_batch_count input[type=number]")
+        drawn(page)
+    finally:
+        page.webui.post("/sdapi/v1/options", {"decouple_look_after": False})
+        write(page, 1, "#txt2img_batch_count input[type=number]")
+    run = page.execute_script(
+        "return document.querySelector(arguments[0]).dataset.run", f"{own('status')} .decouple-run"
+    )
+    trace = page.webui.get(f"/decouple/v1/trace/{run}")
+    assert len(trace["images"]) == 2
+    summary(page, "trace").click()
+    until(lambda: find(page, f"{own('trace')} svg.decouple-plot circle"))
+    for image in (0, 1):
+        choose(page, "Image", image)
+        steps = trace["images"][image]["passes"][0]["steps"]
+        for measure, names in (("iou", ["cat/dog"]), ("intensity", ["cat", "dog"])):
+            choose(page, "Measure", measure)
+            head, *rows = cells(page)
+            assert head == ["step", *(f"{name}, {moment}" for name in names for moment in ("before", "after"))]
+            assert [row[0] for row in rows] == [str(step["step"]) for step in steps]
+            for row, step in zip(rows, steps):
+                for k, name in enumerate(names):
+                    assert float(row[1 + 2 * k]) == pytest.approx(step["before"][measure][name], rel=1e-3)
+                    if step["after"]:
+                        assert float(row[2 + 2 * k]) == pytest.approx(step["after"][measure][name], rel=1e-3)
+            assert len(find(page, f"{own('trace')} svg.decouple-plot polyline")) == len(names)
+            assert find(page, f"{own('trace')} circle.decouple-after")
+    styles = [one.get_attribute("style") for one in find(page, f"{own('trace')} svg.decouple-plot g")]
+    assert len(set(styles)) == 2
+    groups = [one.get_attribute("aria-label") for one in find(page, f"{own('trace')} [role=group]")]
+    assert [one.split(" (")[0] for one in groups] == [
+        "Maps, before guidance", "Maps, after the first guided step", "Maps, after the last guided step",
+    ]  # fmt: skip
+    assert len(find(page, f"{own('trace')} canvas")) == 6
+    page.execute_script(SAVED)
+    for button in find(page, f"{own('trace')} button.decouple-button"):
+        button.click()
+        time.sleep(1)
+    saved = until(lambda: (one := page.execute_script("return window.saved")) and len(one) == 2 and one)
+    assert json.loads(saved[0]) == trace
+    assert saved[1].startswith("image,hires,step,guided,moment,measure,of,value\n")
+    assert page.execute_script("return window.named") == f"decouple-{run}.csv"
+
+
+def test_both_tabs_have_one_of_each(page):
+    for tab in ("txt2img", "img2img"):
+        for name in ("live", "trace"):
+            assert len(find(page, f"{OWN.format(tab=tab)}{name} details.decouple-panel > summary")) >= 1
+        assert len(find(page, f"{OWN.format(tab=tab)}compare_button + p[role=status]")) == 1
+
+
+def test_nothing_stands_over_the_edge_of_a_phone(page):
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+        "width": 390, "height": 2000, "deviceScaleFactor": 1, "mobile": True,
+    })  # fmt: skip
+    try:
+        time.sleep(1)
+        for name in ("compare_button", "live", "trace"):
+            box = find(page, own(name))[0].rect
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 390
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
