@@ -48,11 +48,8 @@ def judge_all(store: Store, judge: Judge, batch: int) -> int:
     captions by another model.
     """
     name = judge.name
-    notes = store.notes()
-    if judge.kind == "caption":
-        if (author := notes.get("captions", name)) != name:
-            raise ValueError(f"judges: this run's captions are by {author}; a run has one captioning model")
-        store.put_note("captions", name)
+    if judge.kind == "caption" and (author := store.notes().get("captions", name)) != name:
+        raise ValueError(f"judges: this run's captions are by {author}; a run has one captioning model")
     store.put_note(f"judge:{name}", {"source": judge.source, "threshold": judge.threshold})
     scored = store.scores(name)
     left = [row for row in store.images() if row["id"] not in scored]
@@ -61,6 +58,7 @@ def judge_all(store: Store, judge: Judge, batch: int) -> int:
         own = items(store, rows, store.captions() if judge.kind == "clip-text" else {})
         captioned, scores = verdicts(judge, own)
         if judge.kind == "caption":
+            store.put_note("captions", name)
             store.put_captions({row["id"]: item.caption or "" for row, item in zip(rows, captioned)})
         store.put_scores(name, {row["id"]: values for row, values in zip(rows, scores)})
     return len(left)

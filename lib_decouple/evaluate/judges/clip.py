@@ -2,7 +2,7 @@
 
 Attend-and-Excite (arXiv 2301.13826, ``metrics/compute_clip_similarity.py``) reports the first and the least of the
 second. Its script averages each text over the 80 ImageNet sentences of Radford et al. (arXiv 2103.00020); here a text
-stands for itself unless ``templates`` says otherwise.
+stands for itself.
 """
 
 from __future__ import annotations
