@@ -119,6 +119,12 @@ class Store:
         rows = self._rows("SELECT * FROM images WHERE status = ? ORDER BY id", [status])
         return [{**row, **{n: json.loads(row[n]) if row[n] else None for n in _JSON}} for row in rows]
 
+    def file_of(self, prompt_id: str, arm: str, seed: int) -> str | None:
+        """The file of an image, None where there is no row of it."""
+        query = "SELECT file FROM images WHERE prompt_id = ? AND arm = ? AND seed = ?"
+        found = self._rows(query, [prompt_id, arm, seed])
+        return str(found[0]["file"]) if found else None
+
     def set_status(self, images: Iterable[int], status: str) -> None:
         """Of images by id."""
         with self._open() as open_file:

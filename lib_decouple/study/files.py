@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PART = ".part"
+"""Ends the name of a file that :func:`write_durably` is writing."""
+
 
 @contextmanager
 def whole_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
@@ -48,6 +51,27 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file in one move, and not before its content is on the disk. Raises OSError with nothing changed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}{PART}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder can't be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def reopened(log: Path) -> list[dict[str, Any]]:

@@ -31,17 +31,22 @@ class Case:
     seed: int
 
 
-def cases(split: str, count: int, size: int) -> list[Case]:
-    """``size`` cases of ``count`` entities, always the same ones. Raises ValueError for an unknown split or count."""
+def sets_of(split: str, count: int) -> list[frozenset[str]]:
+    """The sets of ``count`` entities that a split draws from. Raises ValueError for an unknown split or count."""
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     if not 1 <= count <= 3:
         raise ValueError(f"count: {count} is not allowed; 1 to 3 entities")
     sets = [frozenset(group) for group in itertools.combinations(ENTITIES, count)]
     seen = [s for s in sets if not any(pair <= s for pair in HELD_OUT_PAIRS)]
-    chosen = {"tune": seen[0::2], "report": seen[1::2], "unseen": [s for s in sets if s not in seen]}[split]
     if count == 1:
-        chosen = seen
+        return seen
+    return {"tune": seen[0::2], "report": seen[1::2], "unseen": [s for s in sets if s not in seen]}[split]
+
+
+def cases(split: str, count: int, size: int) -> list[Case]:
+    """``size`` cases of ``count`` entities, always the same ones. Raises ValueError for an unknown split or count."""
+    chosen = sets_of(split, count)
     rng = np.random.default_rng([count, SPLITS.index(split)])
     first = 100_000 * (SPLITS.index(split) + 1) + 10_000 * count
     found = []

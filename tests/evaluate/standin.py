@@ -1,0 +1,149 @@
+"""A stand-in that speaks as much of a WebUI's API as the `webui` backend asks for; its pictures are fixed ones.
+
+As a program: ``standin.py PORT LOG [--sha256 …] [--auth user:password] [--seconds S] [--hang-after N]
+[--change-after N]``. Every picture that it has sent is a line of LOG: prompt, seed and loss ("" when plain).
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+SHA256 = "71af53dcd6" + "0" * 54
+
+
+def picture(prompt: str, seed: int, loss: str) -> Image.Image:
+    digest = hashlib.sha256(f"{prompt}|{seed}|{loss}".encode()).digest()
+    return Image.new("RGB", (16, 16), tuple(digest[:3]))
+
+
+class Handler(BaseHTTPRequestHandler):
+    how: argparse.Namespace
+    sent = 0
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def answer(self, body: Any, status: int = 200) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def let_in(self) -> bool:
+        wanted = "Basic " + base64.b64encode(self.how.auth.encode()).decode()
+        if self.how.auth and self.headers.get("Authorization") != wanted:
+            self.answer({"detail": "Incorrect username or password"}, 401)
+            return False
+        return True
+
+    def sha256(self) -> str:
+        changed = self.how.change_after is not None and type(self).sent >= self.how.change_after
+        return "f" * 64 if changed else self.how.sha256
+
+    def do_GET(self) -> None:
+        if not self.let_in():
+            return
+        title = f"tiny.safetensors [{self.how.sha256[:10]}]"
+        found = {
+            "/sdapi/v1/options": {"sd_model_checkpoint": title, "sd_checkpoint_hash": self.how.sha256},
+            "/sdapi/v1/sd-models": [{"title": title, "model_name": "tiny", "sha256": self.how.sha256}],
+            "/decouple/v1/schema": {},
+        }.get(self.path)
+        self.answer({"detail": "Not Found"} if found is None else found, 404 if found is None else 200)
+
+    def do_POST(self) -> None:
+        if not self.let_in():
+            return
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/decouple/v1/tokens":
+            words = body["prompt"].split()
+            entities = [
+                {"text": e.strip(), "words": [words.index(e.strip())] if e.strip() in words else [],
+                 "problem": "" if e.strip() in words else f"entities: {e.strip()} is not in the prompt"}
+                for e in body["entities"].split(",")
+            ]  # fmt: skip
+            self.answer({"words": [{"tokens": [k + 1]} for k in range(len(words))], "entities": entities})
+            return
+        ours = body.get("alwayson_scripts", {}).get("Attention Decoupling", {"args": [{}]})["args"][0]
+        loss = ours.get("loss", "") if ours.get("enabled") else ""
+        if loss == "kl":
+            self.answer({"detail": "Attention Decoupling: loss: not here"}, 422)
+            return
+        if body["steps"] > 3:  # less is the backend's own try
+            if self.how.hang_after is not None and type(self).sent >= self.how.hang_after:
+                time.sleep(3600)
+            time.sleep(self.how.seconds)
+            type(self).sent += 1
+        data = io.BytesIO()
+        picture(body["prompt"], body["seed"], loss).save(data, "PNG")
+        text = f"{body['prompt']}\nSteps: {body['steps']}, Seed: {body['seed']}, Version: v1.10.1"
+        if loss:
+            text += f', Decouple: 1, Decouple found: "{", ".join(ours["entities"])}", Decouple IoU: 0.620 to 0.310'
+        info = {
+            "infotexts": [text], "version": "v1.10.1", "sd_model_hash": self.sha256()[:10], "sd_model_name": "tiny",
+        }  # fmt: skip
+        self.answer({"images": [base64.b64encode(data.getvalue()).decode()], "info": json.dumps(info)})
+        if body["steps"] > 3:
+            with open(self.how.log, "a") as file:
+                file.write(json.dumps([body["prompt"], body["seed"], loss]) + "\n")
+
+
+class StandIn:
+    """The program as a process of its own, so that it can be killed."""
+
+    def __init__(self, log: Path, *options: str) -> None:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        self.log, self.url = log, f"http://127.0.0.1:{port}"
+        self.process = subprocess.Popen([sys.executable, __file__, str(port), str(log), *options])
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.url}/nothing", timeout=5)
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the stand-in did not start")
+
+    @property
+    def sent(self) -> list[Any]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("log")
+    parser.add_argument("--sha256", default=SHA256)
+    parser.add_argument("--auth", default="")
+    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--hang-after", type=int)
+    parser.add_argument("--change-after", type=int)
+    Handler.how = parser.parse_args()
+    ThreadingHTTPServer(("127.0.0.1", Handler.how.port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
