@@ -24,6 +24,7 @@ TORCH = "torch>=2.1"
 KNOWN_TORCH = "torch==2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 GRADIOS = ("gradio3", "gradio4")
+OPEN_CLIP = "open_clip-nodeps"
 GPU_MARKS = ("nvidia", "cuda", "triton", "rocm")
 
 
@@ -92,6 +93,7 @@ def set_up_apart(name: str) -> Path:
         print(f"installing {name} …", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "--target", folder]
+        command += ["--no-deps"] if name.endswith("nodeps") else []
         # pip warns of every package that does not fit the environment, which is why they stand apart.
         done = subprocess.run([*command, "-r", HERE / f"requirements-{name}.txt"], capture_output=True, text=True)
         if done.returncode:
@@ -111,6 +113,8 @@ def main(arguments: list[str]) -> None:
         call(PYTHON, "-m", "ruff", "format", "--check", "-q", ".")
         call(PYTHON, "-m", "ruff", "check", "-q", ".")
         call(PYTHON, "-m", "mypy")
+        if not arguments[1:]:
+            set_up_apart(OPEN_CLIP)
         call(PYTHON, "-m", "pytest", *arguments[1:])
         for name in GRADIOS if not arguments[1:] else ():
             print(f"{name}: the accordion", flush=True)

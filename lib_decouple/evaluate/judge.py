@@ -10,16 +10,18 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from .judges import Missing, Options, named
-from .judges.base import DTYPES, Item, Judge
+from .judges import KINDS, Missing, Options, named
+from .judges.base import DTYPES, Item, Judge, verdicts
 from .store import Row, Store
+
+JUDGES_HELP = f"by comma, KIND or KIND:MODEL, a folder or hub name; kinds: {', '.join(KINDS)} (detector)"
 
 
 def add_parser(commands: Any) -> None:
     """Describe the command's options."""
     parser = commands.add_parser("judge", help="score a run's images", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
-    parser.add_argument("--judges", default="detector", help="by comma, KIND or KIND:MODEL (detector)")
+    parser.add_argument("--judges", default="detector", help=JUDGES_HELP)
     parser.add_argument("--batch", type=int, default=16, help="images a pass (16)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the models (float32)")
@@ -40,19 +42,27 @@ def items(store: Store, rows: list[Row], captions: dict[int, str]) -> list[Item]
 
 
 def judge_all(store: Store, judge: Judge, batch: int) -> int:
-    """Score what has no score of this judge yet; gives how many images that was."""
+    """Score what has no score of this judge yet; gives how many images that was.
+
+    Raises :class:`Missing` where the judge fails or gives no number, and ValueError for an image that cannot be read or
+    captions by another model.
+    """
     name = judge.name
+    notes = store.notes()
+    if judge.kind == "caption":
+        if (author := notes.get("captions", name)) != name:
+            raise ValueError(f"judges: this run's captions are by {author}; a run has one captioning model")
+        store.put_note("captions", name)
     store.put_note(f"judge:{name}", {"source": judge.source, "threshold": judge.threshold})
     scored = store.scores(name)
     left = [row for row in store.images() if row["id"] not in scored]
     for start in tqdm(range(0, len(left), batch), desc=name, disable=not left):
         rows = left[start : start + batch]
-        own = items(store, rows, store.captions() if name in ("caption", "clip-text") else {})
-        if hasattr(judge, "captions"):
-            texts = judge.captions(own)
-            store.put_captions({row["id"]: text for row, text in zip(rows, texts)})
-            own = [Item(i.image, i.prompt, i.entities, text) for i, text in zip(own, texts)]
-        store.put_scores(name, {row["id"]: values for row, values in zip(rows, judge.score(own))})
+        own = items(store, rows, store.captions() if judge.kind == "clip-text" else {})
+        captioned, scores = verdicts(judge, own)
+        if judge.kind == "caption":
+            store.put_captions({row["id"]: item.caption or "" for row, item in zip(rows, captioned)})
+        store.put_scores(name, {row["id"]: values for row, values in zip(rows, scores)})
     return len(left)
 
 

@@ -4,23 +4,52 @@ from __future__ import annotations
 
 import argparse
 import base64
-import html
+import importlib.metadata
 import io
-import json
+import math
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..study.files import write_whole
+from . import plots
 from .calibrate import FILE
-from .statistics import Estimate, change, holm, mean
+from .heat import maps_of, overlay
+from .results import (
+    MISSING,
+    ByPrompt,
+    Cost,
+    Figure,
+    JudgeNote,
+    Moved,
+    People,
+    arms_in_order,
+    calibration,
+    costs,
+    figures,
+    in_turn,
+    judge_notes,
+    moves,
+    people,
+    telling,
+)
+from .statistics import Estimate
 from .store import Row, Store
 
-BORDERS = {"detector": 0.5, "vqa": 0.5, "caption": 0.5}
-"""Judges that say "missing", and the score below which they do."""
+TEMPLATE = "report.html.j2"
+THUMB = 112
+"""Longer side of a shown picture, in pixels."""
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "statsmodels", "krippendorff")
+NOTE = (
+    "Intervals are 95 % of a bootstrap over prompts. Change is against the same prompts and seeds. p flips the sign of "
+    "whole prompts and is corrected for the number of arms within a figure and number of entities (Holm). Seconds are "
+    "one machine's, which may have been busy; passes are exact where the host tells them."
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -29,255 +58,385 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--out", type=Path, help="folder of report.html and report.md (the run's)")
     parser.add_argument("--against", default="plain", help="the arm that others are compared with (plain)")
-    parser.add_argument("--worst", type=int, default=6, help="image pairs shown, worst and best (6)")
+    parser.add_argument(
+        "--by", help="the judge that says which prompts and pictures were harmed (detector, or the first)"
+    )
+    parser.add_argument("--worst", type=int, default=8, help="pictures shown, of harmed and of helped each (8)")
+    parser.add_argument("--prompts", type=int, default=60, help="prompts shown in the HTML; the Markdown has all (60)")
+    parser.add_argument("--no-maps", action="store_true", help="show the pictures without attention maps")
     parser.set_defaults(run=run)
 
 
-def figure(judge: str, scores: dict[str, float]) -> dict[str, float]:
-    """One image's figures: name -> value."""
-    own = {key: value for key, value in scores.items() if key}
-    found = {}
-    if judge in BORDERS and own:
-        found[f"{judge}: missing"] = float(min(own.values()) < BORDERS[judge])
-    elif own:
-        found[f"{judge}: least-served entity"] = min(own.values())
-    if "" in scores:
-        found[f"{judge}: {'exactly right' if judge == 'detector' else 'whole prompt'}"] = scores[""]
-    return found
+@dataclass
+class Table:
+    """Text for people: the same in HTML and Markdown."""
+
+    head: Sequence[str]
+    rows: list[list[str]] = field(default_factory=list)
+    tones: dict[tuple[int, int], float] = field(default_factory=dict)
+    """Row, column -> -1 (all better) .. 1 (all worse), a colour in HTML."""
+    groups: set[int] = field(default_factory=set)
+    """Rows that begin a group."""
+
+    def markdown(self) -> str:
+        """With a line's end; a bar in a cell is escaped."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
 
 
-def tables(store: Store, against: str) -> list[Row]:
-    """One row for each number of entities, figure and arm. Raises ValueError where nothing is judged."""
-    images = {row["id"]: row for row in store.images()}
-    if not store.judges():
-        raise ValueError("run: no image is judged yet; `evaluate judge` does it")
-    if against not in {row["arm"] for row in images.values()}:
-        raise ValueError(f"against: {against!r} is not one of {', '.join(sorted({r['arm'] for r in images.values()}))}")
-    values: dict[tuple[int, str], dict[str, dict[tuple[str, int], float]]] = {}
-    for judge in store.judges():
-        for image, scores in store.scores(judge).items():
-            if image not in images:
-                continue
-            row = images[image]
-            for name, value in figure(judge, scores).items():
-                own = values.setdefault((row["count"], name), {}).setdefault(row["arm"], {})
-                own[row["prompt_id"], row["seed"]] = value
+@dataclass
+class Shown:
+    """A harmed or helped case: two rows of pictures."""
+
+    title: str
+    rows: list[tuple[str, list[tuple[str, str]]]]
+    """Label and (data URL, words under it) of the picture and of each entity's map."""
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.2g}"
+
+
+def _told(value: float | None, digits: int) -> str:
+    return "not told" if value is None else f"{value:.{digits}f}"
+
+
+def _alpha(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def result_table(figure: Figure, spent: Mapping[tuple[int, str], Cost]) -> Table:
+    """One figure, by number of entities and arm, cost beside gain."""
+    unit = " %" if figure.share else ""
+    table = Table(
+        ["entities", "arm", "images", "prompts", f"{figure.name}{unit} [95 %]", "change [95 %]", "p (Holm)", "passes",
+         "seconds", "time ×"]
+    )  # fmt: skip
+    for i, line in enumerate(figure.lines):
+        cost, own = spent[line.count, line.arm], line.estimate
+        if i and figure.lines[i - 1].count != line.count:
+            table.groups.add(i)
+        table.rows.append(
+            [
+                str(line.count),
+                line.arm,
+                str(own.images),
+                str(own.prompts),
+                own.format(figure.scale, figure.digits),
+                line.change.difference.format(figure.scale, figure.digits) if line.change else "",
+                _p(line.p),
+                _told(cost.passes, 1),
+                _told(cost.seconds, 2),
+                "" if cost.times is None else f"{cost.times:.2f}",
+            ]
+        )
+    return table
+
+
+def said(figure: Figure, label: str, against: str) -> list[str]:
+    """What a figure shows in words, an item for each number of entities: what holds, for better and for worse."""
     found = []
-    for (count, name), arms in sorted(values.items()):
-        rows: dict[str, Row] = {}
-        for arm, own in arms.items():
-            estimate = mean(list(own.values()), [p for p, _ in own])
-            rows[arm] = {"count": count, "figure": name, "arm": arm, "estimate": estimate, "change": None, "p": None}
-            both = [key for key in own if key in arms.get(against, {})]
-            if arm != against and both:
-                rows[arm]["change"] = change(
-                    [arms[against][k] for k in both], [own[k] for k in both], [p for p, _ in both]
-                )
-        corrected = holm({arm: row["change"].p for arm, row in rows.items() if row["change"]})
-        found += [row | {"p": corrected.get(row["arm"])} for row in rows.values()]
+    for count in figure.counts:
+        lines = [line for line in figure.lines if line.count == count]
+        base = next((line for line in lines if line.arm == against), None)
+        others = [line for line in lines if line.change]
+        if base is None or not others:
+            continue
+
+        def told(line: Any) -> str:
+            return f"{line.arm} ({line.change.difference.value * figure.scale:+.{figure.digits}f})"
+
+        def better(line: Any) -> bool:
+            return (line.change.difference.value < 0) == figure.less_is_better
+
+        good = [told(line) for line in others if line.holds and better(line)]
+        bad = [told(line) for line in others if line.holds and not better(line)]
+        rest = len(others) - len(good) - len(bad)
+        unit = " %" if figure.share else ""
+        found.append(
+            f"{count} entities, {label}, {figure.name}: {against} "
+            f"{base.estimate.value * figure.scale:.{figure.digits}f}{unit}. Better after correction: "
+            f"{', '.join(good) or 'none'}. Worse after correction: {', '.join(bad) or 'none'}. "
+            f"No change that holds: {rest} of {len(others)}."
+        )
     return found
 
 
-def costs(images: Sequence[Row]) -> list[Row]:
-    """Seconds and guided passes by number of entities and arm."""
-    groups: dict[tuple[int, str], list[Row]] = {}
-    for row in images:
-        groups.setdefault((row["count"], row["arm"]), []).append(row)
-    return [
-        {
-            "count": count,
-            "arm": arm,
-            "images": len(own),
-            "seconds": sum(r["seconds"] or 0.0 for r in own) / len(own),
-            "passes": sum(r["passes"] or 0 for r in own) / len(own),
-        }
-        for (count, arm), own in sorted(groups.items(), key=lambda pair: pair[0][0])
-    ]
-
-
-def as_markdown(rows: Sequence[Row], spent: Sequence[Row]) -> str:
-    """The tables; shares in per cent."""
-    cost = {(row["count"], row["arm"]): row for row in spent}
-    lines = [
-        "| entities | figure | arm | images | prompts | value [95 %] | change [95 %] | p (Holm) | seconds | passes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        own: Estimate = row["estimate"]
-        scale, digits = (100, 1) if "missing" in row["figure"] or "right" in row["figure"] else (1, 3)
-        moved = row["change"].difference.format(scale, digits) if row["change"] else ""
-        p = "" if row["p"] is None else f"{row['p']:.2g}"
-        used = cost[row["count"], row["arm"]]
-        lines.append(
-            f"| {row['count']} | {row['figure']}{' %' if scale == 100 else ''} | {row['arm']} | {own.images} | "
-            f"{own.prompts} | {own.format(scale, digits)} | {moved} | {p} | {used['seconds']:.2f} | "
-            f"{used['passes']:.1f} |"
+def prompt_table(rows: Sequence[ByPrompt], arms: Sequence[str], against: str) -> Table:
+    """Prompts x arms: change of the rate of missing in points, the most harmed first."""
+    others = [arm for arm in arms if arm != against]
+    table = Table(["prompt", "seeds", f"{against} %", *others, "mean change"])
+    for i, row in enumerate(rows):
+        cells = []
+        for j, arm in enumerate(others):
+            if arm not in row.after:
+                cells.append("")
+                continue
+            moved = row.after[arm] - row.before
+            table.tones[i, 3 + j] = moved
+            cells.append(f"{100 * moved:+.0f}" if moved else "0")
+        mean = f"{100 * row.change:+.0f}"
+        table.rows.append(
+            [row.prompt, str(row.seeds), f"{100 * row.before:.0f}", *cells, "0" if row.change == 0 else mean]
         )
-    return "\n".join(lines) + "\n"
+    return table
 
 
-def plot(rows: Sequence[Row], spent: Sequence[Row]) -> str:
-    """Inline SVG: each figure by arm, and below it against the guided passes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    groups = sorted({(row["figure"], row["count"]) for row in rows})
-    passes = {(row["count"], row["arm"]): row["passes"] for row in spent}
-    with plt.rc_context({"svg.fonttype": "path", "text.color": "#777", "axes.labelcolor": "#777", "xtick.color": "#777",
-                         "ytick.color": "#777", "axes.edgecolor": "#777"}):  # fmt: skip
-        drawn, axes = plt.subplots(
-            len(groups), 2, figsize=(9, 2.9 * len(groups)), squeeze=False, constrained_layout=True
+def error_table(known: Mapping[str, Mapping[str, Any]], notes: Mapping[str, JudgeNote]) -> Table:
+    """Each judge's precision and recall of "missing" on drawn scenes."""
+    table = Table(["judge", 'precision of "missing" % [95 %]', 'recall of "missing" % [95 %]', "border", "AUC"])
+    for name, own in known.items():
+        border = "" if own.get("threshold") is None else f"{own['threshold']:.3g}"
+        table.rows.append(
+            [
+                notes[name].label if name in notes else name,
+                own["precision"].percent(),
+                own["recall"].percent(),
+                border + (" (picked on other scenes)" if own.get("chosen") else ""),
+                _p(own.get("auc")),
+            ]
         )
-        for (left, right), (name, count) in zip(axes, groups):
-            for row in (r for r in rows if (r["figure"], r["count"]) == (name, count)):
-                own: Estimate = row["estimate"]
-                error = [[own.value - own.low], [own.high - own.value]]
-                look = {"fmt": "o", "color": "#888888" if row["arm"] == "plain" else "#2b8cbe", "lw": 1}
-                left.errorbar([own.value], [row["arm"]], xerr=error, **look)
-                right.errorbar([passes[count, row["arm"]]], [own.value], yerr=error, **look)
-            left.invert_yaxis()
-            left.set_title(f"{name}, {count} entities", fontsize=9)
-            right.set_xlabel("guided passes an image")
-        text = io.StringIO()
-        drawn.savefig(text, format="svg", transparent=True)
-        plt.close(drawn)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return table
 
 
-def moved(store: Store, against: str) -> list[tuple[str, float, float, int]]:
-    """Prompt, rate of missing before and after (mean of the other arms), images; the most harmed first."""
-    judge = next((name for name in BORDERS if name in store.judges()), None)
-    if judge is None:
-        return []
-    scores = store.scores(judge)
-    groups: dict[str, tuple[list[float], list[float]]] = {}
-    for row in store.images():
-        if row["id"] in scores:
-            own = groups.setdefault(row["prompt"], ([], []))
-            own[row["arm"] != against].append(figure(judge, scores[row["id"]])[f"{judge}: missing"])
-    rows = [(p, sum(b) / len(b), sum(a) / len(a), len(a) + len(b)) for p, (b, a) in groups.items() if a and b]
-    return sorted(rows, key=lambda row: row[1] - row[2])
+def error_beside(name: str, known: Mapping[str, Mapping[str, Any]]) -> str:
+    """A judge's own error, to be read with its figures."""
+    if name not in known:
+        return "Its own error was not measured; `evaluate calibrate` does it."
+    own = known[name]
+    return (
+        f"Its own error on drawn scenes: of what it calls missing {own['precision'].percent()} % is; of what is "
+        f"missing it finds {own['recall'].percent()} %."
+    )
 
 
-def pairs(store: Store, against: str, limit: int) -> tuple[list[tuple[Row, Row]], list[tuple[Row, Row]], int, int]:
-    """Images harmed (whole before, something missing after) and helped, at most ``limit`` each, and how many in all.
-
-    Taken in the order drawn, one for each arm in turn, so that no arm is left out and none is picked by looks.
-    """
-    judge = next((name for name in BORDERS if name in store.judges()), None)
-    if judge is None:
-        return [], [], 0, 0
-    scores = store.scores(judge)
-    rows = {(r["prompt_id"], r["seed"], r["arm"]): r for r in store.images() if r["id"] in scores}
-    harmed: dict[str, list[tuple[Row, Row]]] = {}
-    helped: dict[str, list[tuple[Row, Row]]] = {}
-    for (prompt, seed, arm), row in rows.items():
-        base = rows.get((prompt, seed, against))
-        if arm == against or base is None:
-            continue
-        before, after = (figure(judge, scores[r["id"]])[f"{judge}: missing"] for r in (base, row))
-        if before != after:
-            (harmed if after else helped).setdefault(arm, []).append((base, row))
-
-    def spread(own: dict[str, list[tuple[Row, Row]]]) -> list[tuple[Row, Row]]:
-        longest = max(map(len, own.values()), default=0)
-        return [group[i] for i in range(longest) for group in own.values() if i < len(group)][:limit]
-
-    count = [sum(map(len, own.values())) for own in (harmed, helped)]
-    return spread(harmed), spread(helped), count[0], count[1]
+def preference_table(found: People) -> Table:
+    """People's choices by arm."""
+    table = Table(
+        ["arm", "against", "preferred, ties half % [95 %]", "wins", "losses", "both", "neither", "p (Holm)", "raters",
+         "alpha"]
+    )  # fmt: skip
+    for row in found.rows:
+        own = row.preference
+        table.rows.append(
+            [row.arm, row.base, own.share.percent(), str(own.wins), str(own.losses), str(own.both), str(own.neither),
+             _p(row.p), str(row.raters), _alpha(row.agreement)]
+        )  # fmt: skip
+    return table
 
 
-def _image(store: Store, row: Row) -> str:
-    with Image.open(store.folder / row["file"]) as image:
-        small = image.convert("RGB")
-        small.thumbnail((160, 160))
+def tick_table(found: People) -> Table:
+    """What people saw, by arm."""
+    table = Table(["arm", "against", "missing something, against % [95 %]", "missing something, arm % [95 %]",
+                   "change [95 %]", "p (Holm)"])  # fmt: skip
+    for row in found.rows:
+        if row.before and row.after and row.change:
+            table.rows.append(
+                [row.arm, row.base, row.before.percent(), row.after.percent(), row.change.difference.percent(),
+                 _p(row.change_p)]
+            )  # fmt: skip
+    return table
+
+
+def judges_by_people(found: People, notes: Mapping[str, JudgeNote]) -> Table:
+    """The judges' "missing" against what people did not tick, on the run's own pictures."""
+
+    def told(estimate: Estimate | None) -> str:
+        return "–" if estimate is None else estimate.percent()
+
+    table = Table(["judge", 'precision of "missing" % [95 %]', 'recall of "missing" % [95 %]'])
+    table.rows = [[notes[name].label, told(one), told(two)] for name, (one, two) in found.judges.items()]
+    return table
+
+
+def _url(image: Image.Image) -> str:
+    small = image.convert("RGB")
+    small.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
     data = io.BytesIO()
-    small.save(data, "WEBP", quality=80)
+    small.save(data, "WEBP", quality=72)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _grid(store: Store, shown: Sequence[tuple[Row, Row]]) -> str:
-    cells = "".join(
-        "<figure>"
-        + "".join(f'<img src="{_image(store, r)}" alt="{html.escape(r["arm"])}">' for r in pair)
-        + f"<figcaption>{html.escape(pair[1]['prompt'])}: {html.escape(pair[0]['arm'])}, then "
-        f"{html.escape(pair[1]['arm'])}; seed {pair[1]['seed']}</figcaption></figure>"
-        for pair in shown
+def shown_case(store: Store, moved: Moved, maps: Mapping[int, Any]) -> Shown:
+    """Pictures of both arms with their maps, where there are any. Raises ValueError for an unreadable picture."""
+    rows = []
+    for row, gone in ((moved.before, moved.missing_before), (moved.after, moved.missing_after)):
+        try:
+            with Image.open(store.folder / row["file"]) as opened:
+                image = opened.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"image {row['id']}: {row['file']} cannot be read: {error}") from None
+        cells = [(_url(image), f"no {', no '.join(gone)}" if gone else "all there")]
+        if row["id"] in maps:
+            cells += [
+                (_url(overlay(image, own)), f"{entity} {float(own.max()):.2f}")
+                for entity, own in zip(row["entities"], maps[row["id"]])
+            ]
+        rows.append((row["arm"], cells))
+    return Shown(f"{moved.after['prompt']}, seed {moved.after['seed']}", rows)
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} not installed"
+
+
+def environment(store: Store, images: Sequence[Row]) -> Table:
+    """What drew, and what reported."""
+    table = Table(["what", "is"])
+    drawn = sorted({f"{r['host']}, version {r['version']}, checkpoint {r['checkpoint']}" for r in images})
+    sampling = sorted(
+        {", ".join(f"{k} {v}" for k, v in (r["sampling"] or {}).items() if v not in ("", None)) for r in images}
     )
-    return f'<div class="grid">{cells}</div>'
+    aside = sum(1 for row in images if row["stood_aside"])
+    table.rows = [
+        ["images", str(len(images))],
+        ["drawn by", "; ".join(drawn)],
+        ["sampling", "; ".join(filter(None, sampling)) or "not told"],
+        ["guidance stood aside", f"{aside} images" if aside else "never"],
+        *[[name, str(value)] for name, value in (store.notes().get("environment") or {}).items()],
+        ["reported on", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python "
+         f"{platform.python_version()}"],
+        ["packages", ", ".join(map(_version, PACKAGES))],
+    ]  # fmt: skip
+    return table
 
 
-def _table(markdown: str) -> str:
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.strip().splitlines()]
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in lines[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines[2:])
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def commands(store: Store, arguments: argparse.Namespace, calibrated: Sequence[str]) -> str:
+    """What to type to have this again."""
+    judges = ",".join(judge if os.path.sep not in judge else _without_folder(judge) for judge in store.judges())
+    lines = list(store.notes().get("commands") or [])
+    if store.plans() and not any("evaluate run" in line for line in lines):
+        lines.append("python -m lib_decouple evaluate run PLAN.toml")
+    lines.append(f"python -m lib_decouple evaluate judge RUN --judges {judges}")
+    if calibrated:
+        lines.append(f"python -m lib_decouple evaluate calibrate RUN --judges {judges}")
+    if store.ratings():
+        lines.append("python -m lib_decouple evaluate rate RUN")
+    lines.append(f"python -m lib_decouple evaluate report RUN --against {arguments.against}")
+    return "\n".join(lines)
 
 
-_STYLE = """
-:root{color-scheme:light dark}body{font:14px/1.45 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;
-color:#222;background:#fff}table{border-collapse:collapse;font-size:12px;width:100%}th,td{border-bottom:1px solid #8886;
-padding:.2rem .4rem;text-align:left}svg{max-width:100%;height:auto}.grid{display:flex;flex-wrap:wrap;gap:1rem}
-figure{margin:0;width:15rem}figure img{width:48%;margin-right:1%}figcaption{font-size:11px}pre{white-space:pre-wrap}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}}
-@media print{body{color:#000;background:#fff;max-width:none;margin:0}thead{display:table-header-group}
-tr,figure{break-inside:avoid}h2{break-after:avoid}table{font-size:9px}@page{size:A4;margin:14mm}}
-"""
+def _without_folder(judge: str) -> str:
+    """A local model's folder stands on one machine only."""
+    kind, _, source = judge.partition(":")
+    local = source.startswith(("/", ".", "~")) or "\\" in source
+    return f"{kind}:FOLDER/{Path(source).name}" if local else judge
+
+
+def gather(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All that the report says, for both its forms. Raises ValueError by name."""
+    against = arguments.against
+    for name in ("worst", "prompts"):
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"{name}: {getattr(arguments, name)} is not allowed; 0 or more")
+    images = store.images()
+    found, notes = figures(store, against), judge_notes(store)
+    arms, spent = arms_in_order(images, against), costs(images, against)
+    known, raters = calibration(store.folder / FILE), people(store, against)
+    able = telling(notes)
+    by = arguments.by or (able[0] if able else None)
+    if by is not None and by not in able:
+        raise ValueError(f"by: {by!r} is not one of {', '.join(able) or 'none: no judge here says what is missing'}")
+    prompts, harmed, helped = moves(store, notes[by], against) if by else ([], [], [])
+    some = {"harmed": in_turn(harmed, arguments.worst), "helped": in_turn(helped, arguments.worst)}
+    pictures = [row for own in some.values() for moved in own for row in (moved.before, moved.after)]
+    maps = {} if arguments.no_maps else maps_of(store, pictures)
+    limit = arguments.prompts
+    cut = prompts if len(prompts) <= limit else [*prompts[: limit - limit // 3], *prompts[len(prompts) - limit // 3 :]]
+    return {
+        "note": NOTE,
+        "against": against,
+        "images": len(images),
+        "arms": arms,
+        "says": [
+            one for figure in found if notes[figure.judge].trained is not False
+            for one in said(figure, notes[figure.judge].label, against)
+        ],
+        "figures": [
+            {
+                "title": f"{notes[figure.judge].label}: {figure.name}",
+                "error": error_beside(figure.judge, known) if figure.name == MISSING else "",
+                "table": result_table(figure, spent),
+                "plots": [plots.by_arm(figure, count) for count in figure.counts],
+            }
+            for figure in found
+        ],
+        "cost_plots": [plots.costs_by_arm(spent, arms, count) for count in sorted({count for count, _ in spent})],
+        "errors": error_table(known, notes) if known else None,
+        "people": raters,
+        "preference": preference_table(raters) if raters else None,
+        "ticks": tick_table(raters) if raters else None,
+        "judged_by_people": judges_by_people(raters, notes) if raters and raters.judges else None,
+        "alpha": _alpha(raters.agreement) if raters else "",
+        "ticks_alpha": _alpha(raters.ticks_agreement) if raters else "",
+        "by": notes[by].label if by else None,
+        "harmed": len(harmed),
+        "helped": len(helped),
+        "shown": {name: [shown_case(store, moved, maps) for moved in own] for name, own in some.items()},
+        "mapped": bool(maps),
+        "prompts": prompt_table(prompts, arms, against),
+        "prompts_cut": prompt_table(cut, arms, against),
+        "prompts_left": len(prompts) - len(cut),
+        "environment": environment(store, images),
+        "commands": commands(store, arguments, list(known)),
+        "plan": store.plans()[-1]["text"] if store.plans() else "",
+    }  # fmt: skip
+
+
+def as_markdown(told: Mapping[str, Any]) -> str:
+    """The figures without pictures."""
+    parts = [f"# Evaluation\n\n{told['note']}\n", *[f"- {one}" for one in told["says"]]]
+    for figure in told["figures"]:
+        parts += [f"\n## {figure['title']}\n", *([figure["error"] + "\n"] if figure["error"] else []),
+                  figure["table"].markdown()]  # fmt: skip
+    parts.append("\n## The judges' own error\n")
+    parts.append(told["errors"].markdown() if told["errors"] else "Not measured: `evaluate calibrate` does it.\n")
+    parts.append("\n## People\n")
+    if told["people"]:
+        own = told["people"]
+        parts += [
+            f"{own.ratings} blind choices of {own.raters} raters. Krippendorff's alpha: choices {told['alpha']}, "
+            f"things seen {told['ticks_alpha']}.\n",
+            told["preference"].markdown(),
+            "" if not told["ticks"].rows else "\n" + told["ticks"].markdown(),
+            "\n" + told["judged_by_people"].markdown() if told["judged_by_people"] else "",
+        ]
+    else:
+        parts.append("Nobody has rated: `evaluate rate` lets people do it.\n")
+    if told["by"]:
+        parts += [
+            f"\n## Pairs\n\nAs {told['by']} says: {told['harmed']} harmed, {told['helped']} helped.\n",
+            "\n## Prompts, the most harmed first\n\nChange of the rate of missing something, in points.\n",
+            told["prompts"].markdown(),
+        ]
+    parts += ["\n## Environment and commands\n", told["environment"].markdown(), f"\n```\n{told['commands']}\n```"]
+    if told["plan"]:
+        parts.append(f"\n```toml\n{told['plan'].strip()}\n```")
+    return "\n".join(parts) + "\n"
+
+
+def as_html(told: Mapping[str, Any]) -> str:
+    """One file that needs no other. Raises ValueError where Jinja2 is not installed."""
+    try:
+        import jinja2
+    except ImportError:
+        raise ValueError("report: needs the package jinja2; `pip install -r requirements-evaluate.txt`") from None
+    own = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return own.get_template(TEMPLATE).render(told)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write report.html and report.md."""
     store = Store(arguments.folder)
-    rows, images = tables(store, arguments.against), store.images()
-    spent = costs(images)
-    table = as_markdown(rows, spent)
-    harmed, helped, harms, helps = pairs(store, arguments.against, arguments.worst)
-    prompts = moved(store, arguments.against)
-    prompt_table = "| prompt | missing % before | after, mean of the arms | images |\n|---|---|---|---|\n" + "".join(
-        f"| {p} | {100 * b:.0f} | {100 * a:.0f} | {n} |\n" for p, b, a, n in prompts
-    )
-    calibration = store.folder / FILE
-    known = json.loads(calibration.read_text()) if calibration.exists() else {}
-    errors = "".join(
-        f"| {judge} | {Estimate(**own['precision']).percent()} | {Estimate(**own['recall']).percent()} |\n"
-        for judge, own in known.items()
-    )
-    errors = (
-        f'| judge | precision of "missing" % | recall of "missing" % |\n|---|---|---|\n{errors}'
-        if errors
-        else "Not measured: `evaluate calibrate` does it.\n"
-    )
-    hosts = sorted({f"{r['host']}, version {r['version']}, checkpoint {r['checkpoint']}" for r in images})
-    environment = (
-        f"{len(images)} images. Drawn by {'; '.join(hosts)}.\n"
-        f"Reported on Python {platform.python_version()}.\n"
-        f"Judged by {', '.join(store.judges())}.\n\n"
-        f"python -m lib_decouple evaluate judge RUN --judges {','.join(store.judges())}\n"
-        f"python -m lib_decouple evaluate report RUN --against {arguments.against}\n"
-    )
-    note = (
-        "Intervals are a bootstrap over prompts; p flips the sign of whole prompts and is corrected for the number "
-        "of arms within a figure. Change is against the same prompts and seeds. Seconds are one machine's, which may "
-        "have been busy; passes are exact."
-    )
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Evaluation</title><style>{_STYLE}</style><h1>Evaluation</h1><p>{note}</p>{_table(table)}"
-        f"<h2>The judges' own error</h2>{_table(errors) if known else html.escape(errors)}"
-        f"<h2>Gain and cost</h2>{plot(rows, spent)}"
-        f"<h2>Harmed</h2><p>{harms} pairs of images; {len(harmed)} shown.</p>{_grid(store, harmed)}"
-        f"<h2>Helped</h2><p>{helps} pairs of images; {len(helped)} shown.</p>{_grid(store, helped)}"
-        f"<h2>Prompts, the most harmed first</h2>{_table(prompt_table)}"
-        f"<h2>Environment and commands</h2><pre>{html.escape(environment)}</pre></html>"
-    )
+    told = gather(store, arguments)
     out = arguments.out or store.folder
-    write_whole(out / "report.html", page)
-    write_whole(
-        out / "report.md",
-        f"# Evaluation\n\n{note}\n\n{table}\n## The judges' own error\n\n{errors}\n## Pairs\n\n{harms} harmed, {helps} "
-        f"helped.\n\n## Prompts, the most harmed first\n\n{prompt_table}\n```\n{environment}```\n",
-    )
+    write_whole(out / "report.html", as_html(told))
+    write_whole(out / "report.md", as_markdown(told))
     print(f"{out / 'report.html'}, {out / 'report.md'}")
     return 0

@@ -13,7 +13,7 @@ from .base import Item, Missing, Options
 class Detector:
     """1 for each entity that is there, 0 for each that is not; the whole: each once and nothing else."""
 
-    name = "detector"
+    kind = name = "detector"
     threshold = 0.5
 
     def __init__(self, source: str, options: Options) -> None:
