@@ -120,7 +120,7 @@ def main(arguments: list[str]) -> None:
             print(f"{name}: the accordion", flush=True)
             call(PYTHON, "-m", "pytest", "tests/webui/test_ui.py", packages=set_up_apart(name))
     else:
-        set_up(["requirements.txt"])
+        set_up(["requirements.txt", *(["requirements-evaluate.txt"] if arguments[0] == "evaluate" else [])])
         if arguments[0] == "demo":
             arguments = [
                 "generate",

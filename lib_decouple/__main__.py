@@ -12,7 +12,7 @@ from . import __version__
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     from .embedded import place
-    from .evaluate import calibrate, judge, rate, report
+    from .evaluate import calibrate, judge, rate, report, table
     from .evaluate import run as run_plan
     from .study import bench, causes, detector, generate, layers, missing
 
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_parser(commands)
     evaluate = commands.add_parser("evaluate", help="judge a run and report on it")
     evaluations = evaluate.add_subparsers(dest="evaluate", required=True, metavar="STEP")
-    for step in (run_plan, judge, calibrate, rate, report):
+    for step in (run_plan, judge, calibrate, rate, report, table):
         step.add_parser(evaluations)
     place.add_parser(commands)
     return top

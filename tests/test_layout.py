@@ -22,7 +22,7 @@ ALLOWED = {
     "hosts": {"core", "prompt", "settings", "hosts"},
     "embedded": {"embedded", "core", "prompt", "settings", "hosts"},
     "study": {"study", "embedded", "core", "prompt", "settings", "hosts"},
-    "evaluate": {"evaluate", "study", "embedded", "core", "prompt", "settings", "presets", "hosts"},
+    "evaluate": {"evaluate", "study", "embedded", "core", "prompt", "settings", "presets", "hosts", "__version__"},
     "webui": {"webui", "core", "prompt", "settings", "presets", "hosts", "embedded", "study"},
 }
 # What else they may import beyond the standard library.

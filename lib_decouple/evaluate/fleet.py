@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -95,15 +95,18 @@ class Directory:
         self._changed = threading.Condition()
         self._last_live = time.monotonic()
         self._told: list[str] = []
+        self._list_problem = ""
 
     def refresh(self) -> News:
         """Read the list anew, look at what is new or was left out long enough."""
         now = time.monotonic()
         try:
-            names = self.how.names()
+            names, problem = self.how.names(), ""
         except (ValueError, OSError) as error:  # a file that is being written; the next look reads it again
-            names = list(self._known)
-            self._tell(f"endpoints: {error}")
+            names, problem = list(self._known), f"endpoints: {error}; those known go on"
+        if problem and problem != self._list_problem:
+            self._tell(problem)
+        self._list_problem = problem
         with self._changed:
             for name in [n for n in self._known if n not in names]:
                 self._tell(f"{name}: left the list")
@@ -216,7 +219,7 @@ class Outcome:
     problem: str = ""
 
 
-def draw_all(how: How, batches: Sequence[Sequence[Job]], tell: Callable[[str], None]) -> Iterator[Outcome]:
+def draw_all(how: How, batches: Sequence[Sequence[Job]], tell: Callable[[str], None]) -> Generator[Outcome, None, None]:
     """Each batch's outcome as it comes. Raises NoEndpoint when there is none for too long, ValueError without Ray.
 
     No more tasks are given to Ray than there are endpoints; ``tell`` hears of those that join, fail and return.
@@ -246,7 +249,9 @@ def draw_all(how: How, batches: Sequence[Sequence[Job]], tell: Callable[[str], N
             os.environ["PYTHONPATH"] = before
 
 
-def _drawn(ray: Any, how: How, batches: Sequence[Sequence[Job]], tell: Callable[[str], None]) -> Iterator[Outcome]:
+def _drawn(
+    ray: Any, how: How, batches: Sequence[Sequence[Job]], tell: Callable[[str], None]
+) -> Generator[Outcome, None, None]:
     from ray.exceptions import RayError, RayTaskError
 
     directory = ray.remote(num_cpus=0, max_concurrency=256)(Directory).remote(how)

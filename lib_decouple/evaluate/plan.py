@@ -63,7 +63,9 @@ class Sampling:
     cfg: float = _key(0.0, "guidance scale; 0: 3 on the embedded model, else 7.5", 0, 100)
     width: int = _key(0, "pixels; 0: the model's own, 512 in a WebUI", 0, 8192)
     height: int = _key(0, "pixels; 0: the model's own, 512 in a WebUI", 0, 8192)
-    sampler: str = _key("", "webui: its name of the sampler; Euler when left out. Local checkpoints have DDIM alone")
+    sampler: str = _key(
+        "", "webui: its name of the sampler; Euler when left out. A local file has DDIM, a folder its own"
+    )
     negative: str = _key("", "the negative prompt")
 
 
@@ -239,7 +241,9 @@ def _check(plan: Plan) -> None:
     if backend.sha256 and not re.fullmatch("[0-9a-f]{10,64}", backend.sha256):
         raise ValueError(f"backend.sha256: {backend.sha256!r} is not allowed; 10 to 64 hex digits in lower case")
     if plan.sampling.sampler and backend.kind != "webui":
-        raise ValueError(f"sampling.sampler: {plan.sampling.sampler!r} is not allowed; local checkpoints have DDIM")
+        raise ValueError(
+            f"sampling.sampler: {plan.sampling.sampler!r} is not allowed; a local file has DDIM, a folder its own"
+        )
     if plan.maps and backend.kind == "webui":
         raise ValueError("maps: true is not allowed; a WebUI does not hand them out")
 
@@ -282,9 +286,9 @@ def _value(name: str, item: Field[Any], value: Any) -> Any:
     elif isinstance(default, (int, float)):
         whole = isinstance(default, int)
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise wrong(f"a {'whole ' if whole else ''}number, {about['low']:g} to {about['high']:g}")
+            raise wrong(f"a {'whole ' if whole else ''}number, {about['low']:.10g} to {about['high']:.10g}")
         if not about["low"] <= value <= about["high"]:
-            raise wrong(f"{about['low']:g} to {about['high']:g}")
+            raise wrong(f"{about['low']:.10g} to {about['high']:.10g}")
         return value if whole else float(value)
     elif isinstance(default, str):
         if not isinstance(value, str):
@@ -350,3 +354,26 @@ def seed_of(plan: Plan, prompt: Prompt, number: int) -> int:
     """A prompt's seed ``number`` (from 0), in 0..2**32 - 1; it stays when other prompts come or go."""
     own = 0 if plan.same_seeds else int(hashlib.sha256(prompt.id.encode()).hexdigest()[:4], 16) * MOST_SEEDS
     return plan.first_seed + own + number
+
+
+def reference() -> str:
+    """Markdown tables of every field; `docs/evaluate.md` holds them."""
+    lines: list[str] = []
+    for part in (Plan, PromptsPart, ArmPart, Sampling, BackendPart):
+        about = " ".join((part.__doc__ or "").partition(" Raises ")[0].split())
+        lines += [
+            about.replace("The whole file.", "At the top of the file:"),
+            "",
+            "| field | default | |",
+            "|---|---|---|",
+        ]
+        for item in fields(part):
+            default = item.default if item.default_factory is MISSING else None
+            shown = "" if default in (None, (), "") else f"`{json.dumps(default)}`"
+            low, high = item.metadata.get("low"), item.metadata.get("high")
+            allowed = "" if low is None else f"; {low:.10g} to {high:.10g}"
+            lines.append(f"| `{item.name}` | {shown} | {item.metadata['help']}{allowed} |")
+        lines.append("")
+    lines += ["Sets of prompts:", "", "| set | prompts | |", "|---|---|---|"]
+    lines += [f"| `{name}` | {len(make())} | {about} |" for name, (about, make) in prompts.SETS.items()]
+    return "\n".join(lines)

@@ -21,6 +21,7 @@ from . import plots
 from .calibrate import FILE
 from .heat import maps_of, overlay
 from .results import (
+    LEAST,
     MISSING,
     ByPrompt,
     Cost,
@@ -61,7 +62,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--by", help="the judge that says which prompts and pictures were harmed (detector, or the first)"
     )
-    parser.add_argument("--worst", type=int, default=8, help="pictures shown, of harmed and of helped each (8)")
+    parser.add_argument(
+        "--worst", type=int, help="pictures shown, of harmed and of helped each (one of each arm, 8 at least)"
+    )
     parser.add_argument("--prompts", type=int, default=60, help="prompts shown in the HTML; the Markdown has all (60)")
     parser.add_argument("--no-maps", action="store_true", help="show the pictures without attention maps")
     parser.set_defaults(run=run)
@@ -182,17 +185,24 @@ def prompt_table(rows: Sequence[ByPrompt], arms: Sequence[str], against: str) ->
     return table
 
 
+def _truth(own: Mapping[str, Any]) -> str:
+    """On what a judge's error was measured. Of a folder its own name only."""
+    images = own.get("images", "drawn scenes")
+    return images if images == "drawn scenes" else f"the labelled images of {Path(images).name}"
+
+
 def error_table(known: Mapping[str, Mapping[str, Any]], notes: Mapping[str, JudgeNote]) -> Table:
-    """Each judge's precision and recall of "missing" on drawn scenes."""
-    table = Table(["judge", 'precision of "missing" % [95 %]', 'recall of "missing" % [95 %]', "border", "AUC"])
+    """Each judge's precision and recall of "missing" on images whose truth is known."""
+    table = Table(["judge", "on", 'precision of "missing" % [95 %]', 'recall of "missing" % [95 %]', "border", "AUC"])
     for name, own in known.items():
         border = "" if own.get("threshold") is None else f"{own['threshold']:.3g}"
         table.rows.append(
             [
-                notes[name].label if name in notes else name,
+                notes[name].label if name in notes else name.partition(":")[0],
+                f"{own['n']} of {_truth(own)}" if "n" in own else _truth(own),
                 own["precision"].percent(),
                 own["recall"].percent(),
-                border + (" (picked on other scenes)" if own.get("chosen") else ""),
+                border + (" (the best on others)" if own.get("chosen") else ""),
                 _p(own.get("auc")),
             ]
         )
@@ -204,9 +214,10 @@ def error_beside(name: str, known: Mapping[str, Mapping[str, Any]]) -> str:
     if name not in known:
         return "Its own error was not measured; `evaluate calibrate` does it."
     own = known[name]
+    border = f", below {own['threshold']:.3g} (the best border on others)" if own.get("chosen") else ""
     return (
-        f"Its own error on drawn scenes: of what it calls missing {own['precision'].percent()} % is; of what is "
-        f"missing it finds {own['recall'].percent()} %."
+        f"Its own error on {_truth(own)}: of what it calls missing{border}, {own['precision'].percent()} % is; of what "
+        f"is missing it finds {own['recall'].percent()} %."
     )
 
 
@@ -330,7 +341,7 @@ def gather(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
     """All that the report says, for both its forms. Raises ValueError by name."""
     against = arguments.against
     for name in ("worst", "prompts"):
-        if getattr(arguments, name) < 0:
+        if (getattr(arguments, name) or 0) < 0:
             raise ValueError(f"{name}: {getattr(arguments, name)} is not allowed; 0 or more")
     images = store.images()
     found, notes = figures(store, against), judge_notes(store)
@@ -341,7 +352,8 @@ def gather(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
     if by is not None and by not in able:
         raise ValueError(f"by: {by!r} is not one of {', '.join(able) or 'none: no judge here says what is missing'}")
     prompts, harmed, helped = moves(store, notes[by], against) if by else ([], [], [])
-    some = {"harmed": in_turn(harmed, arguments.worst), "helped": in_turn(helped, arguments.worst)}
+    number = max(8, len(arms) - 1) if arguments.worst is None else arguments.worst
+    some = {"harmed": in_turn(harmed, number), "helped": in_turn(helped, number)}
     pictures = [row for own in some.values() for moved in own for row in (moved.before, moved.after)]
     maps = {} if arguments.no_maps else maps_of(store, pictures)
     limit = arguments.prompts
@@ -358,7 +370,7 @@ def gather(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
         "figures": [
             {
                 "title": f"{notes[figure.judge].label}: {figure.name}",
-                "error": error_beside(figure.judge, known) if figure.name == MISSING else "",
+                "error": error_beside(figure.judge, known) if figure.name in (MISSING, LEAST) else "",
                 "table": result_table(figure, spent),
                 "plots": [plots.by_arm(figure, count) for count in figure.counts],
             }

@@ -13,9 +13,9 @@ import shlex
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan, jobs = read(arguments.plan)
     how, folder = how_to(plan, arguments), arguments.out or Path("out/evaluate") / arguments.plan.stem
     names, first, about = survey(how)
-    how = How(**{**vars(how), "expected": about.checkpoint})
+    how = replace(how, expected=about.checkpoint)
     store = Store(folder, create=True)
     with locked(folder):
         for part in folder.glob(f"{IMAGES}/*/*{PART}"):
@@ -112,7 +112,7 @@ def how_to(plan: Plan, arguments: argparse.Namespace) -> How:
     if arguments.endpoints:
         if part.kind != "webui":
             raise ValueError(f"endpoints: are of kind 'webui'; the plan's backend is {part.kind!r}")
-        part = type(part)(**{**vars(part), "urls": (), "endpoints": str(arguments.endpoints.resolve())})
+        part = replace(part, urls=(), endpoints=str(arguments.endpoints.resolve()))
     if arguments.api_auth and ":" not in arguments.api_auth:
         raise ValueError("api-auth: USER:PASSWORD is needed")
     return How(part, plan.sampling, arguments.plan.resolve().parent, arguments.api_auth, plan.maps)
@@ -266,7 +266,7 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
     yield from open_ones.values()
 
 
-def alone(backend: Backend, how: How, groups: Sequence[Sequence[Job]]) -> Iterator[Outcome]:
+def alone(backend: Backend, how: How, groups: Sequence[Sequence[Job]]) -> Generator[Outcome, None, None]:
     """Each batch on the one endpoint, in this process. Raises ValueError when that is gone."""
     name = getattr(backend, "url", "")
     for group in groups:
@@ -292,22 +292,20 @@ def draw(store: Store, plan: Plan, how: How, left: Sequence[Job], about: About, 
     failed: list[str] = []
     aside = 0
     with tqdm(total=len(left), unit="image", disable=not left, smoothing=0.05) as bar:
-        outcomes = alone(single, how, groups) if single else draw_all(how, groups, bar.write)
+        found = alone(single, how, groups) if single else draw_all(how, groups, bar.write)
         try:
-            for outcome in outcomes if groups else ():
-                for job, one in zip(outcome.jobs, outcome.drawn):
-                    keep(
-                        store,
-                        job,
-                        one,
-                        plan,
-                        job.recipe(plan.sampling, plan.backend, about.checkpoint),
-                        outcome.endpoint,
-                    )
-                    aside += bool(one.stood_aside)
-                if outcome.problem:
-                    failed += [f"{j.prompt.text!r}, {j.arm}, seed {j.seed}: {outcome.problem}" for j in outcome.jobs]
-                bar.update(len(outcome.jobs))
+            # Closed at once when it can't go on, so that Ray ends, too.
+            with closing(found) as outcomes:
+                for outcome in outcomes if groups else ():
+                    for job, one in zip(outcome.jobs, outcome.drawn):
+                        recipe = job.recipe(plan.sampling, plan.backend, about.checkpoint)
+                        keep(store, job, one, plan, recipe, outcome.endpoint)
+                        aside += bool(one.stood_aside)
+                    if outcome.problem:
+                        failed += [
+                            f"{j.prompt.text!r}, {j.arm}, seed {j.seed}: {outcome.problem}" for j in outcome.jobs
+                        ]
+                    bar.update(len(outcome.jobs))
         except NoEndpoint as error:
             raise ValueError(f"endpoints: {error}. What is drawn is kept; the same command goes on") from None
     if aside:

@@ -60,10 +60,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self.let_in():
             return
-        title = f"tiny.safetensors [{self.how.sha256[:10]}]"
+        known = "" if self.how.not_loaded else self.how.sha256
+        title = f"tiny.safetensors [{known[:10]}]" if known else "tiny.safetensors"
         found = {
-            "/sdapi/v1/options": {"sd_model_checkpoint": title, "sd_checkpoint_hash": self.how.sha256},
-            "/sdapi/v1/sd-models": [{"title": title, "model_name": "tiny", "sha256": self.how.sha256}],
+            "/sdapi/v1/options": {"sd_model_checkpoint": title, "sd_checkpoint_hash": known},
+            "/sdapi/v1/sd-models": [{"title": title, "model_name": "tiny", "sha256": known or None, "hash": None}],
             "/decouple/v1/schema": {},
         }.get(self.path)
         self.answer({"detail": "Not Found"} if found is None else found, 404 if found is None else 200)
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("log")
     parser.add_argument("--sha256", default=SHA256)
+    parser.add_argument("--not-loaded", action="store_true")
     parser.add_argument("--auth", default="")
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--hang-after", type=int)

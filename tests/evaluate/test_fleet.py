@@ -73,6 +73,9 @@ def test_the_directory_lends_each_endpoint_once_and_leaves_out_what_fails(monkey
     assert "http://d: joins" in news.told
     del ends.has["http://d"]
     assert "http://d: left the list" in directory.refresh().told
+    monkeypatch.setattr(fleet.How, "names", lambda own: plans.checked_url("a:1"))
+    told = [line for _ in range(2) for line in directory.refresh().told]
+    assert [line.partition(";")[0] for line in told].count("endpoints: urls: 'a:1' is not allowed") == 1
     with pytest.raises(fleet.NoEndpoint, match="none for 1 s: http://a: broke; http://b: has checkpoint"):
         directory.lend(1)
 

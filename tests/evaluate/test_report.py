@@ -145,7 +145,7 @@ def test_the_page_is_one_file_that_asks_for_no_other(store, tmp_path):
     assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
     assert "<script" not in page
     assert "url(" not in page.replace("url(#", "")
-    for said in ("<svg", "Harmed, 1 of 1", "Helped, 4 of 4", "of what it calls missing 90.0 [80.0, 95.0] % is"):
+    for said in ("<svg", "Harmed, 1 of 1", "Helped, 4 of 4", "of what it calls missing, 90.0 [80.0, 95.0] % is"):
         assert said in page
     assert page.count("<img ") == 2 * (1 + 4)
     assert "| 2 | zebracom | 6 | 2 | 16.7" in text
@@ -169,6 +169,22 @@ def test_calibration_that_says_more_is_read_too(tmp_path):
     found = calibration(path)["clip:x"]
     assert found["recall"].value == 0.6
     assert (found["threshold"], found["chosen"], found["auc"]) == (0.2, True, 0.7)
+
+
+def test_a_judges_error_says_on_what_and_at_which_border(store, tmp_path):
+    own = {n: calibrated(0.5) for n in ("precision", "recall")}
+    store.put_scores("clip:hub/m", {row["id"]: {e: 0.2 for e in row["entities"]} for row in store.images()})
+    store.put_note("judge:clip:hub/m", {"source": "hub/m", "threshold": None})
+    known = {
+        "detector": own | {"threshold": 0.5, "chosen": False, "auc": math.nan, "images": "drawn scenes", "n": 40},
+        "clip:hub/m": own | {"threshold": 0.21, "chosen": True, "auc": 0.7, "images": "/some/where/photos", "n": 9},
+    }
+    (store.folder / "calibration.json").write_text(json.dumps(known))
+    page, text = written(store, tmp_path)
+    assert "of what it calls missing, below 0.21 (the best border on others), 50.0 [40.0, 55.0] % is" in text
+    assert "| clip (hub/m) | 9 of the labelled images of photos | 50.0 [40.0, 55.0] |" in text
+    assert "| detector | 40 of drawn scenes |" in text
+    assert "/some/where" not in page + text
 
 
 def test_text_of_users_is_escaped(store, tmp_path):

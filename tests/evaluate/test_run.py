@@ -1,7 +1,9 @@
 """A run draws each image once, goes on after any stop, and tells what it reuses, redoes and cannot do."""
 
+import csv
 import errno
 import io
+import json
 import os
 import signal
 import subprocess
@@ -102,6 +104,22 @@ def test_the_manifest_tells_all_of_every_image(painter, tmp_path, capsys):
     # 6 plain of 20 steps, 6 guided in the first 10 of them: 0.1 * (6 * 20 + 6 * (20 + 1.5 * 10)) = 33 s
     assert "About 33 s." in told
     assert told.index("About") < told.index("12 of 12 images are in")
+
+
+def test_the_manifest_as_a_table(painter, tmp_path):
+    draw(tmp_path)
+    store = Store(tmp_path / "run")
+    first = store.images()[0]
+    store.put_scores("detector", {first["id"]: {"": 1.0, "cat": 0.0}})
+    for more in ([], ["--short"]):
+        assert main(["evaluate", "table", str(tmp_path / "run"), *more]) == 0
+        rows = list(csv.DictReader((tmp_path / "run/manifest.csv").read_text().splitlines()))
+        assert len(rows) == 12
+        assert (rows[0]["file"], rows[0]["arm"], rows[0]["seconds"]) == (first["file"], first["arm"], "0.5")
+        assert json.loads(rows[0]["entities"]) == first["entities"]
+        assert json.loads(rows[0]["detector"]) == {"": 1.0, "cat": 0.0}
+        assert rows[1]["detector"] == ""
+        assert ("settings" in rows[0]) == (more == [])
 
 
 def test_a_dry_run_draws_nothing(painter, tmp_path, capsys):

@@ -80,6 +80,10 @@ def test_it_asks_for_one_bare_image_with_named_arguments(start, monkeypatch):
     assert backend.seconds_a_step() > 0
 
 
+def test_a_checkpoint_without_a_hash_yet_is_loaded_for_it(start):
+    assert webui.WebUI(start("--not-loaded").url, SAMPLING, 30).about().checkpoint == SHA256[:10]
+
+
 def test_a_wrong_password_is_told(start):
     server = start("--auth", "me:secret")
     with pytest.raises(Unreachable, match=r"401.*--api-auth"):

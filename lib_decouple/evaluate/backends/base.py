@@ -63,7 +63,7 @@ class Backend(Protocol):
     """Most jobs of one :meth:`draw`."""
 
     def about(self) -> About:
-        """Asked anew each time; loads no model."""
+        """Asked anew each time."""
 
     def tokens(self, prompt: Prompt) -> dict[str, list[int]] | None:
         """Entity -> its token positions. Raises ValueError for one that is not in the prompt."""

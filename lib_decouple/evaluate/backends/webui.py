@@ -82,6 +82,8 @@ class WebUI:
         own: dict[str, Any] = next((m for m in models if title in (m.get("title"), m.get("model_name"))), {})
         own = own or next((m for m in models if name in (m.get("title"), m.get("model_name"))), {})
         digest = str(own.get("sha256") or own.get("hash") or options.get("sd_checkpoint_hash") or "")
+        if not digest:  # a host reckons it when it first loads the checkpoint, unless it is told never to
+            digest = str(self._try(1).get("sd_model_hash") or "")
         forge = any(key.startswith("forge_") for key in options)
         found = About("Forge" if forge else "AUTOMATIC1111", "", digest[:HASH_DIGITS], name or title)
         self._check(found.checkpoint, found.name)
@@ -173,12 +175,16 @@ class WebUI:
                 f"{self.url}: its answer holds no readable image: {type(error).__name__}: {error}"
             ) from None
 
+    def _try(self, steps: int) -> dict[str, Any]:
+        """The info of a plain picture that is thrown away."""
+        return self._read(self._ask("POST", "/sdapi/v1/txt2img", self._body("a", 0, steps), self.timeout))[1]
+
     def seconds_a_step(self) -> float:
         """Asks for two small numbers of steps, so that loading and decoding do not count."""
         taken = []
         for steps in (1, 3):
             started = time.perf_counter()
-            self._ask("POST", "/sdapi/v1/txt2img", self._body("a", 0, steps), self.timeout)
+            self._try(steps)
             taken.append(time.perf_counter() - started)
         return taken[1] / 3
 
