@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -59,7 +59,7 @@ class Run:
                 run = getattr(p, "attention_decoupling", None) or self
                 return run.result(key, iteration, position)
 
-            return of_image
+            return _OfImage(of_image)
 
         return {key: value(key) for key in (FOUND, IOU, STOOD_ASIDE)}
 
@@ -83,6 +83,20 @@ class Run:
     def _unused(self, image: tuple[int, int]) -> str:
         used = {name for one in self.passes if one.iteration == image[0] for name in one.traces[image[1]].entities}
         return join_list(name for name in self.settings.entities if name not in used)
+
+
+class _OfImage(str):
+    """A function of an image; and an empty text, since Forge Classic writes what it was given as JSON, too."""
+
+    _function: Callable[..., str | None]
+
+    def __new__(cls, function: Callable[..., str | None]) -> _OfImage:
+        made = super().__new__(cls)
+        made._function = function
+        return made
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str | None:
+        return self._function(*args, **kwargs)
 
 
 def _reason(one: Pass, position: int) -> str:

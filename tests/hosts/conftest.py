@@ -53,7 +53,7 @@ VERSIONS = """
 import platform
 from importlib.metadata import version
 from modules import launch_utils, shared
-result = {"webui": launch_utils.git_tag(), "commit": launch_utils.commit_hash(), "Python": platform.python_version()}
+result = {"version": launch_utils.git_tag(), "Python": platform.python_version()}
 result.update({name: version(name) for name in ("torch", "gradio", "transformers", "einops", "pydantic", "numpy")})
 result.update(device=str(shared.device), checkpoint=shared.sd_model.sd_checkpoint_info.title)
 """
@@ -143,7 +143,8 @@ AnyHost = TypeVar("AnyHost", bound=Host)
 
 def made_ready(host: AnyHost, name: str, **options: Any) -> AnyHost:
     """Options that the host leaks are set; the model is there, which Forge loads with the first picture."""
-    host.post("/sdapi/v1/options", {**OVERRIDDEN, **options})
+    for option, value in {**OVERRIDDEN, **options}.items():  # one by one: a host may lack some
+        host.post("/sdapi/v1/options", {option: value})
     host.draw()
     versions[name] = host.inside(VERSIONS)
     return host

@@ -440,7 +440,7 @@ BESIDE = {
     "Never OOM": lambda plain: other("never oom integrated", True, True),
     "Soft Inpainting": lambda plain: {
         "init_images": [encoded(plain.images[0])], "mask": encoded(left_half()), "mask_blur": 4,
-        **other("soft inpainting", True, 1, 0.5, 4, 0, 0.5, 2),
+        **other("soft inpainting", True, 1, 0.5, 4, 0, 0.01, 2),
     },
     **{
         name: lambda plain, given=given: other(next(iter(given)).lower(), *next(iter(given.values())))
