@@ -25,7 +25,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -86,6 +86,8 @@ def free_port() -> int:
 class Host:
     """A WebUI over HTTP."""
 
+    name = "a1111"
+
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
 
@@ -133,6 +135,8 @@ class Host:
 
 class Forge(Host):
     """Forge over HTTP; 128 pixels and 4 steps where nothing else is said."""
+
+    name = "forge"
 
     def draw(self, decouple: dict[str, Any] | list[Any] | None = None, **given: Any) -> Picture:
         return super().draw(decouple, **{"width": 128, "height": 128, "steps": 4, **given})
@@ -242,12 +246,14 @@ def start_forge(tmp_path_factory: pytest.TempPathFactory, models_of_forge: Path)
         f"--gradio-allowed-path {root}"
     )
 
-    def start(*flags: str) -> AbstractContextManager[Forge]:
+    @contextmanager
+    def start(*flags: str) -> Iterator[Forge]:
         data = tmp_path_factory.mktemp("webui")
         link_extensions(data)
         (data / "models").symlink_to(models_of_forge)
         command = os.environ.get("DECOUPLE_FORGE_START", default)
-        return started(Forge, " ".join((command, *flags)), data)
+        with started(Forge, " ".join((command, *flags)), data) as found:
+            yield made_ready(found, "Forge", sd_model_checkpoint="small-sd1")
 
     return start
 
@@ -260,7 +266,7 @@ def forge(request: pytest.FixtureRequest) -> Iterator[Forge]:
         yield made_ready(Forge(url), "Forge", sd_model_checkpoint="small-sd1")
         return
     with request.getfixturevalue("start_forge")() as found:
-        yield made_ready(found, "Forge", sd_model_checkpoint="small-sd1")
+        yield found
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

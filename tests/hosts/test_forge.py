@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from lib_decouple.hosts.ldm import main_calls
 from lib_decouple.webui.api import ORDER
-from tests.hosts.conftest import Forge, Picture, made_ready
+from tests.hosts.conftest import Forge, Picture
 
 HERE = Path(__file__).parent
 CURVES = (
@@ -190,7 +190,6 @@ AT_START = {
 def test_gradient_with_attention_chosen_at_start(start_forge, flags):
     """xformers is the one left: it has no CPU."""
     with start_forge(flags) as started:
-        made_ready(started, f"Forge with {flags}", sd_model_checkpoint="small-sd1")
         name = started.inside("from backend.nn import unet\nresult = unet.attention_function.__name__")
         assert name == AT_START[flags]
         assert slopes(started) == pytest.approx([1, 1], abs=2e-3)
@@ -333,7 +332,8 @@ CHECKPOINTS = {"small-sd2": {}, "small-sdxl": {"width": 256, "height": 256}}
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoint_switched_in_the_session(forge, plain, name):
     size = CHECKPOINTS[name]
-    forge.post("/sdapi/v1/options", {"sd_model_checkpoint": name})
+    for option, value in {"sd_model_checkpoint": name, "show_progress_type": "Approx cheap"}.items():
+        forge.post("/sdapi/v1/options", {option: value})
     try:
         found = slopes(forge, size)
         unguided, guided = forge.draw(**size), forge.draw({"size": 0.3}, **size)
@@ -700,7 +700,7 @@ kept["gradient"] = Guide.gradient
 def gradient(self, *args, **kwargs):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 16 * 2**20, hard))
     try:
         return kept["gradient"](self, *args, **kwargs)
     finally:
@@ -718,7 +718,7 @@ result = sum(type(one).__name__ == "OrdinaryTensors" for one in gc.get_objects()
 
 def test_a_run_that_does_not_fit_delivers_the_host_s_image(forge):
     """The operating system really refuses the memory; what the gradient had taken is free again."""
-    size = {"width": 448, "height": 448, "steps": 2}
+    size = {"width": 256, "height": 256, "steps": 2}
     host_s = forge.draw(**size)
     forge.inside(TIGHT)
     try:
