@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from modules import errors, script_callbacks, scripts, shared
-from modules.ui_components import InputAccordion
-
-from lib_decouple import presets
 from lib_decouple.hosts import detect
-from lib_decouple.settings import Settings, specs
-from lib_decouple.webui import api, infotext, options, rest, ui, xyz
-from lib_decouple.webui.report import Run
+
+detect.check_webui()
+
+from modules import errors, script_callbacks, scripts, shared  # noqa: E402
+from modules.ui_components import InputAccordion  # noqa: E402
+
+from lib_decouple import presets  # noqa: E402
+from lib_decouple.settings import Settings, specs  # noqa: E402
+from lib_decouple.webui import api, infotext, options, rest, ui, xyz  # noqa: E402
+from lib_decouple.webui.report import Run  # noqa: E402
 
 log = logging.getLogger("lib_decouple")
 if getattr(shared.cmd_opts, "decouple_debug", False):

@@ -613,13 +613,13 @@ from modules import scripts
 runner = scripts.scripts_txt2img
 kept["scripts"] = list(runner.alwayson_scripts)
 runner.alwayson_scripts[:] = [s for s in runner.alwayson_scripts if s.title() != "Attention Decoupling"]
-runner.callback_map.clear()
+getattr(runner, "callback_map", {}).clear()
 result = True
 """
     back = """
 from modules import scripts
 scripts.scripts_txt2img.alwayson_scripts[:] = kept["scripts"]
-scripts.scripts_txt2img.callback_map.clear()
+getattr(scripts.scripts_txt2img, "callback_map", {}).clear()
 result = True
 """
     forge.draw({})
