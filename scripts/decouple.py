@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from modules import script_callbacks, scripts, shared
-from modules.ui_components import InputAccordion
+from lib_decouple.hosts import detect
 
-from lib_decouple.webui import api, infotext, options, rest, ui, xyz
-from lib_decouple.webui.jobs import Jobs
+detect.check_webui()
+
+from modules import script_callbacks, scripts, shared  # noqa: E402
+from modules.ui_components import InputAccordion  # noqa: E402
+
+from lib_decouple.webui import api, infotext, options, rest, ui, xyz  # noqa: E402
+from lib_decouple.webui.jobs import Jobs  # noqa: E402
 
 if getattr(shared.cmd_opts, "decouple_debug", False):
     logging.getLogger("lib_decouple").setLevel(logging.DEBUG)

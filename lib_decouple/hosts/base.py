@@ -22,6 +22,14 @@ _TORCH_OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", None) or torch.cuda.Ou
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (_TORCH_OUT_OF_MEMORY, MemoryError)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Off CUDA torch has no exception of its own: the CPU "can't allocate memory", "MPS backend out of memory"."""
+    told = str(error).lower()
+    return isinstance(error, OUT_OF_MEMORY) or (
+        isinstance(error, RuntimeError) and ("allocate memory" in told or "out of memory" in told)
+    )
+
+
 @dataclass(frozen=True)
 class Level:
     """Where the maps of a model family are read when the user does not say."""
@@ -113,13 +121,14 @@ class Session:
             return latents
         try:
             return self.guide.step(latents, step, total, run, sigma)
-        except OUT_OF_MEMORY:
-            reason = "out of memory; try “one image at a time”, fewer pixels, or a coarser map level"
         except NonFinite as error:
             reason = f"{error}"
         except Exception as error:
-            log.debug("guidance failed", exc_info=True)
-            reason = f"{type(error).__name__}: {error}"
+            if is_out_of_memory(error):
+                reason = "out of memory; try “one image at a time”, fewer pixels, or a coarser map level"
+            else:
+                log.debug("guidance failed", exc_info=True)
+                reason = f"{type(error).__name__}: {error}"
         self.stood_aside = f"at step {step + 1} of {total}: {reason}"
         log.warning("Attention Decoupling stands aside %s", self.stood_aside)
         return latents

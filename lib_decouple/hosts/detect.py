@@ -1,4 +1,4 @@
-"""Which WebUI this is: told by what its loaded model has, never by a version."""
+"""Which WebUI this is: told by what it and its loaded model have, never by a version."""
 
 from __future__ import annotations
 
@@ -6,6 +6,33 @@ import importlib
 from typing import Any
 
 from .ldm import Unsupported
+
+_NEEDED = (
+    ("scripts", "Script.process_before_every_sampling"), ("scripts", "AlwaysVisible"),
+    ("script_callbacks", "on_before_ui"), ("script_callbacks", "on_app_started"),
+    ("ui_components", "InputAccordion"),
+    ("sd_samplers", "find_sampler_config"), ("prompt_parser", "reconstruct_multicond_batch"),
+)  # fmt: skip
+
+
+def check_webui() -> None:
+    """Raises Unsupported, in a sentence, where this WebUI lacks what the extension stands on.
+
+    Raised while a script is loaded it costs nothing: the WebUI prints it and goes on without the script.
+    """
+    lacking = []
+    for module, path in _NEEDED:
+        try:
+            found: Any = importlib.import_module(f"modules.{module}")
+            for name in path.split("."):
+                found = getattr(found, name)
+        except (ImportError, AttributeError):
+            lacking.append(f"{module}.{path}")
+    if lacking:
+        raise Unsupported(
+            f"Attention Decoupling is left out: this WebUI has no {', '.join(lacking)}; "
+            "AUTOMATIC1111 v1.10, Forge and Forge Classic have"
+        )
 
 
 def adapter(model: Any) -> Any:

@@ -90,6 +90,11 @@ class SamplingPass(sampling.SamplingPass):
     def conditional_pass(self, denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Pass:
         """The host's denoiser on the conditional rows alone, with the conds of this step."""
         patcher = shared.sd_model.forge_objects.unet
+        if patcher.model_options.get("conditioning_modifiers"):
+            raise Unsupported(
+                "another extension changes the model or its conditions anew at every step (ControlNet's reference and "
+                "revision, Fooocus inpainting do), which a guided pass cannot know before"
+            )
         conds, text = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
         beside = given["image_cond"] if patcher.extra_concat_condition is None else patcher.extra_concat_condition
         level, scale = sigma, torch.ones_like(sigma)
@@ -140,7 +145,8 @@ def _denoise(patcher: Any, x: Tensor, level: Tensor, c: dict[str, Any], image: S
         "uncond_indices": [],
     }
     nets = patcher.list_controlnets()
-    before = [dict(vars(net)) for net in nets]
+    counting = [*nets, *_lllite(c["transformer_options"])]
+    before = [dict(vars(one)) for one in counting]
     try:
         for net in nets:
             net.transformer_options = c["transformer_options"]
@@ -156,8 +162,15 @@ def _denoise(patcher: Any, x: Tensor, level: Tensor, c: dict[str, Any], image: S
             return patcher.model.apply_model(x, level, **c)
         return wrapper(patcher.model.apply_model, {"input": x, "timestep": level, "c": c, "cond_or_uncond": [0]})
     finally:
-        for net, attributes in zip(nets, before):
-            vars(net).update(attributes)  # what it prepared was for these rows alone
+        for one, attributes in zip(counting, before):
+            vars(one).update(attributes)  # what it prepared or counted was for these rows alone
+
+
+def _lllite(options: dict[str, Any]) -> list[nn.Module]:
+    """The modules of ControlNet-LLLite, which count their calls to know the step."""
+    patches = [patch for own in options.get("patches", {}).values() for patch in own]
+    kept = [patch.modules for patch in patches if isinstance(getattr(patch, "modules", None), dict)]
+    return [module for modules in kept for module in modules.values()]
 
 
 class OrdinaryTensors(TorchFunctionMode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
@@ -70,7 +70,7 @@ class Run:
                 run = getattr(p, "attention_decoupling", None) or self
                 return run.result(key, *_batch_and_position(p, index, all_prompts))
 
-            return of_image
+            return _OfImage(of_image)
 
         return {key: value(key) for key in (FOUND, IOU, STOOD_ASIDE)}
 
@@ -85,7 +85,7 @@ class Run:
                 plain = comparison.plain(_batch_and_position(p, index, all_prompts)[0])
                 return None if plain and not use_main_prompt else text
 
-            return of_image
+            return _OfImage(of_image)
 
         return {key: value(text) for key, text in written.items()}
 
@@ -115,6 +115,20 @@ def _batch_and_position(p: Any, index: int, all_prompts: Sequence[str]) -> tuple
     """Which image the host means: it counts from the batch's first while it saves, else from the job's."""
     whole = len(all_prompts) == len(p.all_prompts)
     return divmod(index, p.batch_size) if whole else (p.iteration, index)
+
+
+class _OfImage(str):
+    """A function of an image; and an empty text, since Forge Classic writes what it was given as JSON, too."""
+
+    _function: Callable[..., str | None]
+
+    def __new__(cls, function: Callable[..., str | None]) -> _OfImage:
+        made = super().__new__(cls)
+        made._function = function
+        return made
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str | None:
+        return self._function(*args, **kwargs)
 
 
 def reason_of(one: Pass, position: int) -> str:

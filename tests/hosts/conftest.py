@@ -1,12 +1,13 @@
-"""A real WebUI to test against, when one is given.
+"""Real WebUIs to test against, where they are given: the fixtures ``host`` (AUTOMATIC1111) and ``forge``.
 
-DECOUPLE_A1111_ROOT: the WebUI's folder. With DECOUPLE_A1111_URL that running instance is used; else
-DECOUPLE_A1111_START is the shell command that starts one ({port} and {data} are filled in), by default
-``launch.py`` with CPU flags in the WebUI's own venv. The instance needs this folder and
-``tests/hosts/probe`` under its ``extensions/``, and ``decouple-tiny`` as its checkpoint; one that is
-started here gets them, and the files of the folder DECOUPLE_CHECKPOINTS (see a1111_checkpoints.py) as further
-checkpoints. DECOUPLE_EXTENSIONS: a folder of other extensions to link in (their packages have to be in the WebUI's
-environment; see test_a1111_others.py). DECOUPLE_HOSTS_TABLE: a Markdown file to write the rows to.
+DECOUPLE_A1111_ROOT, DECOUPLE_FORGE_ROOT: the WebUI's folder. With DECOUPLE_A1111_URL or DECOUPLE_FORGE_URL that running
+instance is used; else DECOUPLE_A1111_START or DECOUPLE_FORGE_START is the shell command that starts one ({port} and
+{data} are filled in), by default ``launch.py`` with CPU flags in the WebUI's own venv. The instance needs this folder
+and ``tests/hosts/probe`` under its ``extensions/``, and as models ``decouple-tiny`` or, in Forge, what
+``models_of_forge`` makes; one that is started here gets them, and A1111 the files of the folder DECOUPLE_CHECKPOINTS
+(see a1111_checkpoints.py) as further checkpoints. DECOUPLE_EXTENSIONS: a folder of other extensions to link in (their
+packages have to be in the WebUI's environment; see test_a1111_others.py). DECOUPLE_HOSTS_TABLE: a Markdown file to
+write the rows to; give it with one of the hosts.
 """
 
 from __future__ import annotations
@@ -23,29 +24,36 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from PIL import Image
 
+from tests.hosts import small_checkpoints
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 rows: list[tuple[str, str]] = []
-versions: dict[str, str] = {}
+versions: dict[str, dict[str, str]] = {}
+"""A host's name -> what runs there."""
 OVERRIDDEN = {
     "CLIP_stop_at_last_layers": 1, "skip_early_cond": 0, "token_merging_ratio": 0, "pad_cond_uncond": False,
     "batch_cond_uncond": True,
 }  # fmt: skip
 """Options that the tests override for a job, at their defaults; the host restores only those that its
 configuration file holds (processing.py, ``process_images``)."""
+FORGE_MODELS = {
+    "Stable-diffusion": ("sd1", "sd1-other", "sd2", "sdxl"), "ControlNet": ("control", "lllite"), "Lora": ("lora",)
+}  # fmt: skip
 VERSIONS = """
 import platform
 from importlib.metadata import version
 from modules import launch_utils, shared
-result = {"webui": launch_utils.git_tag(), "commit": launch_utils.commit_hash(), "Python": platform.python_version()}
+result = {"version": launch_utils.git_tag(), "Python": platform.python_version()}
 result.update({name: version(name) for name in ("torch", "gradio", "transformers", "einops", "pydantic", "numpy")})
 result.update(device=str(shared.device), checkpoint=shared.sd_model.sd_checkpoint_info.title)
 """
@@ -77,6 +85,8 @@ def free_port() -> int:
 
 class Host:
     """A WebUI over HTTP."""
+
+    name = "a1111"
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -123,25 +133,73 @@ class Host:
         return answer["result"]
 
 
+class Forge(Host):
+    """Forge over HTTP; 128 pixels and 4 steps where nothing else is said."""
+
+    name = "forge"
+
+    def draw(self, decouple: dict[str, Any] | list[Any] | None = None, **given: Any) -> Picture:
+        return super().draw(decouple, **{"width": 128, "height": 128, "steps": 4, **given})
+
+
+AnyHost = TypeVar("AnyHost", bound=Host)
+
+
+def made_ready(host: AnyHost, name: str, **options: Any) -> AnyHost:
+    """Options that the host leaks are set; the model is there, which Forge loads with the first picture."""
+    for option, value in {**OVERRIDDEN, **options}.items():  # one by one: a host may lack some
+        host.post("/sdapi/v1/options", {option: value})
+    host.draw()
+    versions[name] = host.inside(VERSIONS)
+    return host
+
+
+def link_extensions(data: Path) -> None:
+    """This extension and the probe, and others where they are given."""
+    folder = data / "extensions"
+    folder.mkdir()
+    (folder / "attention-decoupling").symlink_to(REPOSITORY)
+    (folder / "decouple-probe").symlink_to(REPOSITORY / "tests/hosts/probe")
+    others = os.environ.get("DECOUPLE_EXTENSIONS")
+    for other in Path(others).iterdir() if others else ():
+        (folder / other.name).symlink_to(other.resolve())
+
+
+@contextmanager
+def started(kind: type[AnyHost], command: str, data: Path) -> Iterator[AnyHost]:
+    """A WebUI that a shell command starts, in which {port} and {data} are filled in; ended afterwards."""
+    port = free_port()
+    with open(data / "log.txt", "w") as log:
+        process = subprocess.Popen(
+            command.format(port=port, data=data), shell=True, stdout=log, stderr=log, start_new_session=True
+        )
+    found = kind(f"http://127.0.0.1:{port}")
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (data / "log.txt").read_text()[-2000:]
+            try:
+                found.get("/sdapi/v1/samplers")
+                break
+            except OSError:
+                time.sleep(2)
+        yield found
+    finally:
+        with suppress(ProcessLookupError):  # a host that ended by itself has told why
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """The WebUI; skips where none is given."""
+    """AUTOMATIC1111; skips where none is given."""
     url, root = os.environ.get("DECOUPLE_A1111_URL"), os.environ.get("DECOUPLE_A1111_ROOT")
     if url:
-        found = Host(url)
-        found.post("/sdapi/v1/options", OVERRIDDEN)
-        versions.update(found.inside(VERSIONS))
-        yield found
+        yield made_ready(Host(url), "AUTOMATIC1111")
         return
     if not root:
         pytest.skip("no WebUI given: set DECOUPLE_A1111_ROOT to its folder, or DECOUPLE_A1111_URL")
     data = tmp_path_factory.mktemp("webui")
-    (data / "extensions").mkdir()
-    (data / "extensions" / "attention-decoupling").symlink_to(REPOSITORY)
-    (data / "extensions" / "decouple-probe").symlink_to(REPOSITORY / "tests/hosts/probe")
-    others = os.environ.get("DECOUPLE_EXTENSIONS")
-    for folder in Path(others).iterdir() if others else ():
-        (data / "extensions" / folder.name).symlink_to(folder.resolve())
+    link_extensions(data)
     models = data / "models" / "Stable-diffusion"
     models.mkdir(parents=True)
     embedded = REPOSITORY / "lib_decouple/embedded"
@@ -158,26 +216,57 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         "--skip-version-check --skip-torch-cuda-test --use-cpu all --no-half --precision full --api "
         "--no-download-sd-model --opt-sdp-attention --port {port} --data-dir {data}"
     )
-    port = free_port()
-    command = os.environ.get("DECOUPLE_A1111_START", default).format(port=port, data=data)
-    with open(data / "log.txt", "w") as log:
-        process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True)
-    found = Host(f"http://127.0.0.1:{port}")
-    try:
-        for _ in range(600):
-            assert process.poll() is None, (data / "log.txt").read_text()[-2000:]
-            try:
-                found.get("/sdapi/v1/samplers")
-                break
-            except OSError:
-                time.sleep(2)
-        found.post("/sdapi/v1/options", OVERRIDDEN)
-        versions.update(found.inside(VERSIONS))
+    with started(Host, os.environ.get("DECOUPLE_A1111_START", default), data) as found:
+        yield made_ready(found, "AUTOMATIC1111")
+
+
+@pytest.fixture(scope="session")
+def models_of_forge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``models`` folder with the small random ones; they are kept in DECOUPLE_CHECKPOINTS, where that is given."""
+    models = tmp_path_factory.mktemp("forge") / "models"
+    kept = Path(os.environ.get("DECOUPLE_CHECKPOINTS") or models.parent)
+    for name, families in FORGE_MODELS.items():
+        (models / name).mkdir(parents=True)
+        for family in families:
+            file = small_checkpoints.write(kept, family)
+            (models / name / file.name).symlink_to(file.resolve())
+    return models
+
+
+@pytest.fixture(scope="session")
+def start_forge(tmp_path_factory: pytest.TempPathFactory, models_of_forge: Path) -> Callable[..., Any]:
+    """Starts a Forge with these flags besides; skips where its folder is not given."""
+    root = os.environ.get("DECOUPLE_FORGE_ROOT")
+    if not root:
+        pytest.skip("no Forge to start: set DECOUPLE_FORGE_ROOT to its folder")
+    default = (
+        f"cd {root} && CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 exec venv/bin/python launch.py --always-cpu --api "
+        "--skip-prepare-environment --skip-python-version-check --skip-torch-cuda-test --skip-version-check "
+        "--no-download-sd-model --no-hashing --port {port} --data-dir {data} "
+        f"--gradio-allowed-path {root}"
+    )
+
+    @contextmanager
+    def start(*flags: str) -> Iterator[Forge]:
+        data = tmp_path_factory.mktemp("webui")
+        link_extensions(data)
+        (data / "models").symlink_to(models_of_forge)
+        command = os.environ.get("DECOUPLE_FORGE_START", default)
+        with started(Forge, " ".join((command, *flags)), data) as found:
+            yield made_ready(found, "Forge", sd_model_checkpoint="small-sd1")
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def forge(request: pytest.FixtureRequest) -> Iterator[Forge]:
+    """Forge; skips where none is given."""
+    url = os.environ.get("DECOUPLE_FORGE_URL")
+    if url:
+        yield made_ready(Forge(url), "Forge", sd_model_checkpoint="small-sd1")
+        return
+    with request.getfixturevalue("start_forge")() as found:
         yield found
-    finally:
-        with suppress(ProcessLookupError):  # a host that ended by itself has told why
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -190,7 +279,8 @@ def grouped() -> Iterator[str]:
     found: dict[str, list[tuple[str, str]]] = {}
     for row, outcome in rows:
         name, _, parameters = row.partition("[")
-        found.setdefault(name.replace("_", " "), []).append((parameters.removesuffix("]"), outcome))
+        with_what = re.sub(r"^(host|forge)(-|$)", "", parameters.removesuffix("]"))
+        found.setdefault(name.replace("_", " "), []).append((with_what, outcome))
     for name, runs in found.items():
         counts = {one: [outcome for _, outcome in runs].count(one) for _, one in runs}
         with_what = ", ".join(filter(None, (parameters.replace("|", "\\|") for parameters, _ in runs)))
@@ -199,11 +289,26 @@ def grouped() -> Iterator[str]:
         yield f"| {name} | {with_what} | {told}{f' ({apart})' if apart else ''} |\n"
 
 
-def pytest_sessionfinish() -> None:
+def head(config: pytest.Config) -> Iterator[str]:
+    """What was run: the command without this machine's paths, the commit, and what the hosts told."""
+    given = ("A1111_ROOT", "A1111_URL", "FORGE_ROOT", "FORGE_URL", "CHECKPOINTS", "EXTENSIONS", "HOSTS_TABLE")
+    environment = [f"DECOUPLE_{name}=…" for name in given if f"DECOUPLE_{name}" in os.environ]
+    arguments = [one for one in config.invocation_params.args if not Path(one).is_absolute()]
+    commit = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
+    yield f"# {' and '.join(versions)}: the matrix\n\n"
+    yield "Every row was seen; it is a test of `tests/hosts`, and this file is written by\n\n"
+    yield f"    {' '.join((*environment, 'python -m pytest', *arguments))}\n\n"
+    yield f"on {datetime.now(timezone.utc):%Y-%m-%d}, on {os.cpu_count()} processors, with this extension at "
+    yield f"{subprocess.run(commit, capture_output=True, text=True).stdout.strip() or 'an unknown commit'}.\n\n"
+    for name, found in versions.items():
+        yield f"{name}: {', '.join(f'{key} {version}' for key, version in found.items())}.\n\n"
+    outcomes = [outcome for _, outcome in rows]
+    counts = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
+    yield f"{len(rows)} runs of {len({row.partition('[')[0] for row, _ in rows})} tests: {counts}.\n\n"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
     target = os.environ.get("DECOUPLE_HOSTS_TABLE")
     if target and rows:
-        run = ", ".join(f"{name} {version}" for name, version in versions.items())
-        head = "Written by `tests/hosts` (DECOUPLE_HOSTS_TABLE); the rows are its tests."
-        Path(target).write_text(
-            f"{head}\n\n{run}\n\n| row | with | result |\n|---|---|---|\n{''.join(grouped())}", encoding="utf-8"
-        )
+        table = "| row | with | result |\n|---|---|---|\n"
+        Path(target).write_text("".join((*head(session.config), table, *grouped())), encoding="utf-8")

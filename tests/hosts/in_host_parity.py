@@ -17,6 +17,7 @@ from modules.call_queue import queue_lock
 
 POSITIONS = {"cat": 2, "dog": 5}  # "a cat and a dog": start, a, cat, and, a, dog
 GUIDED = 6
+STEPS_OF = {"PLMS": lambda call: None if call == 1 else max(0, call - 1)}  # it asks twice at the first step
 
 
 def job(script_args):
@@ -109,7 +110,8 @@ def conditional_pass(denoiser, x, sigma, tensor, image_cond):
 
 
 def reference(denoiser, x, sigma, call, cond, image_cond, **_):
-    if call >= GUIDED:
+    step = STEPS_OF.get(SAMPLER, lambda call: call)(call)  # noqa: F821
+    if step is None or step >= GUIDED:
         return
     unet = network()
     layers = [m for name, m in unet.named_modules() if name.endswith("attn2")]
@@ -165,7 +167,7 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
             del layer.forward
             if before[layer] is not None:
                 layer.forward = before[layer]
-    share = SHARE * 2 * (GUIDED - call) / (GUIDED * (GUIDED + 1))  # noqa: F821
+    share = SHARE * 2 * (GUIDED - step) / (GUIDED * (GUIDED + 1))  # noqa: F821
     x -= gradient / gradient.norm() * share * x.norm()
 
 

@@ -1,13 +1,15 @@
 """Random checkpoints that Forge takes for Stable Diffusion 1.5, 2.1 and XL, as small as it lets them be.
 
 Forge knows a family by the widths of its UNet, and loads text encoders and VAE only in full size; depth and
-channel multiples of the UNet are free. ``python -m tests.hosts.small_checkpoints FOLDER [sd1] [sd2] [sdxl]
-[control] [lora]`` writes ``small-sd1.safetensors`` (0.5 GB) and so on, in fp16. The weights are those of a fixed seed.
+channel multiples of the UNet are free. ``python -m tests.hosts.small_checkpoints FOLDER [sd1] [sd1-other] [sd2]
+[sdxl] [control] [lllite] [lora]`` writes ``small-sd1.safetensors`` (0.5 GB) and so on, in fp16; ``sd1-other`` is one to
+refine with. The weights are those of a fixed seed.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import re
 import sys
 from itertools import pairwise
@@ -109,9 +111,9 @@ def open_clip(model: nn.Module, prefix: str) -> dict[str, Tensor]:
     return {prefix + key: value for key, value in found.items() if "position_ids" not in key}
 
 
-def checkpoint(family: str) -> dict[str, Tensor]:
+def checkpoint(family: str, seed: int = 7) -> dict[str, Tensor]:
     """All parts of one family's checkpoint, in fp16."""
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     parts = {**unet(family), **vae()}
     if family == "sdxl":
         parts |= hugging_face(
@@ -142,6 +144,26 @@ def control_net() -> dict[str, Tensor]:
     return {f"control_model.{key}": value.detach().half().contiguous() for key, value in parts.items()}
 
 
+def lllite() -> dict[str, Tensor]:
+    """A random ControlNet-LLLite for ``small-sd1``, on queries of its first block and keys of its second."""
+    torch.manual_seed(10)
+    found = {}
+    for block, attention, into, kernel in (
+        (1, "attn1_to_q", 320, 2),
+        (1, "attn2_to_q", 320, 2),
+        (3, "attn1_to_k", 320, 4),
+    ):
+        shapes = {
+            "conditioning1.0": (16, 3, 4, 4), "conditioning1.2": (32, 16, kernel, kernel), "down.0": (16, into),
+            "mid.0": (16, 48), "up.0": (into, 16),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            key = f"lllite_unet_input_blocks_{block}_1_transformer_blocks_0_{attention}.{name}"
+            found[f"{key}.weight"] = torch.randn(shape) / math.prod(shape[1:]) ** 0.5
+            found[f"{key}.bias"] = torch.zeros(shape[0])
+    return {key: value.half().contiguous() for key, value in found.items()}
+
+
 def lora() -> dict[str, Tensor]:
     """A random LoRA of rank 4 on the queries and keys of ``small-sd1``'s way down."""
     torch.manual_seed(9)
@@ -162,8 +184,8 @@ def write(folder: Path, family: str) -> Path:
     target = folder / f"small-{family}.safetensors"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        made = {"control": control_net, "lora": lora}.get(family)
-        save_file(made() if made else checkpoint(family), target)
+        others = {"control": control_net, "lllite": lllite, "lora": lora, "sd1-other": lambda: checkpoint("sd1", 17)}
+        save_file(others[family]() if family in others else checkpoint(family), target)
     return target
 
 

@@ -1,4 +1,4 @@
-"""The prompt's words, clicked in headless Chromium in real WebUIs; see conftest.py and test_forge.py."""
+"""The prompt's words, clicked in headless Chromium in real WebUIs; see conftest.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-from tests.hosts.test_forge import forge  # noqa: F401
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402

@@ -1,96 +1,27 @@
-"""The extension in a real Forge.
-
-DECOUPLE_FORGE_ROOT: Forge's folder; a server is started on a CPU with DECOUPLE_FORGE_START, a shell command in which
-{port} and {data} are filled in, by default ``launch.py`` in the WebUI's own venv. Or DECOUPLE_FORGE_URL: a running
-instance that has this folder and ``tests/hosts/probe`` under its ``extensions/`` and ``small-sd1``, ``small-control``
-and ``small-lora`` of small_checkpoints.py.
-"""
+"""The extension in a real Forge; see conftest.py for how to give one."""
 
 from __future__ import annotations
 
 import base64
 import io
-import os
-import signal
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
 
 from lib_decouple.hosts.ldm import main_calls
 from lib_decouple.webui.api import ORDER
-from tests.hosts import small_checkpoints
-from tests.hosts.conftest import OVERRIDDEN, REPOSITORY, Host, Picture, free_port
+from tests.hosts.conftest import Forge, Picture
 
 HERE = Path(__file__).parent
-SMALL = {"width": 128, "height": 128, "steps": 4}
 CURVES = (
     *("Euler", "Euler a", "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DPM++ 2M"),
     *("DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "HeunPP2", "IPNDM", "IPNDM_V"),
     *("DEIS", "DDPM", "DDIM", "DDIM CFG++", "PLMS", "UniPC"),
 )
-
-
-class Forge(Host):
-    """Forge over HTTP; 128 pixels and 4 steps where nothing else is said."""
-
-    def draw(self, decouple: dict[str, Any] | list[Any] | None = None, **given: Any) -> Picture:
-        return super().draw(decouple, **{**SMALL, **given})
-
-
-def ready(host: Forge) -> None:
-    """Options that the host leaks are set; the model is there, which Forge loads with the first picture."""
-    host.post("/sdapi/v1/options", OVERRIDDEN)
-    host.draw()
-
-
-@pytest.fixture(scope="session")
-def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
-    url, root = os.environ.get("DECOUPLE_FORGE_URL"), os.environ.get("DECOUPLE_FORGE_ROOT")
-    if not url and not root:
-        pytest.skip("no Forge given: set DECOUPLE_FORGE_ROOT to its folder, or DECOUPLE_FORGE_URL")
-    if url:
-        found = Forge(url)
-        ready(found)
-        yield found
-        return
-    data = tmp_path_factory.mktemp("forge")
-    (data / "extensions").mkdir()
-    (data / "extensions" / "attention-decoupling").symlink_to(REPOSITORY)
-    (data / "extensions" / "decouple-probe").symlink_to(REPOSITORY / "tests/hosts/probe")
-    for folder, family in (("Stable-diffusion", "sd1"), ("ControlNet", "control"), ("Lora", "lora")):
-        small_checkpoints.write(data / "models" / folder, family)
-    default = (
-        f"cd {root} && CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 exec venv/bin/python launch.py --always-cpu --api "
-        "--skip-prepare-environment --skip-python-version-check --skip-torch-cuda-test --skip-version-check "
-        "--no-download-sd-model --no-hashing --port {port} --data-dir {data} "
-        f"--gradio-allowed-path {root}"
-    )
-    port = free_port()
-    command = os.environ.get("DECOUPLE_FORGE_START", default).format(port=port, data=data)
-    with open(data / "log.txt", "w") as log:
-        process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True)
-    found = Forge(f"http://127.0.0.1:{port}")
-    try:
-        for _ in range(600):
-            assert process.poll() is None, (data / "log.txt").read_text()[-2000:]
-            try:
-                found.get("/sdapi/v1/samplers")
-                break
-            except OSError:
-                time.sleep(2)
-        ready(found)
-        yield found
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +44,7 @@ def assert_guided(picture: Picture) -> None:
 
 
 @pytest.mark.parametrize("loss", ["com", "iou"])
-@pytest.mark.parametrize("sampler", ["Euler", "DDIM", "DPM++ 2M"])
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM", "PLMS", "UniPC", "DPM++ 2M"])
 def test_latents_after_every_step_are_those_of_an_independent_reference(forge, sampler, loss):
     code = (HERE / "in_host_parity.py").read_text()
     found = forge.inside(code, SAMPLER=sampler, STEPS=8, SIZE=128, LOSS=loss, SHARE=0.1)
@@ -231,14 +162,42 @@ def test_gradient_with(forge, name):
         {"batch_size": 2},
         {"cfg_scale": 1.0},
         {"sampler_name": "DDIM"},
+        {"sampler_name": "PLMS"},
+        {"sampler_name": "UniPC"},
         {"width": 192, "height": 128},
         {"prompt": "very nice, " * 30 + "a cat and a dog"},
         {"negative_prompt": "bad, " * 60},
+        # 154 columns against 231: the host repeats both to 462.
+        {"prompt": "very nice, " * 30 + "a cat AND a dog", "negative_prompt": "bad, " * 90},
     ],
     ids=str,
 )
 def test_gradient_of_a_job(forge, given):
     assert slopes(forge, given) == pytest.approx([1, 1], abs=2e-3)
+
+
+AT_START = {
+    "--attention-split": "attention_split",
+    "--attention-quad": "attention_sub_quad",
+    "--attention-pytorch": "attention_pytorch",
+    "--attention-split --force-upcast-attention": "attention_split",
+    "--attention-quad --disable-attention-upcast": "attention_sub_quad",
+    "--attention-pytorch --always-offload-from-vram --unet-in-fp8-e4m3fn": "attention_pytorch",
+}
+
+
+@pytest.mark.parametrize("flags", AT_START)
+def test_gradient_with_attention_chosen_at_start(start_forge, flags):
+    """xformers is the one left: it has no CPU."""
+    with start_forge(flags) as started:
+        name = started.inside("from backend.nn import unet\nresult = unet.attention_function.__name__")
+        assert name == AT_START[flags]
+        assert slopes(started) == pytest.approx([1, 1], abs=2e-3)
+        plain = started.draw()
+        guided = started.draw({})
+        assert_guided(guided)
+        assert guided.pixels != plain.pixels
+        assert started.draw().pixels == plain.pixels
 
 
 @pytest.mark.parametrize("name", ["attention_basic", "attention_sub_quad", "attention_split", "attention_pytorch"])
@@ -367,6 +326,39 @@ def test_setting(forge, given):
     assert guided.pixels != forge.draw(**given).pixels
 
 
+CHECKPOINTS = {"small-sd2": {}, "small-sdxl": {"width": 256, "height": 256}}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoint_switched_in_the_session(forge, plain, name):
+    size = CHECKPOINTS[name]
+    for option, value in {"sd_model_checkpoint": name, "show_progress_type": "Approx cheap"}.items():
+        forge.post("/sdapi/v1/options", {option: value})
+    try:
+        found = slopes(forge, size)
+        unguided, guided = forge.draw(**size), forge.draw({"size": 0.3}, **size)
+        assert f"Model: {name}" in guided.infotexts[0]
+        assert_guided(guided)
+        assert guided.value("Decouple found") == "cat, dog"
+        assert guided.pixels != unguided.pixels
+        assert forge.draw(**size).pixels == unguided.pixels
+    finally:
+        forge.post("/sdapi/v1/options", {"sd_model_checkpoint": "small-sd1"})
+    assert found == pytest.approx([1, 1], abs=2e-3)
+    assert forge.draw().pixels == plain.pixels
+
+
+def test_refiner_takes_over_within_the_guided_steps(forge, plain):
+    given = {"refiner_checkpoint": "small-sd1-other", "refiner_switch_at": 0.4, "steps": 8}
+    unguided, guided = forge.draw(**given), forge.draw({"steps": 6, "size": 0.3}, **given)
+    assert "Refiner: small-sd1-other" in guided.infotexts[0]
+    assert_guided(guided)
+    assert guided.pixels != unguided.pixels
+    assert forge.draw(**given).pixels == unguided.pixels
+    assert unguided.pixels != forge.draw(steps=8).pixels
+    assert forge.draw().pixels == plain.pixels
+
+
 def test_distilled_cfg_means_nothing_to_these_models(forge):
     assert forge.draw({}, distilled_cfg_scale=9.0).pixels == forge.draw({}, distilled_cfg_scale=3.5).pixels
 
@@ -399,6 +391,94 @@ result = True
         forge.inside(heal)
     assert_guided(parts)
     assert max(abs(a - b) for a, b in zip(whole.pixels[-1], parts.pixels[-1])) <= 3
+
+
+STILL = """
+from lib_decouple.core.guidance import Guide
+kept["step"], kept["looks"] = Guide.step, 0
+def step(self, latents, *args, **kwargs):
+    kept["step"](self, latents, *args, **kwargs)
+    kept["looks"] += 1
+    return latents
+Guide.step = step
+result = True
+"""
+MOVING = """
+from lib_decouple.core.guidance import Guide
+Guide.step = kept["step"]
+result = kept["looks"]
+"""
+
+
+@contextmanager
+def still(forge: Forge) -> Iterator[None]:
+    """Inside, guidance takes every gradient, and moves nothing."""
+    forge.inside(STILL)
+    try:
+        yield
+    finally:
+        looks = forge.inside(MOVING)
+    assert looks > 1
+
+
+def other(name: str, *args: object) -> dict[str, object]:
+    return {"alwayson_scripts": {name: {"args": list(args)}}}
+
+
+def unit(plain: Picture, **given: object) -> dict[str, object]:
+    return other("controlnet", {"enabled": True, "module": "None", "image": encoded(plain.images[0]), **given})
+
+
+BESIDE = {
+    "nothing": lambda plain: {},
+    "ControlNet": lambda plain: unit(plain, model="small-control", weight=0.5),
+    "ControlNet in the first half": lambda plain: unit(plain, model="small-control", guidance_end=0.5),
+    "ControlNet-LLLite": lambda plain: unit(plain, model="small-lllite"),
+    "ControlNet inpaint_only": lambda plain: unit(
+        plain, model="small-control", module="inpaint_only", mask=encoded(left_half())
+    ),
+    "Never OOM": lambda plain: other("never oom integrated", True, True),
+    "Soft Inpainting": lambda plain: {
+        "init_images": [encoded(plain.images[0])], "mask": encoded(left_half()), "mask_blur": 4,
+        **other("soft inpainting", True, 1, 0.5, 4, 0, 0.01, 2),
+    },
+    **{
+        name: lambda plain, given=given: other(next(iter(given)).lower(), *next(iter(given.values())))
+        for name, given in EXTENSIONS.items()
+    },
+    "two AND parts, two images": lambda plain: {"prompt": "a cat AND a dog", "batch_size": 2},
+    "DDIM": lambda plain: {"sampler_name": "DDIM"},
+    "an ancestral sampler": lambda plain: {"sampler_name": "Euler a"},
+    "a LoRA": lambda plain: {"prompt": "a cat and a dog <lora:small-lora:1>"},
+}  # fmt: skip
+
+
+def left_half() -> Image.Image:
+    mask = Image.new("L", (128, 128))
+    ImageDraw.Draw(mask).rectangle((0, 0, 64, 128), fill=255)
+    return mask
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_guided_pass_leaves_nothing_behind(forge, plain, name):
+    """What the host and its extensions count and keep is as if the pass had not been."""
+    host_s = forge.draw(**BESIDE[name](plain))
+    with still(forge):
+        looked = forge.draw({}, **BESIDE[name](plain))
+    assert looked.value("Decouple stood aside") is None
+    assert looked.pixels == host_s.pixels
+    moved = forge.draw({"size": 0.3}, **BESIDE[name](plain))
+    assert moved.pixels != host_s.pixels
+
+
+@pytest.mark.parametrize("module", ["reference_only", "reference_adain"])
+def test_what_changes_the_model_at_every_step_stands_aside(forge, plain, module):
+    given = unit(plain, model="None", module=module)
+    host_s = forge.draw(**given)
+    assert host_s.pixels != plain.pixels
+    picture = forge.draw({}, **unit(plain, model="None", module=module))
+    assert picture.pixels == host_s.pixels
+    assert "another extension" in picture.value("Decouple stood aside")
 
 
 @pytest.mark.parametrize("hires", [False, True])
@@ -439,9 +519,7 @@ result = kept["steps"]
 def test_img2img(forge, plain, sampler, masked):
     given = {"init_images": [encoded(plain.images[0])], "denoising_strength": 0.8, "sampler_name": sampler, "steps": 6}
     if masked:
-        mask = Image.new("L", (128, 128))
-        ImageDraw.Draw(mask).rectangle((0, 0, 64, 128), fill=255)
-        given |= {"mask": encoded(mask), "mask_blur": 0}
+        given |= {"mask": encoded(left_half()), "mask_blur": 0}
     guided, unguided = forge.draw({}, **given), forge.draw(**given)
     assert guided.value("Decouple stood aside") is None
     assert guided.pixels != unguided.pixels
@@ -453,19 +531,14 @@ def test_img2img(forge, plain, sampler, masked):
 
 @pytest.mark.parametrize("mode", ["Balanced", "My prompt is more important", "ControlNet is more important"])
 def test_control_net(forge, plain, mode):
-    unit = {
-        "enabled": True, "module": "None", "model": "small-control", "weight": 0.5, "control_mode": mode,
-        "image": encoded(plain.images[0]),
-    }  # fmt: skip
-    given = {"alwayson_scripts": {"controlnet": {"args": [unit]}}}
-    controlled = forge.draw(**given)
+    def draw(decouple=None):
+        return forge.draw(decouple, **unit(plain, model="small-control", weight=0.5, control_mode=mode))
+
+    controlled, guided = draw(), draw({})
     assert controlled.pixels != plain.pixels
-    given["alwayson_scripts"] = {"controlnet": {"args": [unit]}}
-    guided = forge.draw({}, **given)
     assert_guided(guided)
     assert guided.pixels != controlled.pixels
-    given["alwayson_scripts"] = {"controlnet": {"args": [unit]}}
-    assert forge.draw(**given).pixels == controlled.pixels
+    assert draw().pixels == controlled.pixels
 
 
 @pytest.mark.parametrize("title", ["kohya hrfix integrated", "multidiffusion integrated"])
@@ -540,13 +613,13 @@ from modules import scripts
 runner = scripts.scripts_txt2img
 kept["scripts"] = list(runner.alwayson_scripts)
 runner.alwayson_scripts[:] = [s for s in runner.alwayson_scripts if s.title() != "Attention Decoupling"]
-runner.callback_map.clear()
+getattr(runner, "callback_map", {}).clear()
 result = True
 """
     back = """
 from modules import scripts
 scripts.scripts_txt2img.alwayson_scripts[:] = kept["scripts"]
-scripts.scripts_txt2img.callback_map.clear()
+getattr(scripts.scripts_txt2img, "callback_map", {}).clear()
 result = True
 """
     forge.draw({})
@@ -617,6 +690,44 @@ def test_fault_costs_nothing(forge, plain, fault):
     assert failed.pixels == plain.pixels
     assert failed.value("Decouple stood aside")
     assert forge.draw().pixels == plain.pixels
+
+
+TIGHT = """
+import resource
+from pathlib import Path
+from lib_decouple.core.guidance import Guide
+kept["gradient"] = Guide.gradient
+def gradient(self, *args, **kwargs):
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 16 * 2**20, hard))
+    try:
+        return kept["gradient"](self, *args, **kwargs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+Guide.gradient = gradient
+result = True
+"""
+WIDE = """
+import gc
+from lib_decouple.core.guidance import Guide
+Guide.gradient = kept["gradient"]
+result = sum(type(one).__name__ == "OrdinaryTensors" for one in gc.get_objects())
+"""
+
+
+def test_a_run_that_does_not_fit_delivers_the_host_s_image(forge):
+    """The operating system really refuses the memory; what the gradient had taken is free again."""
+    size = {"width": 256, "height": 256, "steps": 2}
+    host_s = forge.draw(**size)
+    forge.inside(TIGHT)
+    try:
+        picture = forge.draw({}, **size)
+    finally:
+        kept = forge.inside(WIDE)
+    assert picture.pixels == host_s.pixels
+    assert "out of memory" in picture.value("Decouple stood aside")
+    assert kept == 0
 
 
 FOREIGN = """

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
 from lib_decouple import presets
-from tests.hosts.test_chips import OWN, find, forge, page, shot, until, write  # noqa: F401
+from tests.hosts.test_chips import OWN, find, page, shot, until, write  # noqa: F401
 
 PART = f"{OWN.format(tab='txt2img')}presets"
 VALUE = """

@@ -1,4 +1,4 @@
-"""Presets and X/Y/Z plots in real WebUIs, A1111 and Forge; see conftest.py and test_forge.py."""
+"""Presets and X/Y/Z plots in real WebUIs, A1111 and Forge; see conftest.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from lib_decouple import presets
 from lib_decouple.settings import Settings, specs
 from lib_decouple.webui.infotext import from_text
 from tests.hosts.conftest import Host, Picture
-from tests.hosts.test_forge import forge  # noqa: F401
 
 API = "/decouple/v1/presets"
 MINE = {"loss": "iou", "steps": 3, "size": 0.25}

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 from lib_decouple.core.trace import ImageTrace, Measures, StepRecord
 from lib_decouple.settings import Settings
+from lib_decouple.webui.infotext import STOOD_ASIDE
 from lib_decouple.webui.report import Run
 
 
@@ -69,3 +71,12 @@ def test_status_lines():
     asked.settings = Settings(enabled=True, entities=("cat", "dog", "bird"))
     assert "; not in this prompt: bird" in asked.lines()[0]
     assert run(problem="loss: no").lines() == ["Stood aside: loss: no"]
+
+
+def test_results_can_be_written_as_json():
+    """Forge Classic does so with what a job was given for its infotext, before and beside calling it."""
+    found = Run(Settings(enabled=True), problem="no reason").infotext()
+    assert json.loads(json.dumps(found)) == dict.fromkeys(found, "")
+    p = SimpleNamespace(all_prompts=["a"], batch_size=1, iteration=0, attention_decoupling=None)
+    given = {"p": p, "index": 0, "all_prompts": ["a"], "use_main_prompt": False}
+    assert found[STOOD_ASIDE](**given) == "no reason"

@@ -1,10 +1,17 @@
-"""The page of a real AUTOMATIC1111, clicked in headless Chromium; see conftest.py."""
+"""The page of real WebUIs, clicked in headless Chromium, and infotexts that go from one to the other; see conftest.py.
+
+``infotexts/a1111.txt`` and ``forge.txt`` are what those WebUIs wrote, into the folder that DECOUPLE_INFOTEXTS names; a
+test holds them against what they write now.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +20,11 @@ from lib_decouple.settings import Settings, specs
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 DRIVER = shutil.which("chromedriver")
 OURS = "script_{tab}_attention_decoupling_{name}"
+WRITTEN = Path(__file__).parent / "infotexts"
+ODD = 'fox: "old", big\nand shaggy'
 SETTINGS = {
     "loss": "iou + 0.5*intensity", "steps": 4, "size": 0.31, "rule": "attend-excite", "layers": "last",
-    "entities": ["cat", 'dog: "old", big\nand shaggy'], "refine_steps": [0, 2], "stop": True,
+    "entities": ["cat", "dog", ODD], "skip_missing": True, "refine_steps": [0, 2], "stop": True,
 }  # fmt: skip
 VALUES = """
 const found = {};
@@ -37,8 +46,13 @@ box.dispatchEvent(new Event("input", {bubbles: true}));
 """
 
 
+@pytest.fixture(scope="module", params=["host", "forge"])
+def webui(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def page(host):
+def page(webui):
     """A browser on the WebUI's page."""
     if DRIVER is None:
         pytest.skip("no chromedriver on this machine")
@@ -48,7 +62,7 @@ def page(host):
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,2400"):
         options.add_argument(flag)
     browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    browser.get(host.url)
+    browser.get(webui.url)
     until(lambda: browser.execute_script("return !!document.querySelector('#txt2img_prompt textarea')"), 120)
     time.sleep(3)  # the page's own scripts attach after the controls are there
     yield browser
@@ -74,50 +88,61 @@ def paste(page, tab, text):
     page.execute_script(f"document.querySelector('#{tab}_tools #paste').click()")
 
 
-def text_of(made):
-    return made.infotexts[0]
-
-
 @pytest.fixture(scope="module")
-def infotext(host):
-    """That of a picture with settings of every kind, and an entity with a comma, quotes, a colon and a line break."""
-    made = host.draw({**SETTINGS, "entities": ["cat", "dog"]})
-    assert made.value("Decouple stood aside") is None
-    code = """
-from lib_decouple.settings import Settings
-from lib_decouple.webui import infotext
-from modules.infotext_utils import quote
-result = ", ".join(f"{k}: {quote(v)}" for k, v in infotext.write(Settings.from_dict(SETTINGS)).items())
-"""
-    whole = host.inside(code, SETTINGS={"enabled": True, **SETTINGS})
-    head, _, rest = text_of(made).partition("Decouple: ")
-    return f"{head}{whole}, Version{rest.rpartition('Version')[2]}"
+def made(webui):
+    """A picture with settings of every kind, and an entity with a comma, quotes, a colon and a line break."""
+    found = webui.draw(SETTINGS)
+    assert found.value("Decouple stood aside") is None
+    return found
 
 
 WANTED = {
     "enabled": True, "loss": "iou + 0.5*intensity", "steps": "4", "size": "0.31", "rule": "attend-excite",
     "layers": "last", "refine_steps": "0, 2", "stop": True, "every": "1",
-    "entities": 'cat, ' + json.dumps('dog: "old", big\nand shaggy'),
+    "entities": f"cat, dog, {json.dumps(ODD)}", "skip_missing": True,
 }  # fmt: skip
 
 
+def ours(text):
+    """What an infotext says of us, less the figures that a checkpoint of random weights decides."""
+    return re.sub(r"(Decouple IoU: [^,]*), ", "", re.search(r"Decouple: .*?(?=, Version)", text, re.S)[0])
+
+
+def test_an_infotext_is_as_it_was_written_before(webui, made):
+    if folder := os.environ.get("DECOUPLE_INFOTEXTS"):
+        (Path(folder) / f"{webui.name}.txt").write_text(made.infotexts[0], encoding="utf-8")
+    assert ours((WRITTEN / f"{webui.name}.txt").read_text(encoding="utf-8")) == ours(made.infotexts[0])
+
+
+@pytest.mark.parametrize("writer", ["a1111", "forge"])
+def test_what_one_webui_wrote_the_other_s_parser_reads(webui, writer):
+    code = """
+from modules import infotext_utils, scripts
+params = infotext_utils.parse_generation_parameters(TEXT)
+script = next(s for s in scripts.scripts_txt2img.alwayson_scripts if s.title() == "Attention Decoupling")
+result = {key.args[0]: key(params) for _, key in script.infotext_fields if hasattr(key, "args")}
+"""
+    found = webui.inside(code, TEXT=(WRITTEN / f"{writer}.txt").read_text(encoding="utf-8"))
+    assert {name: found[name] for name in WANTED} == {**WANTED, "steps": 4, "size": 0.31, "every": 1}
+
+
+@pytest.mark.parametrize("writer", ["a1111", "forge"])
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
-def test_paste_restores_the_settings_and_a_foreign_text_turns_us_off(page, host, infotext, tab):
+def test_paste_restores_the_settings_and_a_foreign_text_turns_us_off(page, webui, tab, writer):
     if tab == "img2img":
         page.execute_script("document.querySelectorAll('#tabs > .tab-nav > button')[1].click()")
-    paste(page, tab, infotext)
+    paste(page, tab, (WRITTEN / f"{writer}.txt").read_text(encoding="utf-8"))
     until(lambda: values(page, tab)["enabled"])
     until(lambda: values(page, tab) == WANTED or None, 10)
-    paste(page, tab, text_of(host.draw()))
+    paste(page, tab, webui.draw().infotexts[0])
     until(lambda: not values(page, tab)["enabled"])
 
 
-def test_png_info_sends_the_settings_to_img2img(page, host, tmp_path):
+def test_png_info_sends_the_settings_to_img2img(page, made, tmp_path):
     from PIL import PngImagePlugin
 
-    made = host.draw({**SETTINGS, "entities": ["cat", "dog"]})
     about = PngImagePlugin.PngInfo()
-    about.add_text("parameters", text_of(made))
+    about.add_text("parameters", made.infotexts[0])
     made.images[0].save(tmp_path / "made.png", pnginfo=about)
     nav = "Array.from(document.querySelectorAll('#tabs > .tab-nav > button'))"
     page.execute_script(f"{nav}.find(b => b.textContent.trim() == 'PNG Info').click()")
@@ -128,12 +153,12 @@ def test_png_info_sends_the_settings_to_img2img(page, host, tmp_path):
         time.sleep(1)
         page.execute_script(f"document.querySelector('#tab_pnginfo #{tab}_tab').click()")
         until(lambda tab=tab: values(page, tab)["enabled"])
-        until(lambda tab=tab: values(page, tab) == {**WANTED, "entities": "cat, dog"} or None, 10)
+        until(lambda tab=tab: values(page, tab) == WANTED or None, 10)
 
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
-def test_defaults_are_saved_for_every_control(host, tab):
-    saved = host.inside(
+def test_defaults_are_saved_for_every_control(webui, tab):
+    saved = webui.inside(
         "import json\nfrom modules import shared\nresult = json.load(open(shared.cmd_opts.ui_config_file))"
     )
     defaults = Settings().as_dict()
@@ -143,8 +168,8 @@ def test_defaults_are_saved_for_every_control(host, tab):
         assert kept == ("" if defaults[name] == [] else defaults[name]), name
 
 
-def test_the_page_made_anew_is_as_before(page, host):
-    before = host.draw({"size": 0.3})
+def test_the_page_made_anew_is_as_before(page, webui):
+    before = webui.draw({"size": 0.3})
     page.execute_script("document.querySelector('#settings_restart_gradio').click()")
     time.sleep(1)
     page.get("about:blank")  # the WebUI's server waits for connections that stay open
@@ -152,17 +177,17 @@ def test_the_page_made_anew_is_as_before(page, host):
 
     def alive():
         try:
-            return host.get("/sdapi/v1/samplers")
+            return webui.get("/sdapi/v1/samplers")
         except (OSError, ValueError):
             return None
 
     until(alive, 120)
-    page.get(host.url)
+    page.get(webui.url)
     until(lambda: page.execute_script("return !!document.querySelector('#txt2img_prompt textarea')"), 120)
     count = "return document.querySelectorAll('[id=script_txt2img_attention_decoupling_enabled]').length"
     assert page.execute_script(count) == 1
-    assert host.draw({"size": 0.3}).pixels == before.pixels
-    status, answer = host.post(
+    assert webui.draw({"size": 0.3}).pixels == before.pixels
+    status, answer = webui.post(
         "/sdapi/v1/txt2img", {"alwayson_scripts": {"attention decoupling": {"args": [{"steps": 999}]}}}
     )
     assert status == 422
