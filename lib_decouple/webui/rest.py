@@ -20,6 +20,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel, Field
 
+from ..prompt import lexicon
 from ..prompt.align import Piece
 from . import preset_routes, schema, tokens
 from .infotext import join_list, split_list
@@ -100,6 +101,7 @@ class Tokens(BaseModel):
 
 def add(app: Any, host: Host) -> None:
     """Add the routes to ``app``, with the checks that stand before them."""
+    lexicon.load()  # nobody's first keystroke is to wait for it
     router = APIRouter(
         prefix=PREFIX,
         tags=["Attention Decoupling"],

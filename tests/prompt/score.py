@@ -1,8 +1,9 @@
-"""``python -m tests.prompt.score [-v]``: precision, recall and F1 of the suggestions on the labelled prompts."""
+"""``python -m tests.prompt.score [-v]``: how well the labelled prompts' entities are suggested, and how fast."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -76,6 +77,20 @@ def main() -> None:
                 )
         if "-v" in sys.argv:
             _tell_wrong(cases)
+    _tell_time()
+
+
+def _tell_time() -> None:
+    """Of 200 words: the first time in a process that has the lexicon, and again."""
+    code = (
+        "import sys, time; from lib_decouple.prompt import entities, lexicon\n"
+        "for do in (lexicon.load, *2 * [lambda: entities.suggest(sys.argv[1])]):\n"
+        "    start = time.process_time(); do(); print(f'{1000 * (time.process_time() - start):.1f}', end=' ')"
+    )
+    words = " ".join(case.prompt for name in SETS for case in load(name)).split()[-200:]
+    told = subprocess.run([sys.executable, "-c", code, " ".join(words)], check=True, capture_output=True, text=True)
+    load_ms, first, again = told.stdout.split()
+    print(f"200 words: {first} ms at first, {again} ms again; reading the lexicon {load_ms} ms")
 
 
 def _tell_wrong(cases: Iterable[Case]) -> None:
