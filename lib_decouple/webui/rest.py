@@ -90,12 +90,14 @@ class Entity(BaseModel):
 
 class Tokens(BaseModel):
     """A prompt's words; suggestions as lists of indexes of words; the entities that were typed, then those that were
-    clicked, and how the field would hold them; how many tokens it has."""
+    clicked, and how the field would hold them; the entities' colours, or the suggestions' where there are no entities;
+    how many tokens it has."""
 
     words: list[Word]
     suggested: list[list[int]]
     entities: list[Entity]
     field: str
+    colours: list[str]
     tokens: int
 
 
