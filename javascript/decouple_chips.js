@@ -3,9 +3,16 @@
 (function() {
     const LOOK = 300; // ms; other scripts change the prompt without an event
     const PAUSE = 50; // ms after a key
+    const say = (text, values) => decoupleSay(text, values); // which another file defines
     const KINDS = {
-        weight: "attention weight", lora: "network, not part of the picture's words", break: "BREAK: the next chunk begins",
-        and: "AND: the next part begins", comment: "comment", word: "not a word that can be drawn",
+        weight: () => say("attention weight"),
+        lora: () => say("network, not part of the picture's words"),
+        break: () => say("BREAK: the next chunk begins"),
+        and: () => say("AND: the next part begins"),
+        comment: () => say("comment"),
+        edit: () => say("prompt editing or a choice"),
+        punctuation: () => say("a sign, not a word"),
+        word: () => say("not a word that can be drawn"),
     };
 
     class Chips {
@@ -70,8 +77,12 @@
 
         // The entities as lists of words' indexes: those of the field, or the suggested ones while it is empty.
         groups() {
-            if (!this.answer.entities.length) return this.answer.suggested;
-            return this.answer.entities.filter((one) => one.words.length).map((one) => one.words);
+            return this.shownGroups().filter((words) => words.length);
+        }
+
+        shownGroups() {
+            const {entities, suggested} = this.answer;
+            return entities.length ? entities.map((one) => one.words) : suggested;
         }
 
         part(tag, name, text = "") {
@@ -89,33 +100,46 @@
             if (!words) {
                 words = this.part("div", "decouple-words");
                 words.setAttribute("role", "group");
-                words.setAttribute("aria-label", "Words of the prompt: choose the entities");
+                words.setAttribute("aria-label", say("Words of the prompt: choose the entities"));
+                words.title = [
+                    say("Click a word to choose it, click again to leave it out."),
+                    say("Drag across words, or click with Shift, to join them into one entity."),
+                    say("By keyboard: arrow keys go from word to word, Enter or Space chooses, Shift and Enter join all from the word chosen last."),
+                ].join("\n");
+                words.setAttribute("aria-description", words.title);
                 const says = this.part("p", "decouple-says");
                 says.setAttribute("role", "status");
                 place.replaceChildren(words, says);
                 words.addEventListener("keydown", (event) => this.walk(event));
+                words.addEventListener("focusin", (event) => this.reach(event.target.dataset.word));
             }
-            const colours = place.dataset.colours.split(" ");
             const owner = new Map();
-            this.groups().forEach((group, k) => group.forEach((word) => owner.set(word, k)));
+            this.shownGroups().forEach((group, k) => group.forEach((word) => owner.set(word, k)));
             const automatic = !this.answer.entities.length;
             words.replaceChildren(...this.answer.words.map((word, k) => {
                 if (!word.selectable) {
                     const sign = this.part("span", "decouple-sign", word.text);
-                    sign.title = KINDS[word.kind] ?? word.kind;
+                    sign.title = (KINDS[word.kind] ?? KINDS.word)();
                     return sign;
                 }
-                const chip = this.part("button", "decouple-chip", word.text);
+                // The joiner keeps the host's localization from taking a word of the prompt for one of its own.
+                const chip = this.part("button", "decouple-chip", `${word.text}\u2060`);
                 const entity = owner.get(k);
                 const tokens = word.tokens.map((one) => `#${one}`).join(" ");
                 chip.dataset.word = k;
-                chip.title = `token ${tokens || "none in this step"}; chunk ${word.chunk + 1}`
-                    + (word.part ? `; AND part ${word.part + 1}` : "") + (word.weight === 1 ? "" : `; weight ${word.weight}`);
+                chip.title = [
+                    tokens ? say("token {tokens}", {tokens}) : say("no token in this step"),
+                    say("chunk {number}", {number: word.chunk + 1}),
+                    word.part && say("AND part {number}", {number: word.part + 1}),
+                    word.weight !== 1 && say("weight {weight}", {weight: word.weight}),
+                ].filter(Boolean).join("; ");
                 chip.setAttribute("aria-pressed", entity !== undefined);
                 if (entity !== undefined) {
-                    chip.style.setProperty("--decouple-colour", colours[entity % colours.length]);
+                    chip.style.setProperty("--decouple-colour", this.answer.colours[entity]);
                     chip.append(this.part("sup", "", entity + 1));
-                    chip.setAttribute("aria-label", `${word.text}, entity ${entity + 1}${automatic ? ", suggested" : ""}`);
+                    const told = {word: word.text, number: entity + 1};
+                    chip.setAttribute("aria-label", automatic ? say("{word}, entity {number}, suggested", told)
+                        : say("{word}, entity {number}", told));
                     chip.classList.toggle("decouple-suggested", automatic);
                 }
                 chip.addEventListener("click", (event) => this.clicked(k, event.shiftKey));
@@ -125,11 +149,13 @@
                 });
                 return chip;
             }));
+            this.reach(focused);
             if (focused !== null) this.chip(focused)?.focus();
             const problems = this.answer.entities.map((one) => one.problem).filter(Boolean);
             this.says(problems.join(" ") || (automatic
-                ? (owner.size ? "Found automatically; click words to choose." : "Nothing found; click words to choose.")
-                : `${this.answer.entities.length} chosen: ${this.answer.field}`), !automatic);
+                ? (owner.size ? say("Found automatically. Click words to change that; drag across words to join them.")
+                    : say("Nothing found; click words to choose."))
+                : say("{number} chosen: {names}", {number: this.answer.entities.length, names: this.answer.field})), !automatic);
         }
 
         says(text, back = false) {
@@ -142,7 +168,7 @@
             }
             says.textContent = text;
             if (back) {
-                const button = this.part("button", "decouple-back", "Find automatically");
+                const button = this.part("button", "decouple-back", say("Find automatically"));
                 button.addEventListener("click", () => this.write(""));
                 says.append(" ", button);
             }
@@ -152,11 +178,23 @@
             return this.find.place().querySelector(`[data-word="${word}"]`);
         }
 
+        // Of all words the tabulator stops at one; the arrow keys go on from there.
+        reach(word) {
+            const chosen = (word !== null && this.chip(word)) || this.find.place().querySelector("[data-word]");
+            for (const chip of this.find.place().querySelectorAll("[data-word]")) chip.tabIndex = chip === chosen ? 0 : -1;
+        }
+
         walk(event) {
-            const by = {ArrowRight: 1, ArrowLeft: -1}[event.key];
-            if (!by || !event.target.dataset.word) return;
+            if (!event.target.dataset.word) return;
+            if (event.key === "Enter" && event.shiftKey) {
+                event.preventDefault();
+                return this.clicked(+event.target.dataset.word, true);
+            }
             const all = [...this.find.place().querySelectorAll("[data-word]")];
-            all[(all.indexOf(event.target) + by + all.length) % all.length].focus();
+            const here = all.indexOf(event.target);
+            const to = {ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1, Home: 0, End: -1};
+            if (!(event.key in to)) return;
+            all.at(to[event.key] % all.length).focus();
             event.preventDefault();
         }
 
@@ -207,14 +245,14 @@
         async choose(groups) {
             const now = this.now();
             if (now.prompt !== this.shown.prompt || now.entities !== this.shown.entities) {
-                return this.says("The prompt has just changed; click again.");
+                return this.says(say("The prompt has just changed; click again."));
             }
             const lost = this.answer.entities.filter((one) => !one.words.length).map((one) => one.text);
             const answer = await this.ask({prompt: now.prompt, selected: groups});
             const problem = answer.problem ?? answer.entities.map((one) => one.problem).filter(Boolean).join(" ");
             if (problem) return this.says(problem, !!now.entities);
             await this.write(answer.field);
-            if (lost.length) this.says(`Dropped, as the prompt doesn't name it: ${lost.join(", ")}`, true);
+            if (lost.length) this.says(say("Dropped, as the prompt doesn't name it: {names}", {names: lost.join(", ")}), true);
         }
 
         write(text) {

@@ -166,7 +166,7 @@ def _unit(clause: Sequence[_Token], i: int) -> _Unit:
             continue
         text = " ".join(token.text for token in tokens)
         found, plural = _noun(text)
-        if found:
+        if found and not all(_describes(token.text) for token in tokens):
             return _Unit(text, tokens[0].start, tokens[-1].end, found, plural, length, False)
     token = clause[i]
     if match := _NUMBERED.fullmatch(token.text):
@@ -184,6 +184,12 @@ def _unit(clause: Sequence[_Token], i: int) -> _Unit:
     if found is None and (re.search(r"\d", token.text) or len(token.text) < 2):
         found = _ADJECTIVE
     return _Unit(token.text, token.start, token.end, found, plural, 1, token.capital)
+
+
+def _describes(text: str) -> bool:
+    """Whether the word is mostly an adjective: "small white" is a butterfly, but hardly in a prompt."""
+    found = entry(text)
+    return found is not None and found.adjective > found.noun + found.verb
 
 
 def _noun(text: str) -> tuple[Entry | None, bool]:
@@ -216,15 +222,14 @@ def _is_verb(clause: Sequence[_Token], i: int, run: Sequence[_Unit]) -> bool:
             solid = found is not None and found.noun >= 5 and _visible(found) and not text.endswith("ed")
             if not solid or (noun_before and follows):
                 return True
-        elif verb.verb >= 2 and (
+        elif verb.verb >= (4 if found and _visible(found) else 2) and (
             before == "that" or before in _SUBJECTS or (noun_before and not run[-1].plural and follows)
         ):
             return True
     if found is None or found.verb < 3:
         return False
-    return before in _SUBJECTS or (
-        follows and (before == "to" or (noun_before and (run[-1].plural or text in _SAME_PAST)))
-    )
+    only = found.verb >= 8 or text in _SAME_PAST  # "a cat and a dog walk into"
+    return before in _SUBJECTS or (follows and (before == "to" or (noun_before and (run[-1].plural or only))))
 
 
 def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of: bool) -> Iterator[Entity]:
@@ -258,7 +263,7 @@ def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of:
 
 def _is_small(text: str, kinds: str) -> bool:
     found = entry(text)
-    return found is not None and found.kind in kinds
+    return found.kind in kinds if found else text.endswith("n't") and "O" in kinds
 
 
 def _is_inflected(text: str) -> bool:
@@ -295,11 +300,17 @@ def _may_head(unit: _Unit, led: bool) -> bool:
 def _modifies(unit: _Unit, head: _Unit) -> bool:
     """Whether ``unit`` before ``head`` makes a compound with it, rather than being said of it."""
     found = unit.entry
-    if found is None or found.kind in "-dhmnqsy" or unit.text[0].isdigit() or (unit.capital and found.kind in "px"):
+    occasion = found is not None and found.kind == "d" and head.entry is not None and head.entry.kind in "tg"
+    if (
+        found is None
+        or (found.kind in "-dhmnqsy" and not occasion)
+        or unit.text[0].isdigit()
+        or (unit.capital and found.kind in "px")
+    ):
         return False
     if found.described and unit.tokens == 1 and not (head.entry and head.entry.kind in "fl"):
         return False
-    if found.kind == "p" and head.entry and head.entry.kind in "aplf":
+    if found.kind == "p" and head.entry and head.entry.kind in "alf":
         return False
     if unit.tokens == 1 and unit.text.endswith("ing") and any(form == "ing" for form, _ in verbs(unit.text)):
         return False

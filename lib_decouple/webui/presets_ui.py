@@ -52,7 +52,7 @@ def add(controls: Mapping[str, Any], elem_id: Callable[[str], str]) -> None:
         apply = own(gr.Button, "apply", "Apply", variant="primary", scale=1, min_width=80)
         export = own(gr.Button, "export", "Export", scale=1, min_width=80)
         remove = own(gr.Button, "delete", "Delete", scale=1, min_width=80)
-        anew = own(gr.Button, "refresh", "Read anew", scale=1, min_width=80)
+        anew = own(gr.Button, "refresh", "Read again", scale=1, min_width=80)  # for the script; the page hides it
     reason = own(gr.HTML, "reason", _paragraph(presets.BUILT_IN[0].reason))
     text = own(gr.Textbox, "text", label="As text, for a message", visible=False, show_copy_button=True, max_lines=6)
     file = own(gr.HTML, "file", visible=False)
@@ -63,7 +63,7 @@ def add(controls: Mapping[str, Any], elem_id: Callable[[str], str]) -> None:
     with gr.Row(elem_id=elem_id("presets_save_as")):
         name = own(gr.Textbox, "save_name", label="Save as", placeholder="name", scale=2)
         why = own(gr.Textbox, "save_reason", label="Reason", placeholder="what it is good for", scale=3)
-        entities = own(gr.Checkbox, "save_entities", False, label="Entities, too", scale=1, min_width=80)
+        entities = own(gr.Checkbox, "save_entities", False, label="Entities, too", scale=1, min_width=140)
         save = own(gr.Button, "save", "Save", scale=1, min_width=80)
     with gr.Row(elem_id=elem_id("presets_import")):
         pasted = own(gr.Textbox, "import_text", label="Import a text", placeholder="DECOUPLE1…", max_lines=6, scale=3)

@@ -20,6 +20,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel, Field
 
+from ..prompt import lexicon
 from ..prompt.align import Piece
 from . import preset_routes, run_routes, schema, tokens
 from .infotext import join_list, split_list
@@ -92,17 +93,20 @@ class Entity(BaseModel):
 
 class Tokens(BaseModel):
     """A prompt's words; suggestions as lists of indexes of words; the entities that were typed, then those that were
-    clicked, and how the field would hold them; how many tokens it has."""
+    clicked, and how the field would hold them; the entities' colours, or the suggestions' where there are no entities;
+    how many tokens it has."""
 
     words: list[Word]
     suggested: list[list[int]]
     entities: list[Entity]
     field: str
+    colours: list[str]
     tokens: int
 
 
 def add(app: Any, host: Host) -> None:
     """Add the routes to ``app``, with the checks that stand before them."""
+    lexicon.load()  # nobody's first keystroke is to wait for it
     router = APIRouter(
         prefix=PREFIX,
         tags=["Attention Decoupling"],

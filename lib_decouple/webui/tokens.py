@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..prompt import align, syntax
 from ..prompt.entities import locate
+from .palette import colours
 
 Kind = Literal["word", "weight", "break", "and", "lora", "embedding", "edit", "comment", "punctuation"]
 
@@ -80,13 +81,14 @@ def describe(
     entities: Sequence[str] = (),
     selected: Sequence[Sequence[int]] = (),
 ) -> dict[str, Any]:
-    """``{"words": [...], "suggested": [...], "entities": [...], "tokens": total}`` of a prompt as typed.
+    """``{"words", "suggested", "entities", "colours", "tokens": total}`` of a prompt as typed.
 
     ``tokenize``: the host's, of the text of one ``AND`` part. ``variants``: the texts that prompt editing
     makes of one part in the course of the steps, in order, each once. A suggestion is the list of the
     indexes of its words at their first mention; ``tokens`` counts the text tokens of the first step.
     ``entities`` are looked up as a job would, ``selected``, lists of indexes of words, are given names that
-    a job would understand; both come back as :class:`Chosen`. Raises ValueError for an index that is no
+    a job would understand; both come back as :class:`Chosen`. The colours are the entities', or the suggestions' where
+    there are no entities. Raises ValueError for an index that is no
     selectable word's.
     """
     found = [_Found(span) for span in syntax.parse(prompt)]
@@ -110,7 +112,14 @@ def describe(
         before += [replace(piece, position=-1) for piece in first]
     words = list(_words(prompt, found))
     chosen = _looked_up(entities, words, turns) + _named(selected, words, turns)
-    return {"words": words, "suggested": _suggested(prompt, words), "entities": chosen, "tokens": total}
+    suggested = _suggested(prompt, words)
+    return {
+        "words": words,
+        "suggested": list(suggested.values()),
+        "entities": chosen,
+        "colours": colours([one.text for one in chosen] or list(suggested)),
+        "tokens": total,
+    }
 
 
 def _looked_up(entities: Sequence[str], words: Sequence[PromptWord], turns: Turns) -> list[Chosen]:
@@ -240,15 +249,15 @@ def _words(prompt: str, found: Sequence[_Found]) -> Iterator[PromptWord]:
         )
 
 
-def _suggested(prompt: str, words: Sequence[PromptWord]) -> list[list[int]]:
-    """Indexes of the selectable words of each suggestion, at its first mention."""
+def _suggested(prompt: str, words: Sequence[PromptWord]) -> dict[str, list[int]]:
+    """Each suggestion, and the indexes of its selectable words at its first mention."""
     first: dict[str, list[int]] = {}
     for entity in locate(prompt):
         own = [k for k, word in enumerate(words) if word.start < entity.end and entity.start < word.end]
         chosen = [k for k in own if words[k].selectable]
         if chosen:
             first.setdefault(entity.text, chosen)
-    return list(first.values())
+    return first
 
 
 def _key(text: str) -> str:

@@ -21,7 +21,9 @@ const box = document.querySelector(arguments[0]);
 box.value = arguments[1];
 box.dispatchEvent(new Event("input", {bubbles: true}));
 """
-PRESSED = "return [...document.querySelectorAll(arguments[0])].map(one => one.firstChild.textContent);"
+PRESSED = (
+    r"return [...document.querySelectorAll(arguments[0])].map(one => one.firstChild.textContent.replace(/\u2060/, ''));"
+)
 REQUESTS = """
 return performance.getEntriesByType("resource").filter(one => one.name.endsWith("/decouple/v1/tokens")).length;
 """
@@ -84,8 +86,12 @@ def words(page):
     return find(page, f"{OWN.format(tab='txt2img')}tokens .decouple-chip")
 
 
+def word_of(chip):
+    return chip.text.rstrip("0123456789\n").rstrip("\u2060")
+
+
 def chip(page, text, number=1):
-    found = [one for one in words(page) if one.text.rstrip("0123456789\n") == text]
+    found = [one for one in words(page) if word_of(one) == text]
     return found[number - 1]
 
 
@@ -101,6 +107,10 @@ def field(page):
 
 def pressed(page):
     return page.execute_script(PRESSED, f"{OWN.format(tab='txt2img')}tokens [aria-pressed=true]")
+
+
+def colour(page, text, number=1):
+    return chip(page, text, number).value_of_css_property("background-color")
 
 
 def shot(page, name):
@@ -159,7 +169,71 @@ def test_by_keyboard(page):
     ActionChains(page).send_keys(Keys.ARROW_RIGHT).send_keys(Keys.ENTER).perform()
     until(lambda: field(page) == "dog, fire hydrant")
     until(lambda: "2 chosen" in says(page))
-    assert page.execute_script("return document.activeElement.textContent") == "man"
+    assert word_of(page.switch_to.active_element) == "man"
+
+
+def test_words_are_joined_by_keyboard_and_tab_stops_once(page):
+    page.execute_script("arguments[0].focus()", chip(page, "red"))
+    ActionChains(page).send_keys(Keys.ENTER).perform()
+    until(lambda: field(page) == "man, dog, fire hydrant, red")
+    until(lambda: "4 chosen" in says(page))
+    step = ActionChains(page).send_keys(Keys.ARROW_RIGHT).send_keys(Keys.ARROW_DOWN)
+    step.key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
+    until(lambda: field(page) == "man, dog, red fire hydrant")
+    until(lambda: word_of(page.switch_to.active_element) == "hydrant")
+    stops = [one for one in words(page) if one.get_attribute("tabindex") == "0"]
+    assert [word_of(one) for one in stops] == ["hydrant"]
+    assert chip(page, "fire").get_attribute("aria-label") == "fire, entity 3"
+    ActionChains(page).send_keys(Keys.HOME).send_keys(Keys.SPACE).perform()
+    until(lambda: field(page) == "man, dog, red fire hydrant, a")
+
+
+def test_a_finger_chooses_and_joins(page):
+    def touch(kind, *points):
+        page.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})
+
+    def middle(of):
+        box = page.execute_script("return arguments[0].getBoundingClientRect().toJSON()", of)
+        return {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", chip(page, "red"))
+    ends = middle(chip(page, "red")), middle(chip(page, "fire"))
+    touch("touchStart", ends[0])
+    for k in range(1, 6):
+        touch("touchMove", {axis: ends[0][axis] + (ends[1][axis] - ends[0][axis]) * k / 5 for axis in "xy"})
+    touch("touchEnd")
+    until(lambda: field(page) == "man, dog, red fire")
+    until(lambda: "3 chosen" in says(page))
+    touch("touchStart", middle(chip(page, "man")))
+    touch("touchEnd")
+    until(lambda: field(page) == "dog, red fire")
+
+
+def test_an_entity_keeps_its_colour_whatever_else_is_chosen(page):
+    before = colour(page, "man"), colour(page, "hydrant")
+    chip(page, "dog").click()
+    until(lambda: field(page) == "man, fire hydrant")
+    until(lambda: "2 chosen" in says(page))
+    assert (colour(page, "man"), colour(page, "hydrant")) == before
+    assert before[0] != before[1]
+
+
+def test_positions_and_occurrences_are_typed(page):
+    write(page, "dog@2, #5-6", f"{OWN.format(tab='txt2img')}entities textarea")
+    until(lambda: "2 chosen" in says(page))
+    assert pressed(page) == ["old", "man", "dog"]
+    assert chip(page, "dog", 2).get_attribute("aria-pressed") == "true"
+
+
+def test_chunks_breaks_and_parts_are_told(page):
+    write(page, "a cat " + "very " * 80 + "far BREAK a fox AND a hen")
+    until(lambda: "hen" in pressed(page))
+    assert [chip(page, one).get_attribute("title") for one in ("cat", "far", "fox")] == [
+        "token #2; chunk 1", "token #85; chunk 2", "token #156; chunk 3",
+    ]  # fmt: skip
+    assert "AND part 2" in chip(page, "hen").get_attribute("title")
+    signs = {one.text: one.get_attribute("title") for one in find(page, ".decouple-chips .decouple-sign")}
+    assert signs == {"BREAK": "BREAK: the next chunk begins", "AND": "AND: the next part begins"}
 
 
 def test_what_is_typed_is_shown_and_a_wrong_word_is_named(page):

@@ -100,7 +100,7 @@ def test_suggestions_are_those_of_the_run(prompt):
 
 def test_the_total_is_the_host_s():
     assert describe("a porcupine BREAK a dog", tokenize)["tokens"] == len(tokenize("a porcupine BREAK a dog"))
-    assert describe("", tokenize) == {"words": [], "suggested": [], "entities": [], "tokens": 0}
+    assert describe("", tokenize) == {"words": [], "suggested": [], "entities": [], "colours": [], "tokens": 0}
 
 
 def chosen(prompt, **given):

@@ -5,7 +5,8 @@
 One line a word, sorted: ``word``, tab, code. A code is five
 characters: the kind of thing that the noun mostly names (see ``KINDS``), how far it names something
 visible (0-9), and how often the word is a noun, a verb, an adjective or adverb (0-9 each; 9 is always).
-A material or a colour has an ``m`` after these. An irregular form ends in ``=lemma``, and may have nothing before it.
+A material, a colour or an age has an ``m`` after these. An irregular form ends in ``=lemma``, and may have
+nothing before it.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ VISIBLE_ROOTS = {
     "water.n.01 ice.n.01 snow.n.02 precipitation.n.03 liquid.n.01 gem.n.02 soil.n.02 rock.n.02 sand.n.01 glass.n.01",
     "plane_figure.n.01 solid.n.03 ring.n.02 army_unit.n.01 paper.n.01 smoke.n.01 land.n.04",
     "cloud.n.01 dust.n.01 vapor.n.01 publication.n.01 book.n.02 port.n.01 lightning.n.01 currency.n.01 nebula.n.03",
+    "newspaper.n.01 pile.n.01",
 }
 """Subtrees of other files that name visible things."""
 
@@ -71,6 +73,15 @@ MEDIUM_ROOTS = {
 SOLID_MEDIUM_ROOTS = {
     "sculpture.n.01 statue.n.01 effigy.n.01 map.n.01 toy.n.01 decoration.n.01 model.n.04 book.n.02 publication.n.01"
 }
+
+BODY_ROOTS = {"body_part.n.01"}
+"""Parts of a body; WordNet has those of animals among the animals."""
+
+AGE_ROOTS = {"juvenile.n.01 baby.n.01"}
+"""Before another noun, these say how old somebody is, as an adjective would: "baby dragon"."""
+
+AGES = {"adult.n.01 male.n.02 female.n.02 man.n.01 woman.n.01 girl.n.01 boy.n.01"}
+"""The same for these alone; below them are most roles."""
 
 TAXA_ROOTS = {"taxonomic_group.n.01"}
 """Latin names, which no prompt means: "Fragaria", but also "cancer" and "ibis" as genera."""
@@ -143,6 +154,9 @@ class Judge:
             self.colors,
             self.invisible,
             self.material,
+            self.body,
+            self.age,
+            self.ages,
         ) = (
             self._offsets(roots)
             for roots in (
@@ -154,6 +168,9 @@ class Judge:
                 PLAIN_ATTRIBUTES_ROOTS,
                 INVISIBLE_ROOTS,
                 MATERIAL_ROOTS,
+                BODY_ROOTS,
+                AGE_ROOTS,
+                AGES,
             )
         )
         self.attributes = self._offsets(PLAIN_ATTRIBUTES)
@@ -191,6 +208,8 @@ class Judge:
         seen = (synset.file in VISIBLE or bool(above & self.visible)) and not above & self.invisible
         if above & self.collective and synset.file not in VISIBLE:
             return "c", float(seen)
+        if above & self.body:
+            return "b", float(seen)
         return KINDS.get(synset.file, "x"), float(seen)
 
     def nouns(self, word: str) -> list[tuple[int, str]]:
@@ -203,6 +222,10 @@ class Judge:
     def is_one_of(self, word: str, roots: frozenset[str], senses: int) -> bool:
         """Whether one of the commonest ``senses`` of ``word`` is below ``roots``."""
         return any(self.ancestors(offset) & roots for _, offset in self.nouns(word)[:senses])
+
+    def says_age(self, word: str) -> bool:
+        """Whether ``word`` is commonest as a person of an age or a sex."""
+        return any(offset in self.ages or self.ancestors(offset) & self.age for _, offset in self.nouns(word)[:1])
 
     def is_plain(self, word: str) -> bool:
         """Whether ``word`` says age, size or colour."""
@@ -286,14 +309,14 @@ def build(files: dict[str, str], terms: str) -> str:
             first = first or (rank == 0 and visible > 0)
         uses = [sum(sense[2] + 0.5 for sense in found if sense[0] in group) for group in ("1", "2", "345")]
         seen = max(seen, FIRST * total) if first else seen
+        shares = [nine(use, sum(uses)) for use in uses]
+        shares[1] = "1" if shares[1] == "0" and uses[1] else shares[1]  # a rare verb has its forms, too
         best = max(sorted(kinds), key=lambda kind: kinds[kind]) if kinds else "-"
         if best == "n" and seen == 0 and uses[1] + uses[2] == 0:
             continue
         colored = judge.is_one_of(word, judge.colors, 3) and 5 * uses[2] >= sum(uses)
-        described = colored or judge.is_one_of(word, judge.material, 3)
-        table[word.replace("_", " ")] = (
-            best + nine(seen, total) + "".join(nine(use, sum(uses)) for use in uses) + "m" * described
-        )
+        described = colored or judge.is_one_of(word, judge.material, 3) or judge.says_age(word)
+        table[word.replace("_", " ")] = best + nine(seen, total) + "".join(shares) + "m" * described
     for name in ("adj.exc", "verb.exc", "noun.exc"):
         for line in files[name].splitlines():
             form, lemma = line.split()[:2]
