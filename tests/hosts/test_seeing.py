@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lib_decouple.webui.palette import colours
 from tests.hosts.conftest import Host, Picture
 from tests.hosts.test_forge import Forge, encoded, forge  # noqa: F401
 
@@ -79,7 +80,7 @@ def test_a_batch_is_told_image_by_image(webui):
     assert [one["seed"] for one in told["images"]] == [3, 4, 5, 6]
     for k, one in enumerate(told["images"]):
         assert one["prompt"] == "a cat and a dog"
-        assert one["colours"] == ["#E69F00", "#56B4E9"]
+        assert one["colours"] == colours(["cat", "dog"])
         (only,) = one["passes"]
         assert (only["hires"], only["total"], only["stood_aside"]) == (False, 6, "")
         assert [(step["step"], step["guided"]) for step in only["steps"]] == [

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from lib_decouple.webui import heatmaps, map_files
+from lib_decouple.webui.palette import colours
 from lib_decouple.webui.runs import Maps, RunImage
 
 FONT = heatmaps.default_font
@@ -35,7 +36,7 @@ def pixel(picture, x, y):
 def test_a_panel_shows_the_entity_s_colour_where_it_attends():
     cat = heatmaps.row(apart(), ("cat", "dog"), PICTURE, "cat", FONT)
     assert cat.size == (256, 128 + heatmaps.STRIP)
-    assert pixel(cat, 0, 0.5) == pytest.approx((230, 159, 0), abs=3)
+    assert pixel(cat, 0, 0.5) == pytest.approx(ImageColor.getrgb(colours(("cat", "dog"))[0]), abs=3)
     assert pixel(cat, 1, 0.5) == pytest.approx((115, 115, 115), abs=3)  # the dimmed picture
     overlap = heatmaps.row(apart(), ("cat", "dog"), b"", heatmaps.OVERLAP, FONT)
     bright = round(255 * 0.25**0.8)  # 1/8 of the highest share, 1/2

@@ -21,6 +21,7 @@ from PIL import Image  # noqa: E402
 from lib_decouple.core.trace import ImageTrace, KeptMaps, kept, look  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
 from lib_decouple.webui import heatmaps, rest, run_routes  # noqa: E402
+from lib_decouple.webui.palette import colours  # noqa: E402
 from lib_decouple.webui.report import Run  # noqa: E402
 from lib_decouple.webui.runs import KeptRun, Live, Maps, RunImage, Runs, UnknownRun, of_job  # noqa: E402
 
@@ -133,7 +134,7 @@ def test_a_run_s_trace(runs):
         [False]
     ] * 2
     assert told["images"][3]["passes"] == [{"hires": False, "total": 8, "stood_aside": "no dog", "steps": []}]
-    assert told["images"][1]["colours"] == ["#E69F00", "#56B4E9"]
+    assert told["images"][1]["colours"] == colours(told["images"][1]["entities"])
     (step,) = told["images"][1]["passes"][0]["steps"]
     # Half of the dog's even attention is where all of the cat's is: IoU 0.5 / 1.5; the centres are a quarter apart.
     assert {key: value for key, value in step.items() if key != "before"} == {
@@ -242,7 +243,7 @@ def test_the_run_that_is_drawn():
     assert told["points"] == [{"step": 0, "loss": 0.5, "iou": pytest.approx(1 / 3, abs=1e-4)}]
     assert told["maps"] == {"height": 2, "width": 2, "values": LEFT.tolist()}
     assert (told["id"], told["image"], told["step"], told["total"]) == (run.id, 4, 3, 8)
-    assert told["colours"] == ["#E69F00", "#56B4E9"]
+    assert told["colours"] == colours(told["entities"])
     run.kept = False
     assert web.get("/decouple/v1/live").json()["id"] is None
     other = Run(Settings(enabled=True))
