@@ -245,8 +245,13 @@ def _reason_of(name: str) -> str:
         preset = presets.load(name, options.preset_folder())
     except ValueError as error:
         return _paragraph(str(error))
-    own = ", ".join(f"{specs()[field].label}: {_as_text_value(value)}" for field, value in preset.settings.items())
-    return _paragraph(preset.reason) + _paragraph(own or "All settings have their defaults.")
+    # Labels stand apart, so that the host's localization finds them.
+    own = ", ".join(
+        f"<span>{escape(specs()[field].label)}</span>: {escape(_as_text_value(value))}"
+        for field, value in preset.settings.items()
+    )
+    told = f"<p>{own}</p>" if own else _paragraph("All settings have their defaults.")
+    return _paragraph(preset.reason) + told
 
 
 def _now(values: Sequence[Any]) -> Settings:

@@ -46,3 +46,32 @@ def test_positions_that_the_page_tells_are_those_that_a_job_uses(webui, prompt, 
     assert by_name.pixels == webui.draw({"entities": places, "steps": 1}, prompt=prompt, **more).pixels
     assert by_name.pixels == webui.draw({"steps": 1}, prompt=prompt, **more).pixels
     assert by_name.pixels != webui.draw(prompt=prompt, **more).pixels
+
+
+def test_a_word_that_is_not_found_is_named_and_left_out_only_on_demand(webui):
+    given = {"prompt": "a cat and a dog", "steps": 2, "width": 64, "height": 64}
+    refused = webui.draw({"entities": ["cat", "dgo"]}, **given)
+    told = refused.value("Decouple stood aside")
+    assert '"dgo"' in told
+    assert 'did you mean "dog"?' in told
+    assert refused.value("Decouple found") is None
+    assert refused.pixels == webui.draw(**given).pixels
+    left_out = webui.draw({"entities": ["cat", "dog", "hen"], "skip_missing": True}, **given)
+    assert left_out.value("Decouple found") == "cat, dog"
+    assert left_out.pixels == webui.draw({"entities": ["cat", "dog"]}, **given).pixels
+
+
+def test_each_image_s_own_prompt_is_read_styles_and_all(webui):
+    style = {"name": "decouple test", "prompt": "{prompt} and a hen", "negative_prompt": ""}
+    add = "from modules import shared\nfrom modules.styles import PromptStyle\n"
+    add += "shared.prompt_styles.styles[one['name']] = PromptStyle(**one)\nresult = 1"
+    webui.inside(add, one=style)
+    try:
+        found = webui.draw(
+            {"steps": 1}, prompt="a cat", styles=[style["name"]], steps=2, width=64, height=64, batch_size=2
+        )
+    finally:
+        webui.inside(
+            "from modules import shared\nresult = shared.prompt_styles.styles.pop(one) and 1", one=style["name"]
+        )
+    assert [found.value("Decouple found", k) for k in range(2)] == ["cat, hen"] * 2
