@@ -258,3 +258,27 @@ def test_nothing_stands_over_the_edge_of_a_phone(page):
             assert box["x"] + box["width"] <= 390
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_after_reload_ui_compare_and_trace_are_as_before(page):
+    if "forge" in type(page.webui).__name__.lower():
+        pytest.skip("Reload UI is pressed in A1111 only: it takes Forge minutes")
+    page.execute_script("document.querySelector('#settings_restart_gradio').click()")
+    time.sleep(1)
+    page.get("about:blank")  # the WebUI's server waits for connections that stay open
+    time.sleep(5)
+
+    def alive():
+        try:
+            return page.webui.get("/sdapi/v1/samplers")
+        except (OSError, ValueError):
+            return None
+
+    until(alive, 300)
+    opened(page, page.webui.url)
+    assert len(find(page, own("compare_button"))) == 1
+    drawn(page, own("compare_button"))
+    until(lambda: "Compared with the plain picture: 1 of 1" in text(page, "status"))
+    assert ["Decouple" in one for one in infotexts(page)] == [True, False, True, True]
+    summary(page, "trace").click()
+    until(lambda: find(page, f"{own('trace')} svg.decouple-plot circle"))
