@@ -103,7 +103,6 @@ class Script(scripts.Script):
         if run.settings.enabled:
             p.attention_decoupling = run
             run.kept = options.chosen("decouple_keep_traces") > 0
-            live.begin(run)
             preset = presets.matching(run.settings, options.preset_folder())
             written.update({**run.told_of_guided(infotext.write(run.settings, preset)), **run.infotext()})
 
@@ -138,6 +137,7 @@ class Script(scripts.Script):
             sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings, looking(run))
             sampling.attach(kwargs.get("x"))
             run.passes = [*(one for one in run.passes if one is not sampling.replaces), sampling]
+            live.begin(run)  # again for each pass: a job within this one, such as ADetailer's, has ended its own
         except Exception as error:
             errors.report("Attention Decoupling stands aside", exc_info=True)
             run.problem = f"{type(error).__name__}: {error}"

@@ -100,8 +100,8 @@ def _panel(strength: np.ndarray, base: np.ndarray, colour: Sequence[int], name: 
     """A map ``[h, w]`` in [0, 1] in a colour over a grey picture ``[H, W]`` in [0, 1], under a strip with its name."""
     height, width = base.shape
     smooth = Image.fromarray(strength.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    alpha = np.clip(np.asarray(smooth), 0, 1)[..., None] ** 0.8
-    mixed = (1 - alpha) * 0.45 * 255 * base[..., None] + alpha * np.array(colour, float)
+    alpha = np.clip(np.asarray(smooth), 0, 1)[..., None]
+    mixed = (1 - alpha) * 0.35 * 255 * base[..., None] + alpha * np.array(colour, float)
     made = Image.new("RGB", (width, height + STRIP), PAPER)
     made.paste(Image.fromarray(mixed.round().astype(np.uint8)), (0, STRIP))
     pen = ImageDraw.Draw(made)

@@ -34,7 +34,10 @@ def options(webui):
     code = """
 from modules import shared
 result = {name: shared.opts.data.get(name) for name in values}
-shared.opts.data.update(values)
+for name, value in values.items():
+    shared.opts.data.pop(name, None)
+    if value is not None:
+        shared.opts.data[name] = value
 """
     before: dict[str, Any] = {}
 
@@ -47,7 +50,7 @@ shared.opts.data.update(values)
     webui.inside(code, values=before)
 
 
-HOSTS = ("return_grid", "live_preview_refresh_period", "outdir_txt2img_samples")
+HOSTS = ("return_grid", "return_mask", "live_preview_refresh_period", "outdir_txt2img_samples")
 
 
 def status_of(webui: Host, path: str) -> tuple[int, Any]:
@@ -290,14 +293,9 @@ def test_masks_beside_the_pictures_do_not_confuse(webui, options):
     start = pictures(webui).images[0]
     mask = Image.new("L", start.size, 0)
     mask.paste(255, (0, 0, 64, 128))
-    code = "from modules import shared\nresult = shared.opts.data.get(n)\nshared.opts.data[n] = v"
-    before = webui.inside(code, n="return_mask", v=True)
-    try:
-        options(map_files="gallery")
-        made = pictures(
-            webui, init_images=[encoded(start)], mask=encoded(mask), denoising_strength=0.9, batch_size=2,
-            inpainting_fill=1,
-        )  # fmt: skip
-        assert [image.size == start.size for image in made.images][-2:] == [False, False]
-    finally:
-        webui.inside(code, n="return_mask", v=before)
+    options(map_files="gallery", return_mask=True)
+    made = pictures(
+        webui, init_images=[encoded(start)], mask=encoded(mask), denoising_strength=0.9, batch_size=2, inpainting_fill=1
+    )
+    assert [image.size == start.size for image in made.images][-2:] == [False, False]
+    assert all(image.size == start.size for image in made.images[-6:-2])
