@@ -54,7 +54,7 @@
             x: 13, y: middle, "text-anchor": "middle", transform: `rotate(-90 13 ${middle})`,
         }, y));
         for (const line of lines) {
-            const own = node("g", {style: `color: ${line.colour ?? "currentColor"}`});
+            const own = node("g", {style: `--decouple-colour: ${line.colour ?? "var(--body-text-color)"}`});
             own.append(node("title", {}, line.name));
             const path = line.points.filter((one) => Number.isFinite(one[1]));
             own.append(node("polyline", {
@@ -77,7 +77,7 @@
     function legend(lines, after) {
         const list = decouple.part("ul", "decouple-legend");
         for (const line of lines) {
-            const sample = node("svg", {viewBox: "0 0 32 10", "aria-hidden": true, style: `color: ${line.colour ?? "currentColor"}`});
+            const sample = node("svg", {viewBox: "0 0 32 10", "aria-hidden": true, style: `--decouple-colour: ${line.colour ?? "var(--body-text-color)"}`});
             sample.append(node("line", {x1: 0, x2: 32, y1: 5, y2: 5, "stroke-dasharray": line.dash ?? ""}));
             const one = decouple.part("li");
             one.append(sample, line.name);

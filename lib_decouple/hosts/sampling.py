@@ -191,13 +191,12 @@ class SamplingPass:
         session = self._prepare(denoiser, given["cond"])
         guided = self._schedule.guided(step, total)
         session.guide.watch = self._looked = step >= self._schedule.window(total)
-        session.guide.keep_maps = self.looking.live()
+        session.guide.keep_maps = self._watched()
         with self.differentiable():
             run = self.conditional_pass(denoiser, sigma, given)
             level = sigma.reshape(-1)[0] if sigmas else None
             moved = session.before_step(x.detach().clone(), step, total, run, level)
-        if session.guide.keep_maps:
-            self._show(step)
+        self._show(step)
         if session.stood_aside:
             return self.stand_aside(session.stood_aside, logged=True)
         if guided:
@@ -206,8 +205,16 @@ class SamplingPass:
             with torch.no_grad():
                 x.copy_(moved)
 
+    def _watched(self) -> bool:
+        """Does anybody want to see this step's maps? Whoever asks must not disturb the run."""
+        try:
+            return self.looking.live()
+        except Exception:
+            log.debug("the live panel failed", exc_info=True)
+            return False
+
     def _show(self, step: int) -> None:
-        """Take this step's maps out of the traces."""
+        """Take this step's maps, where they were kept, out of the traces."""
         shown: dict[int, KeptMaps] = {}
         for i, trace in enumerate(self.traces):
             record = trace.steps[-1] if trace.steps else None

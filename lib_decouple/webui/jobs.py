@@ -65,7 +65,6 @@ class Jobs:
         if run.settings.enabled:
             p.attention_decoupling = run
             run.kept = options.chosen("decouple_keep_traces") > 0
-            self.live.begin(run)
             preset = presets.matching(run.settings, options.preset_folder())
             written.update({**run.told_of_guided(infotext.write(run.settings, preset)), **run.infotext()})
 
@@ -89,6 +88,7 @@ class Jobs:
             sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings, self._looking(run))
             sampling.attach(x)
             run.passes = [*(one for one in run.passes if one is not sampling.replaces), sampling]
+            self.live.begin(run)  # again for each pass: a job within this one, such as ADetailer's, has ended its own
         except Exception as error:
             errors.report("Attention Decoupling stands aside", exc_info=True)
             run.problem = f"{type(error).__name__}: {error}"

@@ -222,8 +222,9 @@ def test_the_trace_of_a_batch_as_plot_table_maps_and_files(page):
                         assert float(row[2 + 2 * k]) == pytest.approx(step["after"][measure][name], rel=1e-3)
             assert len(find(page, f"{own('trace')} svg.decouple-plot polyline")) == len(names)
             assert find(page, f"{own('trace')} circle.decouple-after")
-    styles = [one.get_attribute("style") for one in find(page, f"{own('trace')} svg.decouple-plot g")]
-    assert len(set(styles)) == 2
+    lines = find(page, f"{own('trace')} svg.decouple-plot polyline")
+    colours = [one.value_of_css_property("stroke") for one in lines]
+    assert colours == ["rgb(230, 159, 0)", "rgb(86, 180, 233)"]
     groups = [one.get_attribute("aria-label") for one in find(page, f"{own('trace')} [role=group]")]
     assert [one.split(" (")[0] for one in groups] == [
         "Maps, before guidance", "Maps, after the first guided step", "Maps, after the last guided step",

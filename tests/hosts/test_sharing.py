@@ -223,9 +223,12 @@ ours = {k: v for k, v in shared.opts.data_labels.items() if k.startswith("decoup
 result = [{k: shared.opts.data.get(k) for k in ours}, [list(v.section) for v in ours.values()]]
 """
     values, sections = webui.inside(code)
-    defaults = {"preset_folder": "", "keep_traces": 10, "map_files": "off", "live_panel": True, "defaults": None}
+    defaults = {
+        "preset_folder": "", "keep_traces": 10, "look_after": False, "map_files": "off", "live_panel": True,
+        "defaults": None,
+    }  # fmt: skip
     assert values == {f"decouple_{name}": value for name, value in defaults.items()}
-    assert sections == [["attention_decoupling", "Attention Decoupling"]] * 5
+    assert sections == [["attention_decoupling", "Attention Decoupling"]] * len(defaults)
 
 
 def test_no_client_of_a1111_s_api_changes_the_folder_of_presets(host, tmp_path):

@@ -7,6 +7,7 @@ import importlib
 import pytest
 import torch
 
+from lib_decouple.hosts.base import Looking
 from lib_decouple.hosts.ldm import Unsupported, cross_attention_layers, main_calls, pieces, plan_image
 from lib_decouple.prompt.align import EntityNotFound
 from lib_decouple.settings import Settings
@@ -46,11 +47,11 @@ def noise(count=1):
     return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(5)) * 14
 
 
-def drawn(a1111, shared, prompts, settings=None, prepare=None, **given):
+def drawn(a1111, shared, prompts, settings=None, prepare=None, looking=None, **given):
     job = stand_in.Job(shared, prompts, **given)
     sampling = None
     if settings:
-        sampling = a1111.SamplingPass(job, settings)
+        sampling = a1111.SamplingPass(job, settings, looking)
         sampling.attach()
     if prepare:
         prepare(job)
@@ -214,6 +215,58 @@ def test_an_unknown_sampler_stands_aside(a1111, shared):
     assert "'mine'" in sampling.stood_aside
     assert job.comments == [f"Attention Decoupling stood aside: {sampling.stood_aside}"]
     assert untouched(job, mine)
+
+
+EVERYTHING = Looking(after=True, moments=True, live=lambda: True)
+LATER = Settings(enabled=True, entities=("cat", "dog"), size=0.3, start=1, steps=3)
+
+
+@pytest.mark.parametrize("settings", [BOTH, LATER], ids=["from the first step", "from the second"])
+def test_looks_change_nothing(a1111, shared, settings):
+    prompts = ["a cat and a dog", "a cat AND a dog"]
+    torch.manual_seed(1)
+    plain, _, _ = drawn(a1111, shared, prompts, settings)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(1)
+    seen, job, sampling = drawn(a1111, shared, prompts, settings, looking=EVERYTHING)
+    assert torch.equal(plain, seen)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert untouched(job)
+    for k, trace in enumerate(sampling.traces):
+        assert list(trace.moments) == ["unguided", "first", "last"]
+        assert [record.after is not None for record in trace.steps] == [record.guided for record in trace.steps]
+        assert all(record.maps is None for record in trace.steps)
+        assert sampling.maps[k].step == trace.steps[-1].step
+        assert torch.equal(sampling.maps[k].maps, trace.moments["last"].maps)
+    assert (sampling.step, sampling.total) == (3, 4)
+
+
+def test_unwatched_and_unasked_nothing_more_is_done(a1111, shared, monkeypatch):
+    passes = []
+    whole = a1111.SamplingPass.conditional_pass
+
+    def counted(self, *args):
+        run = whole(self, *args)
+        return lambda *given: passes.append(given) or run(*given)
+
+    monkeypatch.setattr(a1111.SamplingPass, "conditional_pass", counted)
+    _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], LATER)
+    assert len(passes) == 3
+    assert (sampling.maps, sampling.traces[0].moments) == ({}, {})
+    passes.clear()
+    _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], LATER, looking=Looking(moments=True))
+    assert len(passes) == 5
+    assert sampling.maps == {}
+
+
+def test_who_watches_can_not_disturb(a1111, shared):
+    def fail():
+        raise OSError("broken")
+
+    plain, _, _ = drawn(a1111, shared, ["a cat and a dog"], BOTH)
+    seen, _, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH, looking=Looking(live=fail))
+    assert torch.equal(plain, seen)
+    assert sampling.stood_aside == ""
 
 
 def test_overlap_of_one_entity_stands_aside(a1111, shared):

@@ -115,3 +115,9 @@ def test_built_again_it_stands_beside_the_first(page):
         for one in page.config["dependencies"]
         if {control._id for control in page.again.values()} & set(one["inputs"])
     )
+
+
+def test_the_status_line_names_the_run_whose_trace_is_kept():
+    assert ui.status_html(["a <b>"]) == "<p>a &lt;b&gt;</p>"
+    told = ui.status_html(["one", "two"], "x_1")
+    assert told == '<div class="decouple-run" data-run="x_1"><p>one</p><p>two</p></div>'
