@@ -30,7 +30,7 @@ def test_it_draws_both_and_writes_everything(tmp_path, capsys):
     steps = trace["images"][0]["decoupled"]["steps"]
     assert [step["update_norm"] > 0 for step in steps] == [True, True, False, False]
     assert all(step["update_norm"] == 0 for step in trace["images"][0]["plain"]["steps"])
-    assert steps[0]["iou"].keys() == {"cat/dog"}
+    assert steps[0]["before"]["iou"].keys() == {"cat/dog"}
     assert "Of 2 images" in capsys.readouterr().out
 
 
