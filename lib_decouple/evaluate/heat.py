@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from ..hosts.checkpoints import CHECKPOINT, open_pipeline
 from ..hosts.diffusers import generate
@@ -21,6 +23,10 @@ SUFFIX = ".maps.npz"
 """Beside an image, instead of its own: array "maps" ``[entities, h, w]``."""
 SAME = 2.0
 """Mean difference of two pictures' 8-bit values up to which one is the other drawn again."""
+
+
+BATCH = 8
+"""Pictures drawn again at once."""
 
 
 @lru_cache
@@ -40,42 +46,49 @@ def maps_of(store: Store, rows: Sequence[Row]) -> dict[int, np.ndarray]:
     Left out are images that have none stored and cannot be drawn again to the same picture.
     """
     found: dict[int, np.ndarray] = {}
-    pipe: Any = None
+    groups: dict[str, list[Row]] = {}
     for row in {row["id"]: row for row in rows}.values():
         stored = (store.folder / row["file"]).with_suffix(SUFFIX)
         if stored.exists():
             found[row["id"]] = np.load(stored)["maps"].astype(np.float32)
         elif is_embedded(row) and row["sampling"]:
-            pipe = pipe or open_pipeline(None)
-            if (maps := _again(pipe, store.folder / row["file"], row)) is not None:
-                found[row["id"]] = maps
+            groups.setdefault(json.dumps([row["settings"], row["sampling"]], sort_keys=True), []).append(row)
+    batches = [own[i : i + BATCH] for own in groups.values() for i in range(0, len(own), BATCH)]
+    if batches:
+        pipe = open_pipeline(None)
+        for batch in tqdm(batches, desc="maps", unit="batch"):
+            found |= _again(pipe, store.folder, batch)
     return found
 
 
-def _again(pipe: Any, file: Path, row: Row) -> np.ndarray | None:
-    """None where another picture comes out."""
-    settings, sampling = Settings.from_dict(row["settings"]), row["sampling"]
+def _again(pipe: Any, folder: Path, rows: Sequence[Row]) -> dict[int, np.ndarray]:
+    """Of rows of the same settings and sampling. Where another picture comes out, none."""
+    settings, sampling = Settings.from_dict(rows[0]["settings"]), rows[0]["sampling"]
     picture = generate(
         pipe,
-        [row["prompt"]],
-        [row["entities"]],
+        [row["prompt"] for row in rows],
+        [row["entities"] for row in rows],
         settings,
-        seeds=[row["seed"]],
+        seeds=[row["seed"] for row in rows],
         steps=sampling["steps"],
         guidance_scale=sampling["cfg"],
+        height=sampling.get("height") or None,
+        width=sampling.get("width") or None,
         negative_prompt=sampling.get("negative") or "",
         observe=not settings.enabled,
         watch=settings.enabled,
         keep_maps=True,
     )
-    with Image.open(file) as image:
-        before = np.asarray(image.convert("RGB"), np.float32)
-    after = np.asarray(picture.images[0], np.float32)
-    if before.shape != after.shape or np.abs(before - after).mean() > SAME:
-        return None
-    looks = picture.traces[0].steps
-    kept = [look.maps for look in looks[: max(1, len(looks) // 2)] if look.maps is not None]
-    return torch.stack(kept).mean(0).numpy() if kept else None
+    found = {}
+    for row, drawn, trace in zip(rows, picture.images, picture.traces):
+        with Image.open(folder / row["file"]) as image:
+            before = np.asarray(image.convert("RGB"), np.float32)
+        after = np.asarray(drawn, np.float32)
+        looks = trace.steps[: max(1, len(trace.steps) // 2)]
+        kept = [look.maps for look in looks if look.maps is not None]
+        if kept and before.shape == after.shape and np.abs(before - after).mean() <= SAME:
+            found[row["id"]] = torch.stack(kept).mean(0).numpy()
+    return found
 
 
 def overlay(image: Image.Image, attention: np.ndarray) -> Image.Image:

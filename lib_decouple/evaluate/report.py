@@ -299,7 +299,10 @@ def environment(store: Store, images: Sequence[Row]) -> Table:
     table = Table(["what", "is"])
     drawn = sorted({f"{r['host']}, version {r['version']}, checkpoint {r['checkpoint']}" for r in images})
     sampling = sorted(
-        {", ".join(f"{k} {v}" for k, v in (r["sampling"] or {}).items() if v not in ("", None)) for r in images}
+        {
+            ", ".join(f"{k} {v}" for k, v in (r["sampling"] or {}).items() if v not in ("", None) and (v or k == "cfg"))
+            for r in images
+        }
     )
     aside = sum(1 for row in images if row["stood_aside"])
     table.rows = [
