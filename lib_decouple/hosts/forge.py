@@ -1,4 +1,4 @@
-"""Guidance inside Forge, for its UNets of SD 1.x, 2.x and XL; read for, not run in, reForge and Forge Classic.
+"""Guidance inside Forge and Forge Classic, for their UNets of SD 1.x, 2.x and XL; read for, not run in, reForge.
 
 Forge loads weights and draws in inference mode, where no gradient can be taken, and adds in place what
 autograd still needs; both are cured for the guided pass alone.

@@ -104,7 +104,7 @@ def conditional_pass(denoiser, x, sigma, tensor, image_cond):
     if not FORGE:
         return denoiser.inner_model(x, sigma, cond={"c_crossattn": [tensor], "c_concat": [image_cond]})
     if denoiser.classic_ddim_eps_estimation:  # scaled latents at a timestep
-        return network()(x, sigma.clone(), context=tensor.clone())
+        return network()(x, sigma.clone().round(), context=tensor.clone())  # UniPC's lie between; the host rounds
     time = shared.sd_model.forge_objects.unet.model.predictor.timestep(sigma).clone().float()
     return network()(x / (sigma.clone() ** 2 + 1).sqrt()[:, None, None, None], time, context=tensor.clone())
 

@@ -468,7 +468,9 @@ def test_a_guided_pass_leaves_nothing_behind(forge, plain, name):
     assert looked.value("Decouple stood aside") is None
     assert looked.pixels == host_s.pixels
     moved = forge.draw({"size": 0.3}, **BESIDE[name](plain))
-    assert moved.pixels != host_s.pixels
+    assert_guided(moved)
+    if name != "Soft Inpainting":  # what it composes at the end shows the original, of these random weights at least
+        assert moved.pixels != host_s.pixels
 
 
 @pytest.mark.parametrize("module", ["reference_only", "reference_adain"])
@@ -700,7 +702,7 @@ kept["gradient"] = Guide.gradient
 def gradient(self, *args, **kwargs):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + 16 * 2**20, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20, hard))
     try:
         return kept["gradient"](self, *args, **kwargs)
     finally:
@@ -718,7 +720,7 @@ result = sum(type(one).__name__ == "OrdinaryTensors" for one in gc.get_objects()
 
 def test_a_run_that_does_not_fit_delivers_the_host_s_image(forge):
     """The operating system really refuses the memory; what the gradient had taken is free again."""
-    size = {"width": 256, "height": 256, "steps": 2}
+    size = {"width": 448, "height": 448, "steps": 2}  # smaller ones fit into what the process holds already
     host_s = forge.draw(**size)
     forge.inside(TIGHT)
     try:

@@ -163,6 +163,8 @@ def test_defaults_are_saved_for_every_control(webui, tab):
     )
     defaults = Settings().as_dict()
     for name, spec in specs().items():
+        if name == "enabled" and webui.name == "forge":
+            continue  # Forge saves the state of no InputAccordion, its own included (modules/ui_loadsave.py)
         label = "Attention Decoupling" if name == "enabled" else spec.label
         kept = saved[f"customscript/decouple.py/{tab}/{label}/value"]
         assert kept == ("" if defaults[name] == [] else defaults[name]), name
