@@ -13,7 +13,7 @@
 
     async function compare(tab, button, note) {
         if (button.disabled) return;
-        note.textContent = decouple.busy(tab) ? "A picture is being drawn; press again when it is done." : "";
+        note.textContent = decouple.busy(tab) ? decoupleSay("A picture is being drawn; press again when it is done.") : "";
         if (decouple.busy(tab)) return;
         button.disabled = true;
         try {

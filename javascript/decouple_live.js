@@ -13,7 +13,7 @@
             this.says = part("p", "decouple-says", "", {role: "status"});
             this.maps = part("div", "decouple-maps");
             this.curve = part("div");
-            this.panel = part("details", "decouple-panel", "", {}, part("summary", "", "Live"), this.says, this.maps, this.curve);
+            this.panel = part("details", "decouple-panel", "", {}, part("summary", "", decoupleSay("Live")), this.says, this.maps, this.curve);
             this.place.replaceChildren(this.panel);
             this.panel.addEventListener("toggle", () => this.look());
             document.addEventListener("visibilitychange", () => this.look());
@@ -44,22 +44,27 @@
         }
 
         show(now) {
-            if (!now.enabled) return this.tell("The live panel is off; Settings, Attention Decoupling, turn it on.");
+            if (!now.enabled) return this.tell(decoupleSay("The live panel is off. Turn it on in Settings, Attention Decoupling."));
             if (!now.id) {
-                return this.tell(this.drawn ? "The last guided picture:" : "Maps and loss are shown here while a guided picture is drawn.");
+                return this.tell(this.drawn ? decoupleSay("The last guided picture:")
+                    : decoupleSay("Maps and loss are shown here while a guided picture is drawn."));
             }
-            this.tell(`Image ${now.image + 1} is being drawn.`);
+            this.tell(decoupleSay("Image {number} is being drawn.", {number: now.image + 1}));
             const drawn = JSON.stringify([now.id, now.image, now.step, now.points.length]);
             if (drawn === this.drawn) return;
             this.drawn = drawn;
             const maps = now.maps?.values ?? [];
-            this.maps.replaceChildren(...maps.map((map, k) => decouple.heat(map, now.colours[k], now.entities[k], `, step ${now.step}`)));
-            const loss = {name: "loss", points: now.points.map((one) => [one.step, one.loss])};
+            this.maps.replaceChildren(...maps.map((map, k) => decouple.heat(map, now.colours[k], now.entities[k], decoupleSay(", step {step}", {step: now.step}))));
+            const loss = {name: decoupleSay("loss"), points: now.points.map((one) => [one.step, one.loss])};
             const iou = {name: "IoU", dash: decouple.dash(1), points: now.points.map((one) => [one.step, one.iou])};
             const last = now.points.at(-1);
-            const label = last ? `Loss and IoU over the steps; at step ${last.step} loss ${last.loss?.toPrecision(3) ?? "not finite"}` : "No step yet";
+            const label = last
+                ? decoupleSay("Loss and IoU over the steps; at step {step} loss {loss}", {step: last.step, loss: last.loss?.toPrecision(3) ?? "–"})
+                : decoupleSay("No step yet");
             this.curve.replaceChildren(
-                decouple.plot([loss, iou], {x: `step (from 0), of ${now.total}`, y: "loss, IoU", label, within: this.curve}), decouple.legend([loss, iou]));
+                decouple.plot([loss, iou], {
+                    x: decoupleSay("step (from 0), of {total}", {total: now.total}), y: decoupleSay("loss, IoU"), label, within: this.curve,
+                }), decouple.legend([loss, iou]));
         }
     }
 

@@ -16,11 +16,11 @@ Object.assign(globalThis.decouple ??= {}, {
                 ...given, headers: {...given.headers, "X-Decouple-Key": place.dataset.key},
             });
         } catch (error) {
-            throw new Error(`The WebUI doesn't answer: ${error.message}`);
+            throw new Error(decoupleSay("The WebUI doesn't answer: {reason}", {reason: error.message}));
         }
         if (answer.ok) return answer;
         const detail = (await answer.json().catch(() => ({}))).detail;
-        throw new Error(typeof detail === "string" ? detail : detail?.[0]?.msg ?? `The WebUI answers ${answer.status}.`);
+        throw new Error(typeof detail === "string" ? detail : detail?.[0]?.msg ?? decoupleSay("The WebUI answers {status}.", {status: answer.status}));
     },
 
     // An element with a class, a text and attributes; children that are no text come last.

@@ -83,7 +83,7 @@
             one.append(sample, line.name);
             list.append(one);
         }
-        if (after) list.append(decouple.part("li", "", "● before the step's update, ○ after it"));
+        if (after) list.append(decouple.part("li", "", decoupleSay("● before the step's update, ○ after it")));
         return list;
     }
 
@@ -91,7 +91,7 @@
     function heat(values, colour, name, about = "") {
         const height = values.length, width = values[0].length;
         const most = Math.max(...values.flat(), 1e-12);
-        const canvas = decouple.part("canvas", "", "", {width, height, role: "img", "aria-label": `Map of ${name}${about}`});
+        const canvas = decouple.part("canvas", "", "", {width, height, role: "img", "aria-label": decoupleSay("Map of {name}{about}", {name, about})});
         const [r, g, b] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
         const data = new Uint8ClampedArray(width * height * 4);
         values.flat().forEach((value, k) => data.set([r, g, b, 255 * value / most], 4 * k));
