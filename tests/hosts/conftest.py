@@ -76,6 +76,13 @@ class Picture:
         return found and (json.loads(found[1]) if found[1].startswith('"') else found[1])
 
 
+def encoded(image: Image.Image) -> str:
+    """As the API takes an image."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as one:

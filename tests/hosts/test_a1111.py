@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lib_decouple.hosts.ldm import main_calls
+from tests.hosts.conftest import encoded
 
 HERE = Path(__file__).parent
 SAMPLERS = (
@@ -18,12 +19,6 @@ SAMPLERS = (
     *("LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS", "UniPC"),
 )
 OURS = "Decouple"
-
-
-def encoded(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 @pytest.fixture(scope="session")

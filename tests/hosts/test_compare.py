@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.hosts.test_forge import forge  # noqa: F401
-
 COMPARE = {"alwayson_scripts": {"attention decoupling": {"args": [{"compare": True}]}}}
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7,
          "hr_additional_modules": ["Use same choices"]}  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -14,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from lib_decouple.hosts.ldm import main_calls
 from lib_decouple.webui.api import ORDER
-from tests.hosts.conftest import Forge, Picture
+from tests.hosts.conftest import Forge, Picture, encoded
 
 HERE = Path(__file__).parent
 CURVES = (
@@ -27,12 +25,6 @@ CURVES = (
 @pytest.fixture(scope="session")
 def plain(forge: Forge) -> Picture:
     return forge.draw()
-
-
-def encoded(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def assert_guided(picture: Picture) -> None:

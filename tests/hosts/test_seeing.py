@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 from lib_decouple.webui.palette import colours
-from tests.hosts.conftest import Host, Picture
-from tests.hosts.test_forge import Forge, encoded, forge  # noqa: F401
+from tests.hosts.conftest import Host, Picture, encoded
 
 API = "/decouple/v1"
 BOTH = {"entities": ["cat", "dog"], "steps": 3}
@@ -140,7 +139,7 @@ def test_the_first_pass_is_looked_at_where_guidance_begins_later(webui):
 
 def test_both_passes_of_hires_fix_and_img2img(webui):
     hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
-    if isinstance(webui, Forge):
+    if webui.name == "forge":
         hires["hr_additional_modules"] = ["Use same choices"]
     drawn = webui.draw({**BOTH, "hires": True}, **SMALL, **hires)
     (image,) = webui.get(f"{API}/trace/last")["images"]

@@ -10,7 +10,6 @@ import pytest
 
 from tests.hosts.test_chips import OWN, find, webdriver, write
 from tests.hosts.test_chips import until as soon
-from tests.hosts.test_forge import forge  # noqa: F401
 
 DRIVER = shutil.which("chromedriver")
 REQUESTS = """

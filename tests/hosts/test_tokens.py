@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hosts.test_forge import forge  # noqa: F401
-
 PROMPTS = {
     "short": "a photo of an old man, a dog and (a red fire hydrant:1.2)",
     "over 75 tokens": "a cat, " + "very nice, " * 30 + "and a dog",
