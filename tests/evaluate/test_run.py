@@ -299,7 +299,7 @@ def test_the_embedded_model_draws_what_the_study_draws(tmp_path):
         assert (np.asarray(image) == np.asarray(found.images[0])).all()
     trace = found.traces[0]
     assert ours["passes"] == trace.passes > 0 == plain["passes"]
-    assert ours["trace"]["iou"] == [round(look.mean_iou(), 4) for look in trace.steps]
+    assert ours["trace"]["iou"] == [round(look.before.mean_iou(), 4) for look in trace.steps]
     assert ours["tokens"] == {ours["entities"][0]: [2], ours["entities"][1]: [5]}
     assert ours["checkpoint"] == "71af53dcd6"
     for row in (plain, ours):
