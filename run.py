@@ -24,6 +24,7 @@ TORCH = "torch>=2.1"
 KNOWN_TORCH = "torch==2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 GRADIOS = ("gradio3", "gradio4")
+OF_GRADIO = ("tests/webui/test_ui.py", "tests/webui/test_localize.py")
 OPEN_CLIP = "open_clip-nodeps"
 GPU_MARKS = ("nvidia", "cuda", "triton", "rocm")
 
@@ -118,7 +119,7 @@ def main(arguments: list[str]) -> None:
         call(PYTHON, "-m", "pytest", *arguments[1:])
         for name in GRADIOS if not arguments[1:] else ():
             print(f"{name}: the accordion", flush=True)
-            call(PYTHON, "-m", "pytest", "tests/webui/test_ui.py", packages=set_up_apart(name))
+            call(PYTHON, "-m", "pytest", *OF_GRADIO, packages=set_up_apart(name))
     else:
         set_up(["requirements.txt", *(["requirements-evaluate.txt"] if arguments[0] == "evaluate" else [])])
         if arguments[0] == "demo":

@@ -18,7 +18,7 @@ gr = pytest.importorskip("gradio", reason="gradio is not installed here; `run.py
 
 from lib_decouple.settings import Settings, specs  # noqa: E402
 from lib_decouple.webui import ui  # noqa: E402
-from lib_decouple.webui.api import ORDER, settings_from  # noqa: E402
+from lib_decouple.webui.api import BESIDE, ORDER, settings_from  # noqa: E402
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def page():
 def test_there_is_a_control_for_every_field_with_its_own_id_label_and_help(page):
     assert tuple(page.made) == ORDER
     for name, props in page.of_field.items():
-        if name != "enabled":
+        if name not in ("enabled", *BESIDE):
             assert props["elem_id"].endswith(f"_{name}")
             assert props["label"] == specs()[name].label
             assert props["info"].startswith(specs()[name].help)
