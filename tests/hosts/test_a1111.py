@@ -352,7 +352,7 @@ calls = []
 def maps(self, *args):
     calls.append(1)
     found = whole(self, *args)
-    return [m * float("nan") for m in found] if len(calls) > 2 else found
+    return [m * float("nan") for m in found] if len(calls) > 3 else found  # two updates, and the look behind the first
 guidance.Guide.maps = maps
 result = True
 """

@@ -48,7 +48,7 @@ result = True
 STATUS = """
 from modules import scripts
 script = next(s for s in scripts.scripts_txt2img.alwayson_scripts if s.title() == "Attention Decoupling")
-result = type(script).process.__globals__["status"].get("txt2img", [])
+result = type(script).process.__globals__["jobs"].status.get("txt2img", ([], ""))[0]
 """
 CHECKPOINTS = ("tiny-inpainting", "small-sd2-base", "small-sd2-v", "small-sdxl")
 
@@ -248,6 +248,6 @@ result = [kept["calls"], theirs]
     assert patched.pixels != plain.pixels
     assert guided.value("Decouple stood aside") is None
     assert guided.pixels != patched.pixels
-    # Three plain calls of two rows for each of six steps; three guided passes and a look, of one row.
-    assert sorted(calls) == [1] * 4 + [2] * 18
+    # Three plain calls of two rows for each of six steps; three guided passes and two looks, of one row.
+    assert sorted(calls) == [1] * 5 + [2] * 18
     assert host.draw().pixels == plain.pixels

@@ -7,7 +7,9 @@ import shutil
 import time
 
 import pytest
+from PIL import ImageColor
 
+from lib_decouple.webui.palette import colours
 from tests.hosts.test_chips import OWN, find, webdriver, write
 from tests.hosts.test_chips import until as soon
 
@@ -222,8 +224,8 @@ def test_the_trace_of_a_batch_as_plot_table_maps_and_files(page):
             assert len(find(page, f"{own('trace')} svg.decouple-plot polyline")) == len(names)
             assert find(page, f"{own('trace')} circle.decouple-after")
     lines = find(page, f"{own('trace')} svg.decouple-plot polyline")
-    colours = [one.value_of_css_property("stroke") for one in lines]
-    assert colours == ["rgb(230, 159, 0)", "rgb(86, 180, 233)"]
+    strokes = [ImageColor.getrgb(one.value_of_css_property("stroke")) for one in lines]
+    assert strokes == [ImageColor.getrgb(one) for one in colours(["cat", "dog"])]
     groups = [one.get_attribute("aria-label") for one in find(page, f"{own('trace')} [role=group]")]
     assert [one.split(" (")[0] for one in groups] == [
         "Maps, before guidance", "Maps, after the first guided step", "Maps, after the last guided step",
