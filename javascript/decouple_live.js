@@ -45,12 +45,12 @@
 
         show(now) {
             if (!now.enabled) return this.tell(decoupleSay("The live panel is off. Turn it on in Settings, Attention Decoupling."));
-            if (!now.id) {
+            if (!now.running || !now.entities.length) {
                 return this.tell(this.drawn ? decoupleSay("The last guided picture:")
                     : decoupleSay("Maps and loss are shown here while a guided picture is drawn."));
             }
             this.tell(decoupleSay("Image {number} is being drawn.", {number: now.image + 1}));
-            const drawn = JSON.stringify([now.id, now.image, now.step, now.points.length]);
+            const drawn = JSON.stringify([now.id, now.image, now.step, now.points]);
             if (drawn === this.drawn) return;
             this.drawn = drawn;
             const maps = now.maps?.values ?? [];

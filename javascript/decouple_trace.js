@@ -37,7 +37,10 @@
                 part("details", "decouple-panel", "", {}, part("summary", "", say("As a table")), this.table), save);
             this.panel = part("details", "decouple-panel", "", {}, part("summary", "", say("Trace of the last run")), this.says, this.content);
             this.place.replaceChildren(this.panel);
-            this.panel.addEventListener("toggle", () => this.look());
+            this.panel.addEventListener("toggle", () => {
+                if (this.content.hidden) this.shown = null; // opened again after a failure
+                this.look();
+            });
             onAfterUiUpdate(() => this.look());
         }
 
@@ -80,7 +83,7 @@
                 this.content.hidden = false;
                 this.draw();
             } catch (error) {
-                this.says.textContent = error.message;
+                if (run === this.shown) this.says.textContent = error.message;
             }
         }
 
@@ -113,7 +116,7 @@
             const names = [...new Set(steps.flatMap((one) => Object.keys(one.before?.[key] ?? {})))];
             return names.map((name, k) => {
                 const entity = image.entities.indexOf(name);
-                const style = entity < 0 ? {dash: decouple.dash(k)} : {colour: image.colours[entity]};
+                const style = {dash: decouple.dash(k), ...(entity < 0 ? {} : {colour: image.colours[entity]})};
                 const points = steps.map((one) => [one.step, one.before?.[key]?.[name], one.after?.[key]?.[name]]);
                 return {name, ...style, points};
             });

@@ -89,3 +89,4 @@ def serve(demo: Any, app: Any) -> None:
 script_callbacks.on_ui_settings(options.add)
 script_callbacks.on_before_ui(xyz.add)
 script_callbacks.on_app_started(serve)
+script_callbacks.on_before_image_saved(jobs.saving)

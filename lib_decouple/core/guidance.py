@@ -26,6 +26,10 @@ Pass = Callable[[Tensor, Sequence[int]], object]
 images named by their index in the batch. Rows are image-major, an image's AND parts consecutive."""
 
 
+_AFTER: tuple[Moment, ...] = ("first", "last")
+"""Moments behind an update."""
+
+
 class NonFinite(ArithmeticError):
     """A loss or a gradient is not a finite number."""
 
@@ -193,6 +197,9 @@ class Guide:
                 if trace.steps and trace.steps[-1].step == step:
                     trace.steps[-1].update_norm = 0.0
                     trace.steps[-1].after = None
+                for moment in _AFTER:
+                    if (made := trace.moments.get(moment)) and made.step == step:
+                        del trace.moments[moment]
             raise
         return moved
 

@@ -129,6 +129,7 @@ def add_pictures(comparison: Comparison, processed: Any, told: Callable[[int], s
             images.save_image(
                 made, p.outpath_grids, "compare", p.all_seeds[number], p.all_prompts[number], opts.grid_format,
                 info=infotext, short_filename=not opts.grid_extended_filename, p=p, grid=True,
+                suffix="-compare" if opts.grid_extended_filename else "",  # else seed 0 has the name of the host's grid
             )  # fmt: skip
     return (
         f"Compared with the plain picture: {len(processed.images) - before} of {comparison.batches * comparison.size}"

@@ -79,6 +79,12 @@ def sheet(rows: Sequence[tuple[str, np.ndarray]], entities: Sequence[str], pictu
     return _joined(panels, [title for title, _ in rows], font)
 
 
+def names(entities: Sequence[str]) -> list[str]:
+    """What a moment's panels are called: the entities, and the overlap where there are two; that of an entity called
+    "overlap" keeps its name."""
+    return [*entities, *([f"{OVERLAP} of all" if OVERLAP in entities else OVERLAP] if len(entities) > 1 else [])]
+
+
 def _panels(maps: np.ndarray, entities: Sequence[str], picture: bytes, font: Font) -> dict[str, Image.Image]:
     """An entity's panel by its name, and the overlap's where there are two."""
     shares = normalised(maps)
@@ -92,7 +98,8 @@ def _panels(maps: np.ndarray, entities: Sequence[str], picture: bytes, font: Fon
         for name, share, colour in zip(entities, shares, colours(entities))
     }
     if len(entities) > 1:
-        made[OVERLAP] = _panel(overlap(maps) / (shares.max() or 1), base, (255, 255, 255), OVERLAP, font)
+        name = names(entities)[-1]
+        made[name] = _panel(overlap(maps) / (shares.max() or 1), base, (255, 255, 255), name, font)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +43,8 @@ class Jobs:
     def begin(self, p: Any, tab: str, args: Sequence[Any]) -> None:
         """In ``process``: read the arguments and write the infotext; nothing is hooked yet."""
         p.attention_decoupling = None
+        if self.comparing and self.comparing.started != shared.state.time_start:
+            self.comparing = None  # its job has ended by an exception
         around = self._comparison_around(p)
         if around and around.plain(around.p.iteration):
             return
@@ -55,7 +58,7 @@ class Jobs:
             given = api.arguments_from(args, options.preset_folder())
             run = Run(xyz.settings_of(p, given.settings))
             if given.compare and not around:
-                run.comparison = self._compare(p, tab)
+                run.comparison = self._compare(p, tab, run)
         except ValueError as error:
             run = Run(Settings(enabled=True), problem=str(error))
             log.warning("Attention Decoupling stands aside: %s", error)
@@ -65,6 +68,8 @@ class Jobs:
         if run.settings.enabled:
             p.attention_decoupling = run
             run.kept = options.chosen("decouple_keep_traces") > 0
+            if not run.kept:
+                self.runs.clear()
             preset = presets.matching(run.settings, options.preset_folder())
             written.update({**run.told_of_guided(infotext.write(run.settings, preset)), **run.infotext()})
 
@@ -99,6 +104,13 @@ class Jobs:
         if self.comparing and self.comparing.p is p and not (shared.state.interrupted or shared.state.skipped):
             self.comparing.keep(picture)
 
+    def saving(self, params: Any) -> None:
+        """In ``on_before_image_saved``: where the host numbers no files, a pair's pictures would have one name."""
+        found = self.comparing
+        if found and found.p is params.p and found.plain(params.p.iteration) and not shared.opts.save_images_add_number:
+            stem, ending = os.path.splitext(params.filename)
+            params.filename = f"{stem}-plain{ending}"
+
     def end(self, p: Any, tab: str, processed: Any) -> None:
         """In ``postprocess``: keep what was done, draw what more is wanted, and tell in the accordion."""
         run = getattr(p, "attention_decoupling", None)
@@ -109,7 +121,7 @@ class Jobs:
         try:
             kept = self._keep(run, p, tab, processed)
         except Exception:
-            errors.report("Attention Decoupling: the trace or the maps of this run are not kept", exc_info=True)
+            errors.report("Attention Decoupling: the trace of this run is not kept", exc_info=True)
         if run.comparison:
             self._put_side_by_side(run, run.comparison, processed)
         self.status[tab] = run.lines(), kept
@@ -119,13 +131,14 @@ class Jobs:
         found = self.comparing
         return found if found and found.started == shared.state.time_start and found.p is not p else None
 
-    def _compare(self, p: Any, tab: str) -> compare.Comparison | None:
+    def _compare(self, p: Any, tab: str, run: Run) -> compare.Comparison | None:
         """Have each picture drawn plain, too; None, and a word to the user, where that can't be."""
         try:
             self.comparing = compare.begin(p, shared.state)
         except ValueError as error:
             note = f"Compare is left out: {error}"
             self.status[tab] = [note], ""
+            run.notes.append(note)
             p.comment(note)
             return None
         return self.comparing
@@ -146,7 +159,11 @@ class Jobs:
         job = of_job(run, p, tab, map_files.pictures(p, processed))
         if run.kept:
             self.runs.keep(job, options.chosen("decouple_keep_traces"))
-        map_files.write(wanted, job, p, processed)
+        try:
+            map_files.write(wanted, job, p, processed)
+        except Exception as error:
+            errors.report("Attention Decoupling could not write the maps", exc_info=True)
+            run.notes.append(f"The maps could not be written: {type(error).__name__}: {error}")
         return job.id if run.kept else ""
 
     def _put_side_by_side(self, run: Run, comparison: compare.Comparison, processed: Any) -> None:

@@ -82,7 +82,9 @@ class Run:
 
         def value(text: str) -> Any:
             def of_image(p: Any, index: int, all_prompts: Sequence[str], use_main_prompt: bool, **_: Any) -> str | None:
-                plain = comparison.plain(_batch_and_position(p, index, all_prompts)[0])
+                # The host writes its "last parameters" with the first batch, a plain one; they are the job's.
+                last_used = p.iteration == 0 and len(all_prompts) == len(p.all_prompts)
+                plain = not last_used and comparison.plain(_batch_and_position(p, index, all_prompts)[0])
                 return None if plain and not use_main_prompt else text
 
             return _OfImage(of_image)

@@ -248,7 +248,7 @@ def of_webui(runs: Runs, live: Live) -> Host:
         runs,
         live,
         enabled=lambda: bool(chosen.chosen("decouple_live_panel")),
-        interval_ms=lambda: int(shared.opts.live_preview_refresh_period),
+        interval_ms=lambda: int(shared.opts.live_preview_refresh_period or 500),  # as the host's page
         busy=lambda: bool(shared.state.job),
         font=images.get_font,
     )

@@ -231,8 +231,9 @@ def add(router: APIRouter, seen: Seen) -> None:
             if maps is None:
                 which = "the hires pass" if hires else "the first pass"
                 raise UnknownRun(f"no maps of the moment {moment!r} are kept of {which} of image {image}")
-            if of not in ("", heatmaps.OVERLAP, *own.entities):
-                raise UnknownRun(f"of: {of!r} is not one of {', '.join((*own.entities, heatmaps.OVERLAP))}")
+            offered = heatmaps.names(own.entities)
+            if of and of not in offered:
+                raise UnknownRun(f"of: {of!r} is not one of {', '.join(offered)}")
         drawn = heatmaps.row(maps.values, own.entities, own.picture, of, seen.font)
         return Response(heatmaps.as_png(drawn), media_type="image/png")
 

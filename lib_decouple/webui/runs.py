@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,10 +57,10 @@ class RunImage:
     picture: bytes = b""
     """What was drawn, made small, as a JPEG; empty when it isn't had."""
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Bytes of maps and picture."""
-        return sum(one.values.nbytes for one in self.maps) + len(self.picture)
+        """Bytes of maps and picture, and about those of the trace, which takes some four times its text."""
+        return sum(one.values.nbytes for one in self.maps) + len(self.picture) + 4 * len(json.dumps(self.passes))
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,11 @@ class Runs:
             while len(self._kept) > 1 and sum(i.size for one in self._kept for i in one.images) > self._most_bytes:
                 self._kept.pop(0)
 
+    def clear(self) -> None:
+        """Keep none."""
+        with self._lock:
+            self._kept = []
+
     def newest_first(self) -> list[KeptRun]:
         """All that are kept."""
         with self._lock:
@@ -214,7 +221,8 @@ class Live:
     def ask(self) -> dict[str, Any]:
         """What is known of the run; from now on its maps are kept, for a while."""
         self._asked = self.clock()
-        run = self._run() if self._run is not None else None
+        reference = self._run  # the drawing thread may take it away meanwhile
+        run = reference() if reference is not None else None
         passes = list(run.passes) if run is not None else []
         told = {**self.nothing(), "running": run is not None}
         if run is None or not passes:

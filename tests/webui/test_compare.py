@@ -127,7 +127,8 @@ def test_infotext_of_ours_stands_with_decoupled_pictures_and_the_grid_only():
         p.iteration = iteration
         return written["Decouple loss"](p=p, index=index, all_prompts=prompts, use_main_prompt=main)
 
-    assert [told(k, p.all_prompts) for k in range(8)] == [None, None, "iou", "iou"] * 2
+    assert [told(k, p.all_prompts, iteration=3) for k in range(8)] == [None, None, "iou", "iou"] * 2
+    assert told(0, p.all_prompts) == "iou"  # the host's "last parameters", written with the first batch
     assert [told(1, p.all_prompts[:2], iteration=n) for n in range(4)] == [None, "iou", None, "iou"]
     assert told(0, p.all_prompts, main=True) == "iou"
     assert Run(settings).told_of_guided({"Decouple": "1"}) == {"Decouple": "1"}

@@ -54,6 +54,14 @@ def test_any_name_and_number_of_entities(name, count):
     assert Image.open(io.BytesIO(heatmaps.as_png(made))).size == made.size
 
 
+def test_an_entity_called_overlap_keeps_its_panel():
+    assert heatmaps.names(("cat",)) == ["cat"]
+    assert heatmaps.names(("cat", "dog")) == ["cat", "dog", "overlap"]
+    assert heatmaps.names(("overlap", "cat")) == ["overlap", "cat", "overlap of all"]
+    whole = heatmaps.row(apart(), ("overlap", "cat"), PICTURE, "", FONT)
+    assert whole.width == 3 * (256 + heatmaps.GAP) + heatmaps.GAP
+
+
 def test_maps_without_any_attention_are_dark():
     made = heatmaps.row(np.zeros((2, 4, 4)), ("cat", "dog"), b"", "cat", FONT)
     assert pixel(made, 0.5, 0.5) == (0, 0, 0)

@@ -1,0 +1,144 @@
+"""Jobs, hook by hook, around a stand-in of the host; the real ones are in tests/hosts."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("fastapi", reason="fastapi is not installed")
+
+from lib_decouple.webui import api
+
+
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    """The host's modules; ``opts`` are the options that a test has set."""
+    opts = SimpleNamespace(data={}, save_images_add_number=True)
+    state = SimpleNamespace(job_count=-1, time_start=1.0, interrupted=False, skipped=False)
+    package = types.ModuleType("modules")
+    parts = {
+        "shared": {"opts": opts, "state": state},
+        "errors": {"report": lambda *args, **given: None},
+        "paths_internal": {"data_path": str(tmp_path)},
+    }
+    for name, content in parts.items():
+        module = types.ModuleType(f"modules.{name}")
+        vars(module).update(content)
+        setattr(package, name, module)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "modules", package)
+    monkeypatch.delitem(sys.modules, "lib_decouple.webui.jobs", raising=False)
+    yield SimpleNamespace(opts=opts, state=state, jobs=importlib.import_module("lib_decouple.webui.jobs").Jobs())
+    sys.modules.pop("lib_decouple.webui.jobs", None)
+
+
+def job(images=1):
+    """A job of batches of one, as the host has it before ``process``."""
+    comments = []
+    return SimpleNamespace(
+        n_iter=images, batch_size=1, iteration=0, all_prompts=["a cat and a dog"] * images, all_seeds=[3] * images,
+        all_negative_prompts=[""] * images, all_subseeds=[0] * images, extra_generation_params={}, comments=comments,
+        comment=comments.append, scripts=SimpleNamespace(selectable_scripts=[]), script_args=[0],
+    )  # fmt: skip
+
+
+def test_a_job_that_does_not_ask_for_us_is_left_alone(host):
+    p = job()
+    host.jobs.begin(p, "txt2img", [{"enabled": False}])
+    assert p.attention_decoupling is None
+    assert (p.extra_generation_params, p.comments, p.n_iter) == ({}, [], 1)
+
+
+def test_a_bad_argument_is_told_and_nothing_is_doubled(host):
+    p = job()
+    host.jobs.begin(p, "txt2img", [{"compare": True, "loss": "iuo"}])
+    assert "loss" in p.attention_decoupling.problem
+    assert p.n_iter == 1
+    assert host.jobs.comparing is None
+
+
+def test_a_comparison_turns_guidance_on_for_its_job(host):
+    p = job(2)
+    host.jobs.begin(p, "txt2img", [{"compare": True}])
+    assert p.n_iter == 4
+    assert p.attention_decoupling.settings.enabled
+    assert callable(p.extra_generation_params["Decouple"])
+
+
+def test_pictures_of_a_pair_have_names_of_their_own_where_the_host_numbers_none(host):
+    p = job()
+    host.jobs.begin(p, "txt2img", [{"compare": True}])
+
+    def saved(batch, number, of=p):
+        p.iteration, host.opts.save_images_add_number = batch, number
+        params = SimpleNamespace(p=of, filename="out/3-a cat.x.png")
+        host.jobs.saving(params)
+        return params.filename
+
+    assert saved(0, False) == "out/3-a cat.x-plain.png"
+    assert (
+        saved(1, False)
+        == saved(0, True)
+        == saved(0, False, of=job())
+        == saved(0, False, of=None)
+        == "out/3-a cat.x.png"
+    )
+
+
+def test_a_comparison_that_died_is_let_go_with_the_next_job(host):
+    host.jobs.begin(job(), "txt2img", [{"compare": True}])
+    assert host.jobs.comparing is not None
+    host.state.time_start = 2.0
+    host.jobs.begin(job(), "txt2img", [{}])
+    assert host.jobs.comparing is None
+
+
+def test_compare_left_out_is_told_beside_what_guidance_did(host):
+    p = job()
+    p.scripts.selectable_scripts, p.script_args = [SimpleNamespace(title=lambda: "X/Y/Z plot")], [1]
+    host.jobs.begin(p, "txt2img", [{"enabled": True, "compare": True}])
+    assert p.n_iter == 1
+    assert "X/Y/Z plot" in p.attention_decoupling.lines()[0]
+    assert p.comments == p.attention_decoupling.lines()[:1]
+
+
+def test_no_trace_stays_when_none_are_to_be_kept(host):
+    cleared = []
+    host.jobs.runs.clear = lambda: cleared.append(True)
+    host.jobs.begin(job(), "txt2img", [{"enabled": True}])
+    assert not cleared
+    host.opts.data["decouple_keep_traces"] = 0
+    host.jobs.begin(job(), "txt2img", [{"enabled": True}])
+    assert cleared
+
+
+def test_the_positional_list_has_the_comparison_last(host):
+    assert api.ORDER[-1] == "compare"
+    p = job()
+    values = [
+        True,
+        "com",
+        0,
+        "",
+        "relative",
+        0.15,
+        0,
+        "raw",
+        "mean",
+        "",
+        0.0,
+        20,
+        False,
+        0.0,
+        1,
+        False,
+        False,
+        "auto",
+        0,
+    ]
+    host.jobs.begin(p, "txt2img", [*values, False, False, True])
+    assert p.n_iter == 2
