@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
 
-DRIVER = shutil.which("chromedriver")
+from tests.browser import chromium, find, open_webui, until, write
+
 OWN = "#script_{tab}_attention_decoupling_"
 PROMPT = "a photo of an old man, a dog and (a red fire hydrant:1.2) <lora:fur:0.5> and a dog"
-WRITE = """
-const box = document.querySelector(arguments[0]);
-box.value = arguments[1];
-box.dispatchEvent(new Event("input", {bubbles: true}));
-"""
 PRESSED = (
     r"return [...document.querySelectorAll(arguments[0])].map(one => one.firstChild.textContent.replace(/\u2060/, ''));"
 )
@@ -33,28 +28,17 @@ return performance.getEntriesByType("resource").filter(one => one.name.endsWith(
 def page(request):
     """A browser on the page of a WebUI, the accordion of txt2img open."""
     webui = request.getfixturevalue(request.param)
-    if DRIVER is None:
-        pytest.skip("no chromedriver on this machine")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,2000"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    browser.set_script_timeout(60)
-    browser.get(f"{webui.url}/?__theme={os.environ.get('DECOUPLE_THEME', 'dark')}")
-    until(lambda: find(browser, "#txt2img_prompt textarea"), 120)
-    time.sleep(3)  # the page's own scripts attach after the controls are there
-    write(browser, PROMPT)
-    time.sleep(1)
-    assert browser.execute_script(REQUESTS) == 0  # while it is closed
-    browser.execute_script(
-        "document.querySelector(arguments[0]).click()", f"{OWN.format(tab='txt2img')}enabled .label-wrap"
-    )
-    until(lambda: words(browser))
-    browser.name_of_host = request.param
-    yield browser
-    browser.quit()
+    with chromium(1400, 2000) as browser:
+        open_webui(browser, f"{webui.url}/?__theme={os.environ.get('DECOUPLE_THEME', 'dark')}")
+        write(browser, PROMPT)
+        time.sleep(1)
+        assert browser.execute_script(REQUESTS) == 0  # while it is closed
+        browser.execute_script(
+            "document.querySelector(arguments[0]).click()", f"{OWN.format(tab='txt2img')}enabled .label-wrap"
+        )
+        until(lambda: words(browser))
+        browser.name_of_host = request.param
+        yield browser
 
 
 @pytest.fixture(autouse=True)
@@ -64,22 +48,6 @@ def fresh(page):
     until(lambda: not words(page))
     write(page, PROMPT)
     until(lambda: "Found automatically" in says(page) and len(words(page)) == 16)
-
-
-def until(found, seconds=20):
-    for _ in range(seconds * 10):
-        if value := found():
-            return value
-        time.sleep(0.1)
-    raise AssertionError("nothing came")
-
-
-def find(page, selector):
-    return page.find_elements("css selector", selector)
-
-
-def write(page, text, selector="#txt2img_prompt textarea"):
-    page.execute_script(WRITE, selector, text)
 
 
 def words(page):

@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from lib_decouple.settings import Settings, specs
+from tests.browser import chromium, open_webui, until, write
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-DRIVER = shutil.which("chromedriver")
 OURS = "script_{tab}_attention_decoupling_{name}"
 WRITTEN = Path(__file__).parent / "infotexts"
 ODD = 'fox: "old", big\nand shaggy'
@@ -39,11 +37,6 @@ for (const box of document.querySelectorAll(`[id^="${arguments[0]}"]`)) {
 found.enabled = document.getElementById(arguments[0] + "enabled-visible-checkbox").checked;
 return found;
 """
-PASTE = """
-const box = document.querySelector(`#${arguments[0]}_prompt textarea`);
-box.value = arguments[1];
-box.dispatchEvent(new Event("input", {bubbles: true}));
-"""
 
 
 @pytest.fixture(scope="module", params=["host", "forge"])
@@ -54,28 +47,9 @@ def webui(request):
 @pytest.fixture(scope="module")
 def page(webui):
     """A browser on the WebUI's page."""
-    if DRIVER is None:
-        pytest.skip("no chromedriver on this machine")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,2400"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    browser.get(webui.url)
-    until(lambda: browser.execute_script("return !!document.querySelector('#txt2img_prompt textarea')"), 120)
-    time.sleep(3)  # the page's own scripts attach after the controls are there
-    yield browser
-    browser.quit()
-
-
-def until(found, seconds=60):
-    """What ``found()`` gives once it is true."""
-    for _ in range(seconds * 5):
-        if value := found():
-            return value
-        time.sleep(0.2)
-    raise AssertionError("nothing came")
+    with chromium() as browser:
+        open_webui(browser, webui.url)
+        yield browser
 
 
 def values(page, tab):
@@ -83,7 +57,7 @@ def values(page, tab):
 
 
 def paste(page, tab, text):
-    page.execute_script(PASTE, tab, text)
+    write(page, text, f"#{tab}_prompt textarea")
     time.sleep(1)
     page.execute_script(f"document.querySelector('#{tab}_tools #paste').click()")
 

@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
 from lib_decouple import presets
-from tests.hosts.test_chips import OWN, find, page, shot, until, write  # noqa: F401
+from tests.browser import find, until, write
+from tests.hosts.test_chips import OWN, page, shot  # noqa: F401
 
 PART = f"{OWN.format(tab='txt2img')}presets"
 VALUE = """

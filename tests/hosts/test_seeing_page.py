@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 
 import pytest
 from PIL import ImageColor
 
 from lib_decouple.webui.palette import colours
-from tests.hosts.test_chips import OWN, find, webdriver, write
-from tests.hosts.test_chips import until as soon
+from tests.browser import chromium, find, open_webui, write
+from tests.browser import until as soon
+from tests.hosts.test_chips import OWN
 
-DRIVER = shutil.which("chromedriver")
 REQUESTS = """
 return performance.getEntriesByType("resource").map(one => new URL(one.name).pathname)
     .filter(one => /decouple.v1.(live|trace|maps)/.test(one));
@@ -34,25 +33,14 @@ SIZE = 128
 def page(request):
     """A browser on the page of a WebUI, the accordion of txt2img open, a small picture asked for."""
     webui = request.getfixturevalue(request.param)
-    if DRIVER is None:
-        pytest.skip("no chromedriver on this machine")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,2600"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    browser.set_script_timeout(60)
-    opened(browser, webui.url)
-    browser.webui = webui
-    yield browser
-    browser.quit()
+    with chromium(1400, 2600) as browser:
+        opened(browser, webui.url)
+        browser.webui = webui
+        yield browser
 
 
 def opened(page, url):
-    page.get(url)
-    until(lambda: find(page, "#txt2img_prompt textarea"))
-    time.sleep(3)  # the page's own scripts attach after the controls are there
+    open_webui(page, url)
     write(page, "a cat and a dog")
     for name, value in (("width", SIZE), ("height", SIZE), ("steps", 6), ("seed", 3)):
         write(page, value, f"#txt2img_{name} input[type=number], #txt2img_{name} input")
