@@ -122,7 +122,7 @@ class Job:
         return self.prompt.id, self.arm, self.seed
 
     def recipe(self, sampling: Sampling, backend: BackendPart, checkpoint: str) -> str:
-        """A digest of all that the picture depends on; 16 hex digits."""
+        """A digest of what the picture is asked with, not of rounding (batch, machine); 16 hex digits."""
         how = self.settings.as_dict() if self.settings.enabled else {"enabled": False}
         what = [
             self.prompt.text, self.prompt.entities, self.seed, how, asdict(sampling),

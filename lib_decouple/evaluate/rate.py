@@ -55,7 +55,9 @@ def add_parser(commands: Any) -> None:
     """Describe the command's options."""
     parser = commands.add_parser("rate", help="blind pairwise comparison by people", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
-    parser.add_argument("--arms", help="by comma; the first is compared with each other one (plain, then all)")
+    parser.add_argument(
+        "--arms", help="by comma; the first is compared with each other one (the plan's first, else plain; then all)"
+    )
     parser.add_argument("--n", type=int, default=0, help="how many pairs, the same for every rater (0: all)")
     parser.add_argument("--seed", type=int, default=0, help="of order, sides and, with --n, the choice of pairs (0)")
     parser.add_argument("--rater", help="your name, so that the page does not ask")
@@ -107,7 +109,8 @@ def clean_name(name: Any) -> str:
 def arms_of(store: Store, text: str | None) -> list[str]:
     """The arms to compare, the one compared with first. Raises ValueError by name."""
     drawn = list(dict.fromkeys(row["arm"] for row in store.images()))
-    wanted = [part.strip() for part in text.split(",")] if text else sorted(drawn, key=lambda arm: arm != "plain")
+    base = store.base_arm()
+    wanted = [part.strip() for part in text.split(",")] if text else sorted(drawn, key=lambda arm: arm != base)
     for arm in wanted:
         if arm not in drawn:
             raise ValueError(f"arms: {arm!r} is not one of {', '.join(drawn) or 'none, since nothing is drawn'}")

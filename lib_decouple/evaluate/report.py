@@ -9,6 +9,8 @@ import io
 import math
 import os
 import platform
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +50,9 @@ THUMB = 112
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "statsmodels", "krippendorff")
 NOTE = (
     "Intervals are 95 % of a bootstrap over prompts. Change is against the same prompts and seeds. p flips the sign of "
-    "whole prompts and is corrected for the number of arms within a figure and number of entities (Holm). Seconds are "
-    "one machine's, which may have been busy; passes are exact where the host tells them."
+    "whole prompts and says what holds; p of images (exact McNemar) takes the images as independent, which those of "
+    "one prompt are not. Both are corrected for the number of arms within a figure and number of entities (Holm). "
+    "Seconds are one machine's, which may have been busy; passes are exact where the host tells them."
 )
 
 
@@ -58,7 +61,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("report", help="HTML and Markdown of a judged run", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--out", type=Path, help="folder of report.html and report.md (the run's)")
-    parser.add_argument("--against", default="plain", help="the arm that others are compared with (plain)")
+    parser.add_argument("--against", help="the arm that others are compared with (the plan's first, else plain)")
     parser.add_argument(
         "--by", help="the judge that says which prompts and pictures were harmed (detector, or the first)"
     )
@@ -112,8 +115,8 @@ def result_table(figure: Figure, spent: Mapping[tuple[int, str], Cost]) -> Table
     """One figure, by number of entities and arm, cost beside gain."""
     unit = " %" if figure.share else ""
     table = Table(
-        ["entities", "arm", "images", "prompts", f"{figure.name}{unit} [95 %]", "change [95 %]", "p (Holm)", "passes",
-         "seconds", "time ×"]
+        ["entities", "arm", "images", "prompts", f"{figure.name}{unit} [95 %]", "change [95 %]", "p (Holm)",
+         "p of images (McNemar, Holm)", "passes", "seconds", "time ×"]
     )  # fmt: skip
     for i, line in enumerate(figure.lines):
         cost, own = spent[line.count, line.arm], line.estimate
@@ -128,6 +131,7 @@ def result_table(figure: Figure, spent: Mapping[tuple[int, str], Cost]) -> Table
                 own.format(figure.scale, figure.digits),
                 line.change.difference.format(figure.scale, figure.digits) if line.change else "",
                 _p(line.p),
+                _p(line.p_images),
                 _told(cost.passes, 1),
                 _told(cost.seconds, 2),
                 "" if cost.times is None else f"{cost.times:.2f}",
@@ -304,12 +308,12 @@ def environment(store: Store, images: Sequence[Row]) -> Table:
             for r in images
         }
     )
-    aside = sum(1 for row in images if row["stood_aside"])
+    aside = Counter(row["arm"] for row in images if row["stood_aside"])
     table.rows = [
         ["images", str(len(images))],
         ["drawn by", "; ".join(drawn)],
         ["sampling", "; ".join(filter(None, sampling)) or "not told"],
-        ["guidance stood aside", f"{aside} images" if aside else "never"],
+        ["guidance stood aside", "; ".join(f"{arm}: {n} images" for arm, n in aside.items()) or "never"],
         *[[name, str(value)] for name, value in (store.notes().get("environment") or {}).items()],
         ["reported on", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python "
          f"{platform.python_version()}"],
@@ -318,7 +322,7 @@ def environment(store: Store, images: Sequence[Row]) -> Table:
     return table
 
 
-def commands(store: Store, arguments: argparse.Namespace, calibrated: Sequence[str]) -> str:
+def commands(store: Store, against: str, calibrated: Sequence[str]) -> str:
     """What to type to have this again."""
     judges = ",".join(judge if os.path.sep not in judge else _without_folder(judge) for judge in store.judges())
     lines = list(store.notes().get("commands") or [])
@@ -329,7 +333,7 @@ def commands(store: Store, arguments: argparse.Namespace, calibrated: Sequence[s
         lines.append(f"python -m lib_decouple evaluate calibrate RUN --judges {judges}")
     if store.ratings():
         lines.append("python -m lib_decouple evaluate rate RUN")
-    lines.append(f"python -m lib_decouple evaluate report RUN --against {arguments.against}")
+    lines.append(f"python -m lib_decouple evaluate report RUN --against {shlex.quote(against)}")
     return "\n".join(lines)
 
 
@@ -342,7 +346,7 @@ def _without_folder(judge: str) -> str:
 
 def gather(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
     """All that the report says, for both its forms. Raises ValueError by name."""
-    against = arguments.against
+    against = arguments.against or store.base_arm()
     for name in ("worst", "prompts"):
         if (getattr(arguments, name) or 0) < 0:
             raise ValueError(f"{name}: {getattr(arguments, name)} is not allowed; 0 or more")
@@ -396,7 +400,7 @@ def gather(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
         "prompts_cut": prompt_table(cut, arms, against),
         "prompts_left": len(prompts) - len(cut),
         "environment": environment(store, images),
-        "commands": commands(store, arguments, list(known)),
+        "commands": commands(store, against, list(known)),
         "plan": store.plans()[-1]["text"] if store.plans() else "",
     }  # fmt: skip
 
@@ -423,7 +427,8 @@ def as_markdown(told: Mapping[str, Any]) -> str:
         parts.append("Nobody has rated: `evaluate rate` lets people do it.\n")
     if told["by"]:
         parts += [
-            f"\n## Pairs\n\nAs {told['by']} says: {told['harmed']} harmed, {told['helped']} helped.\n",
+            f"\n## Pairs\n\nAs {told['by']} says, {told['against']} showed all and the arm did not in {told['harmed']} "
+            f"pairs of pictures; the arm showed all and {told['against']} did not in {told['helped']}.\n",
             "\n## Prompts, the most harmed first\n\nChange of the rate of missing something, in points.\n",
             told["prompts"].markdown(),
         ]

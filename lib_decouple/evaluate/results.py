@@ -64,10 +64,12 @@ class Line:
     """Against the same prompts and seeds of the arm compared with."""
     p: float | None = None
     """Over prompts, corrected for the number of arms (Holm)."""
+    p_images: float | None = None
+    """Image by image (exact McNemar), corrected likewise; None for what is no yes/no."""
 
     @property
     def holds(self) -> bool:
-        """Whether the change is there after correction."""
+        """Whether the change is there after correction, over prompts."""
         return self.p is not None and self.p < 0.05
 
 
@@ -160,9 +162,11 @@ def _lines(
             if arm != against and both:
                 line.change = change([base[k] for k in both], [own[k] for k in both], [p for p, _ in both])
             block.append(line)
-        corrected = holm({line.arm: line.change.p for line in block if line.change})
+        changes = {line.arm: line.change for line in block if line.change}
+        by_prompt = holm({arm: own.p for arm, own in changes.items()})
+        by_image = holm({arm: own.p_images for arm, own in changes.items() if own.p_images is not None})
         for line in block:
-            line.p = corrected.get(line.arm)
+            line.p, line.p_images = by_prompt.get(line.arm), by_image.get(line.arm)
         lines += block
     return lines
 
@@ -203,12 +207,17 @@ def telling(notes: Mapping[str, JudgeNote]) -> list[str]:
 
 @dataclass(frozen=True)
 class Moved:
-    """An image that lost (harmed) or got back (helped) an entity, as a judge says."""
+    """A pair of which one picture shows all and the other not, as a judge says: harmed where that is the arm's."""
 
     before: Row
     after: Row
     missing_before: tuple[str, ...]
     missing_after: tuple[str, ...]
+
+    @property
+    def entities(self) -> int:
+        """How many were lost, or got back."""
+        return max(len(self.missing_before), len(self.missing_after))
 
 
 @dataclass
@@ -261,12 +270,20 @@ def moves(store: Store, judge: JudgeNote, against: str) -> tuple[list[ByPrompt],
 
 
 def in_turn(moved: Sequence[Moved], limit: int) -> list[Moved]:
-    """At most ``limit``, one of each arm in turn, in the order drawn: no arm is left out, none picked by looks."""
+    """At most ``limit``: each arm's case of the most entities, then each arm's next; told with the most entities first.
+
+    Among equals the order drawn decides: no arm is left out, none picked by looks.
+    """
+
+    def worst_first(some: Sequence[Moved]) -> list[Moved]:
+        return sorted(some, key=lambda one: -one.entities)
+
     groups: dict[str, list[Moved]] = {}
-    for one in moved:
+    for one in worst_first(moved):
         groups.setdefault(one.after["arm"], []).append(one)
     longest = max(map(len, groups.values()), default=0)
-    return [own[i] for i in range(longest) for own in groups.values() if i < len(own)][:limit]
+    taken = [own[i] for i in range(longest) for own in groups.values() if i < len(own)][:limit]
+    return worst_first(taken)
 
 
 @dataclass
@@ -296,7 +313,7 @@ class People:
     ratings: int
     rows: list[Compared]
     agreement: float
-    """Krippendorff's alpha of all choices."""
+    """Krippendorff's alpha of all choices, as the arm's win or loss: arms' names would be alike by design."""
     ticks_agreement: float
     """Krippendorff's alpha of what was seen, entity by entity."""
     judges: dict[str, tuple[Estimate | None, Estimate | None]]
@@ -314,6 +331,7 @@ def people(store: Store, against: str) -> People | None:
         arms = sorted((images[i]["arm"] for i in rating["pair"]), key=lambda arm: (arm != against, arm))
         groups.setdefault((arms[0], arms[1]), []).append(rating)
     rows = [_compared(base, arm, own, images) for (base, arm), own in groups.items()]
+    words = [(r["rater"], str(r["pair"]), _word(r, *pair)) for pair, own in groups.items() for r in own]
     for name, target in (("preference", "p"), ("change", "change_p")):
         given = {i: getattr(row, name).p for i, row in enumerate(rows) if getattr(row, name)}
         for i, p in holm(given).items():
@@ -329,7 +347,7 @@ def people(store: Store, against: str) -> People | None:
         len({rating["rater"] for rating in ratings}),
         len(ratings),
         rows,
-        agreement([(r["rater"], str(r["pair"]), r["choice"]) for r in ratings]),
+        agreement(words),
         agreement([(rater, f"{image}/{entity}", str(there)) for (rater, image, entity), there in seen.items()]),
         {
             name: _against_people(store.scores(name), note.threshold, seen, images)
@@ -339,14 +357,19 @@ def people(store: Store, against: str) -> People | None:
     )
 
 
+def _word(rating: Row, base: str, arm: str) -> str:
+    """The choice as seen from the arm: "win", "loss", "both" or "neither"."""
+    choice = str(rating["choice"])
+    return {base: "loss", arm: "win"}.get(choice, choice)
+
+
 def _compared(base: str, arm: str, ratings: Sequence[Row], images: Mapping[int, Row]) -> Compared:
-    words: dict[str, str] = {base: "loss", arm: "win"}
     prompts: list[str] = [images[rating["pair"][0]]["prompt_id"] for rating in ratings]
     found = Compared(
         arm,
         base,
         len({rating["rater"] for rating in ratings}),
-        preference([words.get(str(rating["choice"]), str(rating["choice"])) for rating in ratings], prompts),
+        preference([_word(rating, base, arm) for rating in ratings], prompts),
         agreement([(r["rater"], str(r["pair"]), r["choice"]) for r in ratings]),
     )
     ticked = [(r, p) for r, p in zip(ratings, prompts) if {base, arm} <= set(r["ticks"])]

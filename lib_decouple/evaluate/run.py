@@ -66,6 +66,8 @@ class Work:
     """Ids of reused images that an earlier plan did without."""
     aside: list[int] = field(default_factory=list)
     """Ids of images that this plan does without."""
+    stale: list[int] = field(default_factory=list)
+    """Ids of images to be redone; none of the run until they are."""
 
     def left(self, jobs: Sequence[Job]) -> list[Job]:
         """What is to be drawn, in the plan's order."""
@@ -79,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     how, folder = how_to(plan, arguments), arguments.out or Path("out/evaluate") / arguments.plan.stem
     names, first, about = survey(how)
     how = replace(how, expected=about.checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)  # else a name with a dot is taken for the SQLite file's
     store = Store(folder, create=True)
     with locked(folder):
         for part in folder.glob(f"{IMAGES}/*/*{PART}"):
@@ -97,9 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
                 "scores; --redo does it, another --out keeps both"
             )
         store.set_status(work.back, "done")
-        store.set_status(work.aside, "aside")
+        store.set_status([*work.aside, *work.stale], "aside")
         write_notes(store, plan, arguments, about)
-        missing = draw(store, plan, how, left, about, first if len(names) == 1 and not how.part.endpoints else None)
+        missing = draw(store, plan, how, left, about, None if how.part.endpoints or len(how.names()) > 1 else first)
     for line in missing[:20]:
         print(line, file=sys.stderr)
     print(f"{len(jobs) - len(missing)} of {len(jobs)} images are in {folder}")
@@ -152,6 +155,7 @@ def compare(store: Store, jobs: Sequence[Job], plan: Plan, about: About) -> Work
             work.fresh.append(job)
         elif row["recipe"] != job.recipe(plan.sampling, plan.backend, about.checkpoint):
             work.redone.append((job, difference(row, job, plan, about)))
+            work.stale.append(row["id"])
         elif not (store.folder / row["file"]).exists():
             work.lost.append(job)
         else:

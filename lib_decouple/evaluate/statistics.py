@@ -16,12 +16,14 @@ from scipy import optimize, stats
 from ..study.stats import Share, mcnemar
 
 RESAMPLES = 4000
-"""Of a bootstrap and of a permutation test; the test is exact where fewer flips exist."""
+"""Of a bootstrap."""
+FLIPS = 20_000
+"""Of a permutation test: exact up to 14 prompts."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval; the ends are NaN where there is one prompt only."""
+    """A mean with its 95 % interval; the ends are NaN where there is one prompt only, or all prompts are alike."""
 
     value: float
     low: float
@@ -35,9 +37,9 @@ class Estimate:
 
     def format(self, scale: float = 1.0, digits: int = 3) -> str:
         """Value and ends, times ``scale``."""
-        ends = (
-            "one prompt" if math.isnan(self.low) else f"{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}"
-        )
+        ends = f"{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}"
+        if math.isnan(self.low):
+            ends = "one prompt" if self.prompts == 1 else "no spread"
         return f"{self.value * scale:.{digits}f} [{ends}]"
 
 
@@ -69,6 +71,10 @@ def mean(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
 
 
 def _bootstrap(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """NaN where all prompts are alike: resampling them sees no spread, which is no certainty."""
+    if np.ptp(sums / sizes) == 0:
+        return math.nan, math.nan
+
     def ratio(s: np.ndarray, k: np.ndarray, axis: int) -> Any:
         return s.sum(axis=axis) / k.sum(axis=axis)
 
@@ -107,7 +113,7 @@ def _flip(sums: np.ndarray) -> float:
         return 1.0
     found = stats.permutation_test(
         (sums,), lambda s, axis: s.sum(axis=axis), permutation_type="samples", vectorized=True,
-        n_resamples=RESAMPLES, rng=0, batch=500,
+        n_resamples=FLIPS, rng=0, batch=500,
     )  # fmt: skip
     return min(1.0, float(found.pvalue))
 
@@ -214,6 +220,7 @@ def smallest_effect(
 def detectable(prompts: int, per_prompt: int, arms: int, before: float = 0.3, wanted: float = 0.8) -> str:
     """What a plan can show, in words, before anything is drawn: ``arms`` (other than plain) on ``prompts`` x seeds.
 
+    Image by image only: what p over prompts takes depends on how unlike the prompts are, which nobody knows before.
     Raises ValueError by name.
     """
 
@@ -226,10 +233,13 @@ def detectable(prompts: int, per_prompt: int, arms: int, before: float = 0.3, wa
     text = (
         f"{n} pairs for each of {arms} arm{'s' if arms > 1 else ''} ({prompts} prompts, {per_prompt} seeds each): "
         f"where plain misses something in {100 * before:.0f} % of the images, {told(apart)} shows with a chance of "
-        f"{100 * wanted:.0f} % (exact McNemar, p below 0.05 by Holm's strictest step)"
+        f"{100 * wanted:.0f} % image by image (exact McNemar, p below 0.05 by Holm's strictest step"
     )
-    if per_prompt > 1:
-        text += f"; if a prompt's seeds all fared alike, {told(alike)}"
+    text += f"; if a prompt's seeds all fared alike, {told(alike)})" if per_prompt > 1 else ")"
+    text += (
+        "; p over prompts, by which the report says what holds, needs more, the more the fewer and the more unlike "
+        "they are"
+    )
     # Flips of whole prompts give no p below 2 / 2^prompts.
     least = 2.0 ** (1 - prompts)
     if least > 0.05 / arms:

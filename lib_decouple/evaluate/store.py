@@ -35,9 +35,10 @@ COLUMNS = (
 )  # fmt: skip
 """Of an image, besides its id.
 
-``status``: "done", or "aside" for one that the plan no longer has. ``checkpoint``: the first ten digits of its
-SHA-256. ``passes`` (guided ones) and ``trace`` are None where a host does not tell. ``stood_aside``: why guidance
-did, "" when it did not. ``recipe``: a digest of all that the image depends on.
+``status``: "done", or "aside" for one that the plan no longer has or is to have otherwise. ``checkpoint``:
+the first ten digits of its SHA-256. ``passes`` (guided ones) and ``trace`` are None where a host does not tell.
+``stood_aside``: why guidance did, "" when it did not. ``recipe``: a digest of what the picture is asked with, not of
+rounding (batch, machine).
 """
 
 VERSION = 1
@@ -194,6 +195,11 @@ class Store:
                 "DELETE FROM ratings WHERE pair = ? AND rater = ?", (json.dumps(sorted(pair)), rater)
             )
             return found.rowcount > 0
+
+    def base_arm(self) -> str:
+        """The arm that others are compared with: the plan's first; "plain" where no plan is known."""
+        arms = (self.notes().get("plan") or {}).get("arms")
+        return str(arms[0]["name"]) if arms else "plain"
 
     def put_note(self, key: str, value: Any) -> None:
         """What the report says of the run as a whole (JSON): "judge:NAME", "plan", "commands", "environment"."""

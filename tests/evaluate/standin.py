@@ -2,6 +2,7 @@
 
 As a program: ``standin.py PORT LOG [--sha256 …] [--auth user:password] [--seconds S] [--hang-after N]
 [--change-after N]``. Every picture that it has sent is a line of LOG: prompt, seed and loss ("" when plain).
+While LOG.bare is there, the extension is not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 
 from PIL import Image
 
+SAMPLERS = ("DPM++ 2M", "Euler")
+"""Its own; for another name it takes the first, as WebUIs do."""
 SHA256 = "71af53dcd6" + "0" * 54
 
 
@@ -65,7 +68,8 @@ class Handler(BaseHTTPRequestHandler):
         found = {
             "/sdapi/v1/options": {"sd_model_checkpoint": title, "sd_checkpoint_hash": known},
             "/sdapi/v1/sd-models": [{"title": title, "model_name": "tiny", "sha256": known or None, "hash": None}],
-            "/decouple/v1/schema": {},
+            "/sdapi/v1/schedulers": [{"name": "karras", "label": "Karras", "aliases": None}],
+            "/decouple/v1/schema": None if Path(f"{self.how.log}.bare").exists() else {},
         }.get(self.path)
         self.answer({"detail": "Not Found"} if found is None else found, 404 if found is None else 200)
 
@@ -99,6 +103,7 @@ class Handler(BaseHTTPRequestHandler):
             text += f', Decouple: 1, Decouple found: "{", ".join(ours["entities"])}", Decouple IoU: 0.620 to 0.310'
         info = {
             "infotexts": [text], "version": "v1.10.1", "sd_model_hash": self.sha256()[:10], "sd_model_name": "tiny",
+            "sampler_name": body["sampler_name"] if body["sampler_name"] in SAMPLERS else SAMPLERS[0],
         }  # fmt: skip
         self.answer({"images": [base64.b64encode(data.getvalue()).decode()], "info": json.dumps(info)})
         if body["steps"] > 3:

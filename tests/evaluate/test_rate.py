@@ -457,6 +457,22 @@ def test_a_rater_in_a_browser_by_keys_and_by_clicks(deck, store, browser):
     }
 
 
+def test_a_refused_name_is_not_remembered(deck, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    with served(deck) as url:
+        browser.get(url)
+        until(lambda: one(browser, "#name").is_displayed())
+        browser.execute_script("document.getElementById('name').value = 'Ann\\u200bBob'")
+        one(browser, "#name").send_keys(Keys.ENTER)
+        assert "rater: a name" in until(lambda: one(browser, "#says").text)
+        assert browser.execute_script("return localStorage.length") == 0
+        one(browser, "#name").clear()
+        one(browser, "#name").send_keys("Ann", Keys.ENTER)
+        waits_at(browser, 0)
+        assert browser.execute_script("return Object.values(localStorage)") == ["Ann"]
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_page_fits_a_phone_and_can_be_read(deck, browser, theme):
     browser.execute_cdp_cmd(

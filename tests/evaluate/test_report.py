@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ pytest.importorskip("krippendorff", reason="krippendorff is not installed")
 
 from lib_decouple.__main__ import main
 from lib_decouple.evaluate.heat import maps_of, overlay
+from lib_decouple.evaluate.rate import arms_of
 from lib_decouple.evaluate.results import (
     JudgeNote,
     calibration,
@@ -67,7 +69,8 @@ def test_rates_and_changes_by_hand(store):
     assert lines["zebracom"].change.difference.value == pytest.approx(-3 / 6)
     assert lines["zebracom"].change.p_images == pytest.approx(2 * 6 / 2**5)  # 4 healed, 1 lost
     assert lines["quaggaiou"].change.difference.value == 0
-    assert lines["plain"].p is None
+    assert lines["zebracom"].p_images == pytest.approx(2 * 2 * 6 / 2**5)  # two arms
+    assert lines["plain"].p is lines["plain"].p_images is None
     assert lines["quaggaiou"].p == 1
     right = {line.arm: line.estimate.value for line in figure_of(store, "detector", "exactly right").lines}
     assert right["plain"] == pytest.approx(2 / 6)
@@ -95,9 +98,12 @@ def test_the_worst_prompts_come_first_and_moves_are_counted(store):
 
 def test_shown_cases_take_turns_between_arms(store):
     _, _, helped = moves(store, judge_notes(store)["detector"], "plain")
-    twice = [*helped, *[type(h)(h.before, {**h.after, "arm": "other"}, (), ()) for h in helped]]
+    twice = [*helped, *[type(h)(h.before, {**h.after, "arm": "other"}, h.missing_before, ()) for h in helped]]
     assert [m.after["arm"] for m in in_turn(twice, 3)] == ["zebracom", "other", "zebracom"]
     assert len(in_turn(twice, 100)) == 8
+    # An arm's worst is taken and stands first, though drawn last.
+    worst = type(helped[0])(helped[0].before, {**helped[0].after, "arm": "other"}, ("cat", "dog"), ())
+    assert in_turn([*twice, worst], 2) == [worst, twice[0]]
 
 
 def test_a_judges_model_stands_beside_its_figures_and_random_weights_are_no_result(store, tmp_path):
@@ -148,7 +154,9 @@ def test_the_page_is_one_file_that_asks_for_no_other(store, tmp_path):
     for said in ("<svg", "Harmed, 1 of 1", "Helped, 4 of 4", "of what it calls missing, 90.0 [80.0, 95.0] % is"):
         assert said in page
     assert page.count("<img ") == 2 * (1 + 4)
-    assert "| 2 | zebracom | 6 | 2 | 16.7" in text
+    assert "| 2 | zebracom | 6 | 2 | 16.7 [0.0, 33.3] | -50.0 [-100.0, 0.0] | 1 | 0.75 |" in text
+    assert "plain showed all and the arm did not in 1 pairs of pictures" in text
+    assert "the arm showed all and plain did not in 4." in text
     assert "quaggaiou" in text
     assert "Nobody has rated" in text
     assert "Better after correction: none. Worse after correction: none. No change that holds: 2 of 2." in text
@@ -230,6 +238,33 @@ def test_people_by_hand(store):
     assert precision.value == pytest.approx(
         12 / 15
     )  # plain's 4 by three raters; zebracom's lost frog was ticked by all
+
+
+def test_raters_who_flip_coins_do_not_agree(tmp_path):
+    """Each arm has pairs of its own, so arms' names as choices would look like agreement (about 0.27 here)."""
+    store, rng = make_run(tmp_path / "run", seeds=15, arms=("plain", "a", "b", "c", "d")), random.Random(2)
+    rows = {(r["prompt_id"], r["seed"], r["arm"]): r["id"] for r in store.images()}
+    for (prompt, seed, arm), image in rows.items():
+        if arm != "plain":
+            for rater in ("ann", "bob"):
+                store.put_rating((rows[prompt, seed, "plain"], image), rater, rng.choice(("plain", arm)), {})
+    assert abs(people(store, "plain").agreement) < 0.18  # two standard errors of 120 pairs
+
+
+def test_the_plans_first_arm_is_what_others_are_compared_with(store, tmp_path):
+    assert store.base_arm() == "plain"
+    store.put_note("plan", {"arms": [{"name": "quaggaiou"}, {"name": "plain"}]})
+    assert arms_of(store, None)[0] == store.base_arm() == "quaggaiou"
+    assert "evaluate report RUN --against quaggaiou" in written(store, tmp_path)[1]
+    assert "evaluate report RUN --against plain" in written(store, tmp_path, "--against", "plain")[1]
+
+
+def test_images_that_guidance_left_alone_are_told_by_arm(store, tmp_path):
+    for row in store.images()[1:3]:
+        own = {k: row[k] for k in ("prompt_id", "prompt", "arm", "seed", "file", "entities", "count")}
+        store.put_image(own | {"stood_aside": "out of memory"})
+    told = "| guidance stood aside | zebracom: 1 images; quaggaiou: 1 images |"
+    assert told in written(store, tmp_path)[1]
 
 
 def test_people_stand_in_both_files(store, tmp_path):

@@ -159,6 +159,48 @@ def test_a_changed_plan_tells_what_it_would_redo_and_waits_to_be_told(painter, t
     assert set(store.scores("detector")) == {one for one, arm in ids.items() if arm == "plain"}
 
 
+def test_what_is_to_be_redone_is_none_of_the_run_until_it_is(painter, tmp_path):
+    draw(tmp_path)
+    store, real, before = Store(tmp_path / "run"), painter.draw, pictures(tmp_path)
+    changed = PLAN.replace('"com"', '{name = "com", loss = "com", settings = {size = 0.2}}')
+
+    def stopped(jobs):
+        raise KeyboardInterrupt
+
+    painter.draw = stopped
+    assert draw(tmp_path, changed, "--redo") == 130
+    assert {row["arm"] for row in store.images()} == {"plain"}
+    assert pictures(tmp_path) == before
+    painter.draw = real
+    assert draw(tmp_path, changed, "--redo") == 0
+    assert len(store.images()) == 12
+    assert {row["settings"]["size"] for row in store.images() if row["arm"] == "com"} == {0.2}
+
+
+def test_a_name_with_a_dot_is_a_folder_as_any(painter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sd1.5.toml").write_text(PLAN)
+    assert main(["evaluate", "run", "sd1.5.toml"]) == 0
+    assert main(["evaluate", "run", "sd1.5.toml", "--out", "new/run.v2"]) == 0
+    for folder in (Path("out/evaluate/sd1.5"), Path("new/run.v2")):
+        assert (folder / "evaluate.sqlite").is_file()
+        assert len(Store(folder).images()) == 12
+
+
+def test_an_endpoint_that_is_down_at_the_start_may_still_join(painter, tmp_path, monkeypatch):
+    def opened(self, name):
+        if name.endswith(":2"):
+            raise Unreachable(f"{name}: gone")
+        return painter
+
+    taken = []
+    monkeypatch.setattr(fleet.How, "open", opened)
+    monkeypatch.setattr(run, "draw_all", lambda how, groups, tell: (taken.append(how.names()) or o for o in ()))
+    monkeypatch.setattr(run, "alone", lambda *_: pytest.fail("one endpoint's way"))
+    backend = '[backend]\nkind = "webui"\nurls = ["http://127.0.0.1:1", "http://127.0.0.1:2"]\n'
+    assert draw(tmp_path, PLAN.partition("[backend]")[0] + backend) == 0
+
+
 def test_what_a_plan_does_without_is_kept_aside_and_comes_back(painter, tmp_path, capsys):
     draw(tmp_path)
     painter.drew = []

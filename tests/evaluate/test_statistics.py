@@ -45,8 +45,16 @@ def test_a_paired_change_by_hand():
     assert found.p_images == pytest.approx(2 / 2**7)
     assert change([0, 1], [0, 1], ["a", "b"]).p == 1
     assert change([0.2, 0.4], [0.3, 0.5], ["a", "b"]).p_images is None
+    # Prompts that all change alike tell nothing of how others would: no interval rather than one of no width.
+    assert found.difference.percent() == "-100.0 [no spread]"
+    assert change([1] * 7, [0] * 7, ["a"] * 7).difference.percent() == "-100.0 [one prompt]"
     # All seven images of one prompt: image by image it looks sure, by prompts nothing is known.
     assert change([1] * 7, [0] * 7, ["a"] * 7).p == 1
+
+
+def test_flips_are_exact_up_to_fourteen_prompts_and_see_small_p_beyond():
+    assert change([1] * 14, [0] * 14, [str(i) for i in range(14)]).p == pytest.approx(2 / 2**14)
+    assert change([1] * 40, [0] * 40, [str(i) for i in range(40)]).p <= 2 / 20_000
 
 
 def test_holm_by_hand():
@@ -136,8 +144,11 @@ def test_a_plan_is_told_what_it_can_show():
     said = detectable(14, 8, 8)
     effect = smallest_effect(112, 0.3, 8)
     assert said.startswith("112 pairs for each of 8 arms (14 prompts, 8 seeds each)")
-    assert f"a fall of {100 * effect:.1f} points or more shows with a chance of 80 %" in said
+    assert (
+        f"a fall of {100 * effect:.1f} points or more shows with a chance of 80 % image by image (exact McNemar" in said
+    )
     assert "if a prompt's seeds all fared alike, not even a fall to none" in said
+    assert "p over prompts, by which the report says what holds, needs more" in said
     assert "Too few" not in said
     assert "Too few prompts: p over prompts cannot fall below 0.062, and 0.05 is asked for" in detectable(5, 100, 1)
     with pytest.raises(ValueError, match=r"before: 1\.5 is not allowed"):

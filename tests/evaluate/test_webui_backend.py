@@ -1,6 +1,9 @@
 """The WebUI backend against a stand-in over real HTTP; tests/hosts/test_evaluate.py does the same on real WebUIs."""
 
 import io
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -78,6 +81,35 @@ def test_it_asks_for_one_bare_image_with_named_arguments(start, monkeypatch):
     assert (drawn.passes, plain.passes) == (None, 0)  # a WebUI does not tell them
     assert drawn.about.version == "v1.10.1"
     assert backend.seconds_a_step() > 0
+
+
+def test_a_sampler_that_the_host_does_not_know_is_told(start):
+    server = start()
+
+    def backend(sampler):
+        return webui.WebUI(server.url, replace(SAMPLING, sampler=sampler), 30)
+
+    assert backend("DPM++ 2M Karras").draw([job()])  # as older WebUIs call it
+    for wrong in ("Eular", "DPM++ 2M Caras"):
+        said = rf"sampling\.sampler: '{re.escape(wrong)}' is not known at .* drew with 'DPM\+\+ 2M'"
+        with pytest.raises(ValueError, match=said):
+            backend(wrong).draw([job()])
+        with pytest.raises(ValueError, match=said):  # before anything of the run is drawn
+            backend(wrong).seconds_a_step()
+
+
+def test_without_the_extension_another_endpoint_is_tried_and_this_one_asked_anew(start):
+    server = start()
+    bare = Path(f"{server.log}.bare")
+    bare.touch()
+    backend, ours = webui.WebUI(server.url, SAMPLING, 30), Settings(enabled=True, loss="iou")
+    with pytest.raises(Unreachable, match="Attention Decoupling is not installed there; arm 'arm' needs it"):
+        backend.draw([job(ours)])
+    assert backend.draw([job()])[0].tokens is None
+    bare.unlink()
+    with pytest.raises(Unreachable):  # the plain image asked and learnt that it is not there
+        backend.draw([job(ours)])
+    assert backend.draw([job(ours)])[0].entities == ("cat", "dog")
 
 
 def test_a_checkpoint_without_a_hash_yet_is_loaded_for_it(start):

@@ -118,12 +118,13 @@ class WebUI:
         return self._tokens[prompt.id]
 
     def draw(self, jobs: Sequence[Job]) -> list[Drawn]:
-        """Raises ValueError for a job that needs the extension where it is not."""
+        """Raises Unreachable for a job that needs the extension where it is not, ValueError for what can't be drawn."""
         return [self._draw(job) for job in jobs]
 
     def _draw(self, job: Job) -> Drawn:
         if job.settings.enabled and not self.extension:
-            raise ValueError(f"{self.url}: Attention Decoupling is not installed there; arm {job.arm!r} needs it")
+            self._extension = None  # asked anew: it may be installed meanwhile, or another WebUI have it
+            raise Unreachable(f"{self.url}: Attention Decoupling is not installed there; arm {job.arm!r} needs it")
         tokens = self.tokens(job.prompt)
         body = self._body(job.prompt.text, job.seed, self.sampling.steps)
         if self.extension:
@@ -133,6 +134,7 @@ class WebUI:
         answer = self._ask("POST", "/sdapi/v1/txt2img", body, self.timeout)
         seconds = time.perf_counter() - started
         image, info = self._read(answer)
+        self._check_sampler(info.get("sampler_name"))
         about = About(
             "Forge" if str(info.get("version", "")).startswith("f") else "AUTOMATIC1111",
             str(info.get("version") or ""), str(info.get("sd_model_hash") or "")[:HASH_DIGITS],
@@ -175,9 +177,25 @@ class WebUI:
                 f"{self.url}: its answer holds no readable image: {type(error).__name__}: {error}"
             ) from None
 
+    def _check_sampler(self, drawn: str | None) -> None:
+        """WebUIs take another sampler for a name that they do not know. Raises ValueError for that."""
+        wanted = self.sampling.sampler
+        if drawn in (None, wanted):
+            return
+        schedule = wanted.removeprefix(f"{drawn} ")  # "DPM++ 2M Karras" of older WebUIs
+        for own in self._ask("GET", "/sdapi/v1/schedulers") or () if schedule != wanted else ():
+            if schedule in (own.get("label"), own.get("name"), *(own.get("aliases") or ())):
+                return
+        raise ValueError(
+            f"sampling.sampler: {wanted!r} is not known at {self.url}, which drew with {drawn!r}; "
+            "/sdapi/v1/samplers lists its names"
+        )
+
     def _try(self, steps: int) -> dict[str, Any]:
         """The info of a plain picture that is thrown away."""
-        return self._read(self._ask("POST", "/sdapi/v1/txt2img", self._body("a", 0, steps), self.timeout))[1]
+        info = self._read(self._ask("POST", "/sdapi/v1/txt2img", self._body("a", 0, steps), self.timeout))[1]
+        self._check_sampler(info.get("sampler_name"))
+        return info
 
     def seconds_a_step(self) -> float:
         """Asks for two small numbers of steps, so that loading and decoding do not count."""

@@ -41,6 +41,8 @@ async function ask(action, body) {
   }
   busy = false;
   if (state === null) return ready(pair !== null);
+  if (rater === null) return; /* left meanwhile */
+  localStorage.setItem(NAME, rater); /* a refused name would be sent again at every visit */
   say("");
   await render(state);
 }
@@ -121,7 +123,6 @@ function leave() {
 
 function enter(name) {
   rater = name;
-  localStorage.setItem(NAME, name);
   ask("state", {});
 }
 
