@@ -27,6 +27,7 @@ def chromium(width: int = 1400, height: int = 2400) -> Iterator[Any]:
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})  # for get_log("browser")
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={width},{height}"):
         options.add_argument(flag)
     browser = webdriver.Chrome(options=options, service=Service(DRIVER))

@@ -18,7 +18,7 @@ from lib_decouple.evaluate import plan as plans
 from lib_decouple.evaluate.backends import About, Unreachable
 from lib_decouple.evaluate.store import Store
 
-from .standin import StandIn, picture
+from .standin import picture
 
 PLAN = 'arms = ["plain", "com", "iou"]\nseeds = 4\n[[prompts]]\nset = "animal-animal"\nlimit = 5\n'
 
@@ -106,19 +106,6 @@ def test_the_file_of_endpoints_is_read_each_time(tmp_path):
     file.write_text("a:1\n")
     with pytest.raises(ValueError, match="urls: 'a:1' is not allowed"):
         own.names()
-
-
-@pytest.fixture
-def start(tmp_path):
-    running = []
-
-    def starter(*options):
-        running.append(StandIn(tmp_path / f"{len(running)}.log", *options))
-        return running[-1]
-
-    yield starter
-    for one in running:
-        one.kill()
 
 
 def check_whole(tmp_path, jobs):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -24,10 +23,10 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from lib_decouple.__main__ import main
 from lib_decouple.evaluate.rate import Deck, arms_of, bind, checked_token, clean_name, make_app, make_server
+from tests.browser import chromium, until
 
 from .runs import ARMS, PROMPTS, make_run
 
-DRIVER = shutil.which("chromedriver")
 TOKEN = "only-for-the-invited"
 
 
@@ -351,26 +350,8 @@ def test_the_command_refuses_an_open_host_and_serves_a_closed_one(store, monkeyp
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if DRIVER is None:
-        pytest.skip("no chromedriver on this machine")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(flag)
-    own = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield own
-    own.quit()
-
-
-def until(found, seconds=15):
-    for _ in range(seconds * 20):
-        if value := found():
-            return value
-        time.sleep(0.05)
-    raise AssertionError("nothing came")
+    with chromium(1200, 900) as own:
+        yield own
 
 
 def one(browser, selector):

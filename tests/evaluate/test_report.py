@@ -6,7 +6,6 @@ import json
 import math
 import random
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +30,9 @@ from lib_decouple.evaluate.results import (
     people,
     telling,
 )
+from tests.browser import chromium
 
 from .runs import ARMS, make_run
-
-DRIVER = shutil.which("chromedriver")
 
 
 @pytest.fixture
@@ -355,18 +353,8 @@ def test_a_judge_without_a_note_makes_no_missing_rate():
 
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
 def test_the_page_fits_and_reads(store, tmp_path, width, theme):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if DRIVER is None:
-        pytest.skip("no chromedriver on this machine")
-    from selenium.webdriver.chrome.service import Service
-
     written(store, tmp_path)
-    options = webdriver.ChromeOptions()
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
+    with chromium() as browser:
         browser.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
@@ -385,5 +373,3 @@ def test_the_page_fits_and_reads(store, tmp_path, width, theme):
         assert abs(back - drawn) > 400
         assert browser.execute_script("return [...document.images].every(i => i.naturalWidth > 0)")
         assert browser.get_log("browser") == []
-    finally:
-        browser.quit()

@@ -16,25 +16,12 @@ from lib_decouple.evaluate.prompts import Prompt
 from lib_decouple.settings import TITLE, Settings
 from lib_decouple.webui import infotext
 
-from .standin import SHA256, StandIn, picture
+from .standin import SHA256, picture
 
 SAMPLING = plans.parsed(
     {"arms": ["plain"], "prompts": [{"set": "tiam-2"}], "backend": {"kind": "webui", "urls": ["http://x"]}}
 ).sampling
 PROMPT = Prompt("a cat and a dog", ("cat", "dog"), "own")
-
-
-@pytest.fixture
-def start(tmp_path):
-    running = []
-
-    def starter(*options):
-        running.append(StandIn(tmp_path / f"{len(running)}.log", *options))
-        return running[-1]
-
-    yield starter
-    for one in running:
-        one.kill()
 
 
 def job(settings=None, prompt=PROMPT):

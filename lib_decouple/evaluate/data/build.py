@@ -13,10 +13,9 @@ from __future__ import annotations
 import re
 import sys
 import zlib
-from collections import defaultdict
 from pathlib import Path
 
-from lib_decouple.prompt.data.build import Judge, read, read_synsets
+from lib_decouple.prompt.data.build import Judge, read, read_senses, read_synsets
 from lib_decouple.prompt.lexicon import entry
 
 YOUNG = "young.n.01"
@@ -34,12 +33,7 @@ def glosses(data: str) -> dict[str, str]:
 
 def build(files: dict[str, str]) -> str:
     """The table as text."""
-    synsets = read_synsets(files)
-    senses: dict[str, list[tuple[str, int, int, str]]] = defaultdict(list)
-    for line in files["index.sense"].splitlines():
-        key, synset, number, times = line.split()
-        word, _, rest = key.partition("%")
-        senses[word].append((rest[0], int(number), int(times), synset))
+    synsets, senses = read_synsets(files), read_senses(files)
     judge, meaning = Judge(synsets, senses, files["data.adj"]), glosses(files["data.noun"])
     young = _offset(senses, YOUNG)
 

@@ -120,6 +120,16 @@ def read(archive: Path) -> dict[str, str]:
         return {name: tar.extractfile(FOLDER + name).read().decode("ascii") for name in names}  # type: ignore[union-attr]
 
 
+def read_senses(files: dict[str, str]) -> dict[str, list[tuple[str, int, int, str]]]:
+    """Word -> its senses: kind of word, number, how often it was met, synset."""
+    senses: dict[str, list[tuple[str, int, int, str]]] = defaultdict(list)
+    for line in files["index.sense"].splitlines():
+        key, synset, number, times = line.split()
+        word, _, rest = key.partition("%")
+        senses[word].append((rest[0], int(number), int(times), synset))
+    return senses
+
+
 def read_synsets(files: dict[str, str]) -> dict[str, Synset]:
     """Noun synsets by offset."""
     lexnames = {line.split("\t")[0]: line.split("\t")[1] for line in files["lexnames"].splitlines()}
@@ -275,12 +285,7 @@ def nine(part: float, whole: float) -> str:
 
 def build(files: dict[str, str], terms: str) -> str:
     """The table as text; ``terms`` has lines of it that come before WordNet's."""
-    synsets = read_synsets(files)
-    senses: dict[str, list[tuple[str, int, int, str]]] = defaultdict(list)
-    for line in files["index.sense"].splitlines():
-        key, synset, number, times = line.split()
-        word, _, rest = key.partition("%")
-        senses[word].append((rest[0], int(number), int(times), synset))
+    synsets, senses = read_synsets(files), read_senses(files)
     judge = Judge(synsets, senses, files["data.adj"])
     ours = dict(line.split("\t") for line in terms.splitlines() if line and not line.startswith("#"))
     small = {word for word, code in ours.items() if code[0] in "DPON"}
