@@ -12,9 +12,9 @@ from . import __version__
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     from .embedded import place
-    from .evaluate import calibrate, judge, rate, report, table
-    from .evaluate import run as run_plan
-    from .study import bench, causes, detector, generate, layers, missing
+    from .lab.evaluate import calibrate, judge, rate, report, table
+    from .lab.evaluate import run as run_plan
+    from .lab.study import bench, causes, detector, generate, layers, missing
 
     top = argparse.ArgumentParser(prog="python -m lib_decouple", description=__doc__)
     top.add_argument("--version", action="version", version=__version__)

@@ -20,10 +20,9 @@ ALLOWED = {
     "settings": {"core", "prompt"},
     "presets": {"core", "prompt", "settings"},
     "hosts": {"core", "prompt", "settings", "hosts"},
-    "embedded": {"embedded", "core", "prompt", "settings", "hosts"},
-    "study": {"study", "embedded", "core", "prompt", "settings", "hosts"},
-    "evaluate": {"evaluate", "study", "embedded", "core", "prompt", "settings", "presets", "hosts", "__version__"},
-    "webui": {"webui", "core", "prompt", "settings", "presets", "hosts", "embedded", "study"},
+    "embedded": {"embedded"},
+    "webui": {"webui", "core", "prompt", "settings", "presets", "hosts"},
+    "lab": {"lab", "embedded", "core", "prompt", "settings", "presets", "hosts", "__version__"},
 }
 # What else they may import beyond the standard library.
 OUTSIDE = {"core": {"torch", "einops"}, "prompt": set(), "settings": set(), "presets": set()}
@@ -72,6 +71,17 @@ def test_imports_run_downward_only(path: Path) -> None:
         if own != "webui":
             seams = WEBUI_ONLY if own != "hosts" or path.stem not in ("a1111", "forge", "sampling") else {"gradio"}
             assert top not in seams, f"{path}:{line}: only webui may import {top}"
+
+
+# What each part of the laboratory may import of the others.
+LAB = {"model": {"model"}, "study": {"study", "model"}, "evaluate": {"evaluate", "study", "model"}}
+
+
+def test_the_laboratory_imports_downward_too() -> None:
+    for path in MODULES:
+        if part(dotted(path)) == "lab" and len(path.parts) > 3:
+            known = {name.split(".")[2] for _, name in imports(path) if name.startswith("lib_decouple.lab.")}
+            assert known <= LAB[path.parts[2]], f"{path} imports {known - LAB[path.parts[2]]}"
 
 
 def test_hosts_do_not_know_each_other() -> None:

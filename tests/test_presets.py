@@ -42,7 +42,7 @@ def test_built_ins_differ():
 
 
 def test_small_model_is_the_measured_arm():
-    from lib_decouple.study.arms import ARMS
+    from lib_decouple.lab.study.arms import ARMS
 
     assert presets.load("small model").with_overrides() == ARMS[2]["intensity+com"]
 

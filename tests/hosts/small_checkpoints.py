@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lib_decouple.embedded.export import unet_keys, vae_keys
 from lib_decouple.hosts.checkpoints import FAMILIES
+from lib_decouple.lab.model.export import unet_keys, vae_keys
 from tests.tiny import sharpen
 
 CROSS = {"down_block_types": ("CrossAttnDownBlock2D",) * 3, "up_block_types": ("CrossAttnUpBlock2D",) * 3}

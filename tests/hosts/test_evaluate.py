@@ -18,8 +18,8 @@ from PIL import Image
 pytest.importorskip("httpx", reason="httpx is not installed: pip install -r requirements-evaluate.txt")
 
 from lib_decouple.__main__ import main
-from lib_decouple.evaluate import plan as plans
-from lib_decouple.evaluate.store import Store
+from lib_decouple.lab.evaluate import plan as plans
+from lib_decouple.lab.evaluate.store import Store
 from lib_decouple.settings import Settings
 from tests.hosts.conftest import Host, free_port
 

@@ -1,0 +1,141 @@
+"""A local checkpoint, drawn through diffusers with this project's own guidance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .... import __version__
+from ....core.trace import ImageTrace
+from ....hosts.base import OUT_OF_MEMORY
+from ....settings import Settings
+from ..plan import BackendPart, Job, Sampling
+from ..prompts import Prompt
+from .base import HASH_DIGITS, About, Drawn, as_png, sha256
+
+PROBE = 3
+"""Steps of the try that a run's time is reckoned from."""
+
+
+class Local:
+    """A ``.safetensors`` file or a diffusers folder on this machine."""
+
+    def __init__(self, part: BackendPart, sampling: Sampling, checkpoint: Path, maps: bool = False) -> None:
+        self.part, self.sampling, self.checkpoint, self.maps = part, sampling, checkpoint, maps
+        self.batch = part.batch
+        self._tokens: dict[str, dict[str, list[int]]] = {}
+
+    @cached_property
+    def pipe(self) -> Any:
+        """The pipeline, loaded once."""
+        import torch
+
+        from ....hosts.checkpoints import open_pipeline
+
+        dtype = torch.float16 if self.part.half else torch.float32
+        return open_pipeline(self.checkpoint, self.part.device, dtype, self.part.prediction or None)
+
+    @cached_property
+    def _about(self) -> About:
+        import diffusers
+        import torch
+
+        if not self.checkpoint.exists():
+            raise FileNotFoundError(f"checkpoint: {self.checkpoint} does not exist")
+        version = f"{diffusers.__version__}, torch {torch.__version__}, attention-decoupling {__version__}"
+        return About("diffusers", version, sha256(self.checkpoint)[:HASH_DIGITS], self.checkpoint.name)
+
+    def about(self) -> About:
+        """Raises FileNotFoundError."""
+        return self._about
+
+    def tokens(self, prompt: Prompt) -> dict[str, list[int]]:
+        """Raises ValueError for an entity that is not in the prompt."""
+        from ....hosts.diffusers import plan_image
+
+        if prompt.id not in self._tokens:
+            found = plan_image(self.pipe, prompt.text, prompt.entities).entities
+            self._tokens[prompt.id] = {entity.name: list(entity.tokens) for entity in found}
+        return self._tokens[prompt.id]
+
+    def draw(self, jobs: Sequence[Job]) -> list[Drawn]:
+        """Where memory does not suffice for all at once, they are drawn in halves."""
+        if len({job.settings for job in jobs}) > 1:
+            raise ValueError("jobs: of several settings; a batch has one")
+        try:
+            return self._drawn(jobs)
+        except OUT_OF_MEMORY:
+            if len(jobs) == 1:
+                raise ValueError("memory: one image does not fit; fewer pixels or another device") from None
+        half = len(jobs) // 2
+        return self.draw(jobs[:half]) + self.draw(jobs[half:])
+
+    def _drawn(self, jobs: Sequence[Job]) -> list[Drawn]:
+        from ....hosts.diffusers import generate
+
+        settings, sampling = jobs[0].settings, self.sampling
+        tokens = [self.tokens(job.prompt) for job in jobs]
+        started = time.perf_counter()
+        picture = generate(
+            self.pipe,
+            [job.prompt.text for job in jobs],
+            [job.prompt.entities for job in jobs],
+            settings,
+            seeds=[job.seed for job in jobs],
+            steps=sampling.steps,
+            guidance_scale=sampling.cfg,
+            height=sampling.height or None,
+            width=sampling.width or None,
+            negative_prompt=sampling.negative,
+            observe=self.maps and not settings.enabled,
+            keep_maps=self.maps,
+        )
+        seconds = (time.perf_counter() - started) / len(jobs)
+        return [
+            Drawn(
+                as_png(image), trace.entities, own, seconds, trace.passes if settings.enabled else 0,
+                summary(trace), picture.stood_aside, self.about(), mean_maps(trace) if self.maps else None,
+            )
+            for image, trace, own in zip(picture.images, picture.traces, tokens)
+        ]  # fmt: skip
+
+    def seconds_a_step(self) -> float:
+        """One image for itself; batches take a little less each."""
+        from ....hosts.diffusers import generate
+
+        def take(steps: int) -> float:
+            started = time.perf_counter()
+            generate(
+                self.pipe, ["a"], [[]], Settings(), seeds=[0], steps=steps, guidance_scale=self.sampling.cfg,
+                height=self.sampling.height or None, width=self.sampling.width or None,
+            )  # fmt: skip
+            return time.perf_counter() - started
+
+        take(1)  # the first one also warms up
+        return take(PROBE) / PROBE
+
+
+def summary(trace: ImageTrace) -> dict[str, Any] | None:
+    """Loss and mean IoU at every look, each entity's intensity at the first and the last; None without a look."""
+    looks = trace.steps
+    if not looks:
+        return None
+    return {
+        "step": [look.step for look in looks],
+        "loss": [round(look.loss, 4) for look in looks],
+        "iou": [round(look.before.mean_iou(), 4) for look in looks],
+        "intensity": {
+            name: [round(look.before.intensity[name], 4) for look in (looks[0], looks[-1])] for name in trace.entities
+        },
+    }
+
+
+def mean_maps(trace: ImageTrace) -> np.ndarray | None:
+    """``[entities, h, w]``: mean over the first half of the looks."""
+    kept = [look.maps for look in trace.steps[: max(1, len(trace.steps) // 2)] if look.maps is not None]
+    return np.mean([maps.numpy() for maps in kept], axis=0) if kept else None

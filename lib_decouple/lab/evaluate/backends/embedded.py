@@ -1,0 +1,14 @@
+"""The tiny checkpoint that comes with the program, drawn through diffusers."""
+
+from __future__ import annotations
+
+from ....hosts.checkpoints import CHECKPOINT
+from ..plan import BackendPart, Sampling
+from .diffusers import Local
+
+
+class Embedded(Local):
+    """:class:`Local` on the embedded checkpoint."""
+
+    def __init__(self, part: BackendPart, sampling: Sampling, maps: bool = False) -> None:
+        super().__init__(part, sampling, CHECKPOINT, maps)

@@ -1,0 +1,1 @@
+"""The making of the embedded model: scenes, training, export, and the judge of its pictures."""

@@ -1,0 +1,90 @@
+"""``study layers``: which cross-attention layers of the embedded model say where an entity is.
+
+For each layer and step of plain runs: the chance that a place inside a drawn entity has more of its
+token's attention than a place outside (area under the ROC curve; 0.5 says nothing).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import mannwhitneyu
+from tqdm import tqdm
+
+from ...core.maps import CrossAttentionLayer
+from ...hosts.checkpoints import open_pipeline
+from ...hosts.diffusers import cross_attention_layers, generate
+from ...settings import Settings
+from ..model.detector import Blob, blobs
+from ..model.scenes import RADIUS, SIDE, caption
+from .files import write_whole
+from .sample import SPLITS, cases, chunks
+
+STEPS = 20
+SHOWN = (1, 3, 5, 7, 9, 12, 16, 20)
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's options."""
+    parser = commands.add_parser("layers", help="which layers localise", description=__doc__)
+    parser.add_argument("--n", type=int, default=100, help="images of two entities (100)")
+    parser.add_argument("--split", choices=SPLITS, default="tune", help="which prompts and seeds (tune)")
+    parser.add_argument("--out", type=Path, default=Path("out/layers"), help="folder of the results (out/layers)")
+    parser.set_defaults(run=run)
+
+
+def inside(blob: Blob, rows: int, columns: int) -> np.ndarray:
+    """Which cells of a map, ``[rows, columns]``, have their centre on the object."""
+    y, x = np.mgrid[0:rows, 0:columns]
+    return np.hypot((y + 0.5) * SIDE / rows - blob.y, (x + 0.5) * SIDE / columns - blob.x) < sum(RADIUS) / len(RADIUS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw once for each layer, write layers.json and layers.md."""
+    pipe = open_pipeline()
+    rows = []
+    for layer in tqdm(cross_attention_layers(pipe.unet), unit="layer"):
+        areas: dict[int, list[float]] = {step: [] for step in range(STEPS)}
+
+        def only(_: list[CrossAttentionLayer], chosen: CrossAttentionLayer = layer) -> list[CrossAttentionLayer]:
+            return [chosen]
+
+        for group in chunks(cases(arguments.split, 2, arguments.n), 25):
+            picture = generate(
+                pipe,
+                [caption(list(case.entities)) for case in group],
+                [case.entities for case in group],
+                Settings(),
+                seeds=[case.seed for case in group],
+                steps=STEPS,
+                guidance_scale=3.0,
+                observe=True,
+                keep_maps=True,
+                layers=only,
+            )
+            for case, image, trace in zip(group, picture.images, picture.traces):
+                found = {blob.entity: blob for blob in blobs(np.asarray(image)) if blob.whole}
+                for record in trace.steps:
+                    assert record.maps is not None
+                    for entity, own in zip(case.entities, record.maps.numpy()):
+                        if entity in found and (place := inside(found[entity], *own.shape)).any():
+                            above = mannwhitneyu(own[place], own[~place]).statistic
+                            areas[record.step].append(float(above / (place.sum() * (~place).sum())))
+        rows.append({"layer": layer.name, "auc": [float(np.mean(areas[step])) for step in range(STEPS)]})
+    write_whole(arguments.out / "layers.json", json.dumps({"n": arguments.n, "rows": rows}, indent=1))
+    write_whole(arguments.out / "layers.md", as_markdown(rows))
+    print(as_markdown(rows))
+    return 0
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """Area under the ROC curve at some steps (from 1)."""
+    lines = ["| layer | " + " | ".join(f"step {s}" for s in SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
+    for row in rows:
+        name = row["layer"].replace(".transformer_blocks.0.attn2", "")
+        lines.append(f"| {name} | " + " | ".join(f"{row['auc'][s - 1]:.2f}" for s in SHOWN) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,167 @@
+import math
+
+import numpy as np
+import pytest
+
+from lib_decouple.lab.evaluate.statistics import (
+    agreement,
+    change,
+    detectable,
+    holm,
+    mean,
+    power,
+    preference,
+    smallest_effect,
+)
+
+
+def test_the_interval_is_over_prompts_not_images():
+    # Ten prompts whose ten images are all alike know no more than ten images do.
+    values, prompts = (
+        [float(p < 5) for p in range(10) for _ in range(10)],
+        [str(p) for p in range(10) for _ in range(10)],
+    )
+    alike, single = mean(values, prompts), mean(values[::10], prompts[::10])
+    assert (alike.value, alike.images, alike.prompts) == (0.5, 100, 10)
+    assert (alike.low, alike.high) == (single.low, single.high)
+    apart = mean(values, [str(i) for i in range(100)])
+    assert apart.high - apart.low < 0.6 * (alike.high - alike.low)
+
+
+def test_no_event_is_no_certainty():
+    none = mean([0.0] * 20, [str(i) for i in range(20)])
+    assert none.low == 0
+    assert none.high == pytest.approx(3.8415 / (20 + 3.8415), abs=1e-3)  # Wilson for 0 of 20: z² / (n + z²)
+    assert math.isnan(mean([0.0, 1.0], ["a", "a"]).low)
+    with pytest.raises(ValueError, match="values: empty"):
+        mean([], [])
+
+
+def test_a_paired_change_by_hand():
+    prompts = list("abcdefg")
+    found = change([1] * 7, [0] * 7, prompts)
+    assert found.difference.value == -1
+    assert found.p == pytest.approx(2 / 2**7)
+    assert found.p_images == pytest.approx(2 / 2**7)
+    assert change([0, 1], [0, 1], ["a", "b"]).p == 1
+    assert change([0.2, 0.4], [0.3, 0.5], ["a", "b"]).p_images is None
+    # Prompts that all change alike tell nothing of how others would: no interval rather than one of no width.
+    assert found.difference.percent() == "-100.0 [no spread]"
+    assert change([1] * 7, [0] * 7, ["a"] * 7).difference.percent() == "-100.0 [one prompt]"
+    # All seven images of one prompt: image by image it looks sure, by prompts nothing is known.
+    assert change([1] * 7, [0] * 7, ["a"] * 7).p == 1
+
+
+def test_flips_are_exact_up_to_fourteen_prompts_and_see_small_p_beyond():
+    assert change([1] * 14, [0] * 14, [str(i) for i in range(14)]).p == pytest.approx(2 / 2**14)
+    assert change([1] * 40, [0] * 40, [str(i) for i in range(40)]).p <= 2 / 20_000
+
+
+def test_holm_by_hand():
+    pytest.importorskip("statsmodels")
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+
+
+def test_preference_counts_ties_as_half():
+    found = preference(["win"] * 6 + ["loss"] + ["both"] * 2 + ["neither"], [str(i) for i in range(10)])
+    assert found.share.value == pytest.approx(0.75)
+    assert found.p == found.p_choices == pytest.approx(2 * (1 + 7) / 128)
+    assert found.share.low < 0.75 < found.share.high
+    with pytest.raises(ValueError, match="'left' is not one of win, loss"):
+        preference(["left"], ["a"])
+
+
+def test_agreement_on_krippendorffs_own_example():
+    pytest.importorskip("krippendorff")
+    # Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", example B: 1 - 19 * 4 / (14 * 6).
+    first, second = "0100000010", "1110010000"
+    ratings = [(r, str(i), c) for r, row in (("x", first), ("y", second)) for i, c in enumerate(row)]
+    assert agreement(ratings) == pytest.approx(0.095, abs=5e-4)
+    assert math.isnan(agreement([("x", "1", "a"), ("x", "2", "b")]))
+
+
+def test_the_sign_test_and_the_flips_of_prompts_part_where_choices_come_in_prompts():
+    # Eight choices for an arm, all on two prompts: sure by choices, nothing by prompts.
+    found = preference(["win"] * 8, ["a"] * 4 + ["b"] * 4)
+    assert found.p_choices == pytest.approx(2 / 2**8)
+    assert found.p == pytest.approx(2 / 2**2)
+    assert preference(["both", "neither"], ["a", "b"]).p == 1
+
+
+def test_the_paired_test_is_scipys_and_statsmodels_own():
+    contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
+    rng = np.random.default_rng(3)
+    before, after = (rng.random(60) < 0.4).astype(float), (rng.random(60) < 0.2).astype(float)
+    table = [[np.sum((before == b) & (after == a)) for a in (0, 1)] for b in (0, 1)]
+    prompts = [str(i) for i in range(60)]
+    found = change(list(before), list(after), prompts)
+    assert found.p_images == pytest.approx(contingency.mcnemar(table, exact=True).pvalue)
+    # With one image a prompt the flips are the same test, drawn instead of counted.
+    assert found.p == pytest.approx(found.p_images, abs=0.02)
+
+
+def test_the_bootstrap_agrees_with_a_plain_one_over_prompts():
+    rng = np.random.default_rng(5)
+    prompts = np.repeat(np.arange(30), 4)
+    values = (rng.random(120) < np.repeat(rng.random(30), 4)).astype(float)
+    found = mean(list(values), [str(p) for p in prompts])
+    means = []
+    for _ in range(4000):
+        chosen = rng.integers(30, size=30)
+        means.append(np.mean([values[prompts == p] for p in chosen]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.015)
+
+
+def test_power_by_hand():
+    # Six pairs: only six of six on one side reach 0.05 (2 / 2^6 = 0.031); five of five give 0.0625.
+    assert power(5, 0.9, 0.1) == 0
+    lost, gained = 0.9 * 0.9, 0.1 * 0.1
+    assert power(6, 0.9, 0.1) == pytest.approx(lost**6 + gained**6)
+    assert power(6, 0.0, 0.0) == 0
+
+
+def test_power_and_the_smallest_effect_are_what_simulation_finds():
+    from scipy.stats import binomtest
+
+    rng, rounds, cache = np.random.default_rng(0), 20_000, {}
+
+    def found(n, before, after, alpha):
+        """Share of simulated runs that the exact test rejects."""
+        lost, gained = before * (1 - after), after * (1 - before)
+        counts = rng.multinomial(n, [lost, gained, 1 - lost - gained], size=rounds)[:, :2]
+        for pair in {tuple(row) for row in counts.tolist()} - set(cache):
+            cache[pair] = binomtest(pair[0], sum(pair)).pvalue if sum(pair) else 1.0
+        return np.mean([cache[tuple(row)] < alpha for row in counts.tolist()])
+
+    # 20 000 rounds: standard error at most 0.0035.
+    assert power(200, 0.4, 0.25) == pytest.approx(found(200, 0.4, 0.25, 0.05), abs=0.012)
+    for n, before, arms in ((112, 0.3, 1), (112, 0.3, 8), (300, 0.15, 3)):
+        effect = smallest_effect(n, before, arms)
+        assert found(n, before, before - effect, 0.05 / arms) == pytest.approx(0.8, abs=0.012)
+
+
+def test_a_plan_is_told_what_it_can_show():
+    said = detectable(14, 8, 8)
+    effect = smallest_effect(112, 0.3, 8)
+    assert said.startswith("112 pairs for each of 8 arms (14 prompts, 8 seeds each)")
+    assert (
+        f"a fall of {100 * effect:.1f} points or more shows with a chance of 80 % image by image (exact McNemar" in said
+    )
+    assert "if a prompt's seeds all fared alike, not even a fall to none" in said
+    assert "p over prompts, by which the report says what holds, needs more" in said
+    assert "Too few" not in said
+    assert "Too few prompts: p over prompts cannot fall below 0.062, and 0.05 is asked for" in detectable(5, 100, 1)
+    with pytest.raises(ValueError, match=r"before: 1\.5 is not allowed"):
+        detectable(10, 1, 1, before=1.5)
+
+
+def test_the_smallest_effect_shrinks_with_n_and_grows_with_arms_and_alike_images():
+    one = smallest_effect(200, 0.4)
+    assert power(200, 0.4, 0.4 - one) == pytest.approx(0.8, abs=1e-6)
+    assert smallest_effect(800, 0.4) < one < smallest_effect(200, 0.4, arms=8)
+    assert smallest_effect(200, 0.4, per_prompt=4, likeness=0.5) > one
+    assert smallest_effect(5, 0.1) is None
+    with pytest.raises(ValueError, match="before: 0 is not allowed"):
+        smallest_effect(100, 0)
+    with pytest.raises(ValueError, match="n: 1 is not allowed; at least 2"):
+        smallest_effect(1)

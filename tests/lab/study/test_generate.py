@@ -1,0 +1,128 @@
+"""The command a newcomer types first, on the embedded model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+from PIL import Image
+
+from lib_decouple.__main__ import main
+from lib_decouple.hosts import diffusers as host
+from lib_decouple.lab.study import generate as command
+
+FAST = ["--n", "2", "--sampling-steps", "4", "--steps", "2", "--no-stop"]
+
+
+def test_it_draws_both_and_writes_everything(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["generate", "a cat and a dog", "--entities", "cat,dog", "--out", str(out), "--seed", "7", *FAST]) == 0
+    names = {"7-plain.png", "7-decoupled.png", "8-plain.png", "8-decoupled.png", "compare.png", "trace.json"}
+    assert {path.name for path in out.iterdir()} == names
+    plain, ours = (np.asarray(Image.open(out / f"7-{kind}.png")) for kind in ("plain", "decoupled"))
+    assert plain.shape == (96, 96, 3)
+    assert (plain != ours).any()
+    trace = json.loads((out / "trace.json").read_text())
+    assert [image["seed"] for image in trace["images"]] == [7, 8]
+    steps = trace["images"][0]["decoupled"]["steps"]
+    assert [step["update_norm"] > 0 for step in steps] == [True, True, False, False]
+    assert all(step["update_norm"] == 0 for step in trace["images"][0]["plain"]["steps"])
+    assert steps[0]["before"]["iou"].keys() == {"cat/dog"}
+    assert "Of 2 images" in capsys.readouterr().out
+
+
+def test_the_plain_image_is_the_pipelines_own(tmp_path):
+    out = tmp_path / "out"
+    main(["generate", "a cat", "--out", str(out), "--seed", "3", "--n", "1", "--sampling-steps", "4"])
+    pipe = command.open_pipeline()
+    noise = torch.randn((1, 4, 12, 12), generator=torch.Generator("cpu").manual_seed(3))
+    image = pipe("a cat", latents=noise, num_inference_steps=4, guidance_scale=3.0).images[0]
+    assert (np.asarray(image) == np.asarray(Image.open(out / "3-plain.png"))).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "iuo"], "error: loss: 'iuo' is not one of iou, com, kl, cc, intensity, spread"),
+        (["--entities", "cat,horse"], "horse"),
+        (["--entities", ","], "error: entities: none given"),
+        (["--checkpoint", "nothing.safetensors"], "error: checkpoint: nothing.safetensors does not exist"),
+        (["--n", "0"], "error: n: 0 is not allowed; 1 or more"),
+        (["--factor", "8"], "error: factor: 8 is not allowed; this model has 2"),
+        (["--width", "100"], "error: width: 100 is not allowed; a multiple of 8 pixels"),
+        (["--steps", "-2"], "error: steps: -2 is not allowed; 0 to 150 steps"),
+        (["--refine-steps", "a"], "error: refine_steps: 'a' is not allowed; whole numbers by comma"),
+    ],
+)
+def test_a_wrong_argument_is_named_and_nothing_is_written(arguments, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["generate", "a cat and a dog", "--out", str(out), *FAST, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_entity_that_is_not_there_shows_the_prompts_words(tmp_path, capsys):
+    main(["generate", "a cat and a dog", "--entities", "cat,dig", "--out", str(tmp_path / "out"), *FAST])
+    told = capsys.readouterr().err
+    assert "dig" in told
+    assert "dog" in told
+    assert "cat" in told
+
+
+def test_an_entity_that_is_not_there_is_left_out_where_that_was_asked_for(tmp_path, capsys):
+    given = ["generate", "a cat and a dog", "--entities", "cat,dig,dog", "--skip-missing"]
+    assert main([*given, "--out", str(tmp_path / "out"), *FAST]) == 0
+    assert "left out: dig" in capsys.readouterr().out
+    trace = json.loads((tmp_path / "out/trace.json").read_text())
+    assert trace["images"][0]["decoupled"]["entities"] == ["cat", "dog"]
+
+
+def test_existing_output_is_not_overwritten(tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    assert main(["generate", "a cat", "--out", str(out), *FAST]) == 2
+    assert f"error: out: {out} exists" in capsys.readouterr().err
+    assert (out / "mine.txt").read_text() == "mine"
+
+
+def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "figure", interrupted)
+    assert main(["generate", "a cat", "--out", str(tmp_path / "out"), *FAST]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_of_memory_in_guidance_finishes_plain_and_says_so(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError("full")
+
+    from lib_decouple.core.guidance import Guide
+
+    monkeypatch.setattr(Guide, "gradient", full)
+    out = tmp_path / "out"
+    assert main(["generate", "a cat and a dog", "--entities", "cat,dog", "--out", str(out), *FAST]) == 0
+    assert "decoupling stood aside at step 1 of 4: out of memory" in capsys.readouterr().out
+    plain, ours = (np.asarray(Image.open(out / f"1-{kind}.png")) for kind in ("plain", "decoupled"))
+    assert (plain == ours).all()
+
+
+def test_a_batch_that_does_not_fit_is_halved():
+    drawn = []
+
+    def draw(seeds, label, **_):
+        if len(seeds) > 2:
+            raise MemoryError
+        drawn.append((label, list(seeds)))
+        return command.Picture([np.zeros((8, 8, 3), np.uint8)] * len(seeds), [host.ImageTrace(())] * len(seeds))
+
+    pairs, asides = command.draw_pairs(draw, [1, 2, 3, 4, 5], 5)
+    assert [pair.seed for pair in pairs] == [1, 2, 3, 4, 5]
+    assert asides == []
+    with pytest.raises(ValueError, match="memory: one plain image does not fit"):
+        command.draw_pairs(lambda *_, **__: (_ for _ in ()).throw(MemoryError()), [1], 1)
