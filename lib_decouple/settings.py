@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, get_args
 
@@ -166,19 +166,23 @@ class Settings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
         """Named values, any subset, defaults for the rest. Raises ValueError for an unknown name or a bad value."""
-        known = {item.name for item in fields(cls)}
-        for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                raise ValueError(
-                    f"{name}: no such field{f' (did you mean {near[0]}?)' if near else ''}; "
-                    f"allowed are {', '.join(item.name for item in fields(cls))}"
-                )
+        refuse_unknown(values, [item.name for item in fields(cls)])
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
         """All values as plain JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def refuse_unknown(names: Iterable[Any], known: Sequence[str]) -> None:
+    """Raises ValueError for the first name that is none of the ``known``, with one that is near."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            raise ValueError(
+                f"{str(name)[:80]}: no such field{f' (did you mean {near[0]}?)' if near else ''}; "
+                f"allowed are {', '.join(known)}"
+            )
 
 
 def spec(name: str) -> Spec:
@@ -224,9 +228,18 @@ def _checked(item: Field[Any], value: Any) -> Any:
             return tuple(number(one, True) for one in value)
         if not all(isinstance(one, str) and one.strip() for one in value):
             raise wrong("a list of words or phrases, none empty")
+        if not all(map(_is_whole, value)):
+            raise wrong("a list of words or phrases, without half characters (lone surrogates)")
         return tuple(one.strip() for one in value)
     if not isinstance(value, str):
         raise wrong(about.allowed() if about.choices else "a text")
+    if not _is_whole(value):
+        raise wrong("a text without half characters (lone surrogates)")
     if about.choices and value not in about.choices:
         raise wrong(about.allowed())
     return value
+
+
+def _is_whole(text: str) -> bool:
+    """Can a file hold it? A host that writes half a character into a picture's infotext loses the picture."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)

@@ -82,7 +82,7 @@ class Script(scripts.Script):
 
 def serve(demo: Any, app: Any) -> None:
     """Check requests to the host's API, and add ours."""
-    api.check_requests(app, options.preset_folder)
+    api.check_requests(app, options.preset_folder, infotext.problem_of_text, options.refused)
     rest.add(app, rest.of_webui(jobs.runs, jobs.live))
 
 

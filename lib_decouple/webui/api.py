@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import presets
-from ..settings import TITLE, Settings
+from ..settings import TITLE, Settings, refuse_unknown
+from .answers import sayable, shown, too_deep
 from .infotext import from_text
 
 ORDER: tuple[str, ...] = (
@@ -21,7 +23,17 @@ ORDER: tuple[str, ...] = (
 BESIDE = ("compare",)
 """Those that are no settings: they say what is done with a job, and are in no infotext, preset or plot."""
 
+NAMED = (*(item.name for item in fields(Settings)), "preset", *BESIDE)
+"""Names among named arguments."""
+
+DEEPEST = 8
+"""Lists and objects within one another among the arguments; ours need three."""
+
 PATHS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img")
+OPTIONS_PATH = "/sdapi/v1/options"
+
+FORM = '{"args": [{"enabled": true}]}'
+"""What a request holds for us, in its shortest form."""
 
 
 class Arguments(NamedTuple):
@@ -52,7 +64,12 @@ def arguments_from(args: Sequence[Any], folder: Path | None = None) -> Arguments
             first = json.loads(first)
         except ValueError as error:
             raise ValueError(f"args: not JSON: {error}") from None
+        except RecursionError:
+            raise ValueError("args: nested too deeply") from None
+    if too_deep([first, *args[1:]], DEEPEST):
+        raise ValueError("args: nested too deeply")
     if isinstance(first, Mapping):
+        refuse_unknown(first, NAMED)
         given = dict(first)
         compare = _compare(given.pop("compare", False))
         if "preset" not in given:
@@ -67,7 +84,7 @@ def arguments_from(args: Sequence[Any], folder: Path | None = None) -> Arguments
 
 def _compare(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"compare: {value!r} is not allowed; true or false")
+        raise ValueError(f"compare: {shown(value)} is not allowed; true or false")
     return value
 
 
@@ -77,10 +94,10 @@ def problem_of(request: Any, folder: Path | None = None) -> str:
     ``folder``: of the user's presets."""
     scripts = request.get("alwayson_scripts") if isinstance(request, Mapping) else None
     for name, given in (scripts or {}).items() if isinstance(scripts, Mapping) else ():
-        if str(name).lower() != TITLE.lower() or given is None:
+        if str(name).lower() != TITLE.lower():
             continue
-        if not isinstance(given, Mapping) or not isinstance(given.get("args", []), list):
-            return f'{given!r} is not allowed; {{"args": [{{…}}]}}'
+        if problem := _problem_of_form(given):
+            return problem
         args = given.get("args", [])
         # A WebUI that hands a request on to another (distributed) sends the list that it has itself filled up.
         if len(args) not in (0, 1, len(ORDER)) and isinstance(args[0], (Mapping, str)):
@@ -90,27 +107,68 @@ def problem_of(request: Any, folder: Path | None = None) -> str:
         except ValueError as error:
             return str(error)
         if compare and (script := request.get("script_name")):
-            return f"compare: beside the script {script!r} it can't be done, as that draws pictures of its own"
+            return f"compare: beside the script {shown(script)} it can't be done, as that draws pictures of its own"
     return ""
 
 
-def check_requests(app: Any, folder: Callable[[], Path | None] = lambda: None) -> None:
-    """Answer bad arguments of ours with 422 before the host starts to draw.
+def _problem_of_form(given: Any) -> str:
+    """What is wrong with how our part is written, before its arguments are read."""
+    if too_deep(given, DEEPEST + 2):
+        return "args: nested too deeply"
+    if not isinstance(given, Mapping):
+        return f"{shown(given)} is not allowed; an object, such as {FORM}"
+    for name in given:
+        if name in NAMED:
+            return f'{name}: stands beside "args"; fields stand within: {FORM}'
+        if name != "args":
+            return f'{str(name)[:80]}: no such part; "args" is the only one: {FORM}'
+    if not isinstance(given.get("args", []), list):
+        return f"args: {shown(given['args'])} is not allowed; a list, such as {FORM}"
+    return ""
 
-    ``app``: the host's FastAPI; ``folder`` gives that of the user's presets."""
+
+def check_requests(
+    app: Any,
+    folder: Callable[[], Path | None] = lambda: None,
+    pasted: Callable[[str], str] = lambda text: "",
+    options: Callable[[Mapping[str, Any]], str] = lambda values: "",
+) -> None:
+    """Answer bad arguments of ours with 422 before the host starts to draw, or keeps an option.
+
+    ``app``: the host's FastAPI; ``folder`` gives that of the user's presets; ``pasted`` and ``options`` say what is
+    wrong with an infotext, and with new values of options.
+    """
     from fastapi import Depends, HTTPException, Request
     from fastapi.dependencies.utils import get_parameterless_sub_dependant
 
-    async def check(request: Request) -> None:
+    async def body_of(request: Request) -> Mapping[str, Any]:
         try:
             body = await request.json()
-        except ValueError:
-            return  # the host says so itself
-        if problem := problem_of(body, folder()):
-            raise HTTPException(status_code=422, detail=f"{TITLE}: {problem}")
+        except (ValueError, RecursionError):
+            return {}  # the host says so itself
+        return body if isinstance(body, Mapping) else {}
 
-    check.__annotations__["request"] = Request  # not the text that "from __future__ import annotations" leaves
+    def refuse(problem: str) -> None:
+        if problem:
+            raise HTTPException(status_code=422, detail=sayable(f"{TITLE}: {problem}"))
+
+    async def check(request: Request) -> None:
+        body = await body_of(request)
+        refuse(problem_of(body, folder()))
+        if isinstance(body.get("override_settings"), Mapping):
+            refuse(options(body["override_settings"]))
+        if isinstance(body.get("infotext"), str):
+            refuse(pasted(body["infotext"]))
+
+    async def check_options(request: Request) -> None:
+        refuse(options(await body_of(request)))
+
     for route in app.routes:
-        if getattr(route, "path", None) in PATHS and hasattr(route, "dependant"):
-            ours = get_parameterless_sub_dependant(depends=Depends(check), path=route.path_format)
+        path = getattr(route, "path", None)
+        if not hasattr(route, "dependant") or "POST" not in (getattr(route, "methods", None) or ()):
+            continue
+        before = check if path in PATHS else check_options if path == OPTIONS_PATH else None
+        if before is not None:
+            before.__annotations__["request"] = Request  # not the text that "from __future__ import annotations" leaves
+            ours = get_parameterless_sub_dependant(depends=Depends(before), path=route.path_format)
             route.dependant.dependencies.append(ours)

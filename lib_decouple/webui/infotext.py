@@ -143,6 +143,17 @@ def pasted_problem(params: Mapping[str, Any]) -> str:
     return ""
 
 
+def problem_of_text(text: str) -> str:
+    """What is wrong with our part of an infotext, as the host reads it; "" when nothing is."""
+    from modules import infotext_utils
+
+    try:
+        params = infotext_utils.parse_generation_parameters(text)
+    except Exception:
+        return ""  # the host reads it itself, and tells
+    return pasted_problem(params)
+
+
 def _pasted(name: str, params: Mapping[str, Any]) -> Any:
     """A control's value after a paste; None leaves it as it is."""
     try:

@@ -67,6 +67,9 @@ class Jobs:
             run.settings = replace(run.settings, enabled=True)
         if run.settings.enabled:
             p.attention_decoupling = run
+            for problem in options.problems():
+                run.notes.append(problem)
+                p.comment(f"Attention Decoupling: {problem}")
             run.kept = options.chosen("decouple_keep_traces") > 0
             if not run.kept:
                 self.runs.clear()
@@ -124,6 +127,7 @@ class Jobs:
             errors.report("Attention Decoupling: the trace of this run is not kept", exc_info=True)
         if run.comparison:
             self._put_side_by_side(run, run.comparison, processed)
+        processed.extra_generation_params = run.info(processed.extra_generation_params)
         self.status[tab] = run.lines(), kept
 
     def _comparison_around(self, p: Any) -> compare.Comparison | None:

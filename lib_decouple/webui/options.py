@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..settings import TITLE
+from .answers import shown
 
 MapFiles = Literal["off", "gallery", "files"]
 
@@ -84,11 +86,57 @@ def add() -> None:
 
 
 def chosen(name: str) -> Any:
-    """An option's value. Raises KeyError for a name that is none of ours."""
+    """An option's value; the default where the configuration has none, or one that is not allowed (see
+    :func:`problems`). Raises KeyError for a name that is none of ours."""
     from modules import shared
 
     value = shared.opts.data.get(name)
-    return OPTIONS[name].default if value is None else value
+    return OPTIONS[name].default if value is None or problem_of(name, value) else value
+
+
+def problem_of(name: str, value: Any) -> str:
+    """What is wrong with a value of an option of ours; "" when nothing is, and for options of others."""
+    option = OPTIONS.get(name)
+    if option is None or value is None:
+        return ""
+    more = option.more
+    if option.component == "Slider":
+        whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
+        good, allowed = whole and more["minimum"] <= value <= more["maximum"], "a whole number, {minimum} to {maximum}"
+    elif option.component == "Checkbox":
+        good, allowed = isinstance(value, bool), "true or false"
+    elif option.component == "Radio":
+        good, allowed = value in more["choices"], "one of " + ", ".join(more["choices"])
+    else:
+        good, allowed = isinstance(value, str) and value.isprintable(), "a text in one line"
+    return "" if good else f"{name}: {shown(value)} is not allowed; {allowed.format(**more)}"
+
+
+def problems() -> list[str]:
+    """What is wrong with our options in the host's configuration, a sentence each."""
+    from modules import shared
+
+    found = {name: problem_of(name, shared.opts.data.get(name)) for name in OPTIONS}
+    return [f"{told}. Until it is set anew, {OPTIONS[name].default!r} holds." for name, told in found.items() if told]
+
+
+def refused(values: Mapping[str, Any]) -> str:
+    """Why a client of the host's API may not set these options; "" when it may. What it leaves as it is, is not
+    judged: clients send back all options that they were given."""
+    from modules import shared
+
+    for name, option in OPTIONS.items():
+        if name not in values or _same(values[name], shared.opts.data.get(name, option.default)):
+            continue
+        if not option.by_api:
+            return f"{name}: is chosen on the settings page, not by the API"
+        if problem := problem_of(name, values[name]):
+            return problem
+    return ""
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and one == other  # 1 equals True
 
 
 def preset_folder() -> Path:

@@ -74,6 +74,16 @@ class Run:
 
         return {key: value(key) for key in (FOUND, IOU, STOOD_ASIDE)}
 
+    def info(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The job's infotext entries for the API's ``info``, for which the host calls no functions: each result as the
+        first image that has it has."""
+        images = [(one.iteration, k) for one in self.passes for k in range(len(one.traces))] or [(0, 0)]
+        results = {
+            key: next(filter(None, (self.result(key, *image) for image in images)), None)
+            for key in (FOUND, IOU, STOOD_ASIDE)
+        }
+        return {key: value for key, value in {**given, **results}.items() if value is not None}
+
     def told_of_guided(self, written: Mapping[str, str]) -> dict[str, Any]:
         """The settings' infotext for the images that are guided: in a comparison plain ones have none."""
         comparison = self.comparison
@@ -87,7 +97,7 @@ class Run:
                 plain = not last_used and comparison.plain(_batch_and_position(p, index, all_prompts)[0])
                 return None if plain and not use_main_prompt else text
 
-            return _OfImage(of_image)
+            return _OfImage(of_image, text)
 
         return {key: value(text) for key, text in written.items()}
 
@@ -120,12 +130,12 @@ def _batch_and_position(p: Any, index: int, all_prompts: Sequence[str]) -> tuple
 
 
 class _OfImage(str):
-    """A function of an image; and an empty text, since Forge Classic writes what it was given as JSON, too."""
+    """A function of an image; and a text, since the API's ``info`` and Forge Classic write what they were given."""
 
     _function: Callable[..., str | None]
 
-    def __new__(cls, function: Callable[..., str | None]) -> _OfImage:
-        made = super().__new__(cls)
+    def __new__(cls, function: Callable[..., str | None], text: str = "") -> _OfImage:
+        made = super().__new__(cls, text)
         made._function = function
         return made
 

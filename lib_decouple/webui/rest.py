@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel, Field
@@ -23,6 +24,7 @@ from pydantic import BaseModel, Field
 from ..prompt import lexicon
 from ..prompt.align import Piece
 from . import preset_routes, run_routes, schema, tokens
+from .answers import sayable, shown
 from .infotext import join_list, split_list
 from .runs import Live, Runs
 
@@ -125,6 +127,9 @@ def add(app: Any, host: Host) -> None:
         """A prompt's words with their tokens, and the entities that are suggested."""
         try:
             typed = split_list(body.entities)
+            for name, given in (("prompt", body.prompt), *(("entities", one) for one in typed)):
+                if given != sayable(given):
+                    raise ValueError(f"{name}: {shown(given)} holds half a character (a lone surrogate)")
             found = tokens.describe(body.prompt, host.tokenize, host.variants, typed, body.selected)
         except Unavailable as error:
             raise HTTPException(status_code=503, detail=f"{error}") from None
@@ -191,7 +196,16 @@ def _checked(origins: Sequence[str]) -> type[APIRoute]:
                     if not _same_site(request, origins):
                         raise HTTPException(status_code=403, detail="refused: a write from another site's page")
                     request = await _bounded(request)
-                return await handle(request)
+                try:
+                    return await handle(request)
+                except RequestValidationError as error:  # its "input" may be what no answer can hold
+                    told = [{key: one[key] for key in ("loc", "msg", "type")} for one in error.errors()]
+                    raise HTTPException(status_code=422, detail=sayable(told)) from None
+                except RecursionError:
+                    raise HTTPException(status_code=422, detail="nested too deeply") from None
+                except HTTPException as error:
+                    error.detail = sayable(error.detail)
+                    raise
 
             return check
 
@@ -206,7 +220,10 @@ def _same_site(request: Request, origins: Sequence[str]) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site in ("same-origin", "none")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    except ValueError:  # no browser's
+        return False
 
 
 async def _bounded(request: Request) -> Request:
@@ -239,7 +256,10 @@ def of_webui(runs: Runs, live: Live) -> Host:
     def variants(text: str) -> list[str]:
         if "[" not in text:
             return [text]
-        schedule = prompt_parser.get_learned_conditioning_prompt_schedules([text], 150)[0]
+        try:
+            schedule = prompt_parser.get_learned_conditioning_prompt_schedules([text], 150)[0]
+        except Exception:  # a prompt that the host can't draw either, such as one nested too deeply
+            return [text]
         return list(dict.fromkeys(own for _, own in schedule))
 
     options = shared.cmd_opts

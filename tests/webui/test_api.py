@@ -76,6 +76,13 @@ def test_no_arguments_are_the_defaults():
     assert settings_from([]) == Settings()
 
 
+def nested(depth):
+    found = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 def request(args):
     return {"prompt": "a", "alwayson_scripts": {"Attention decoupling": {"args": args}, "other": {"args": [1]}}}
 
@@ -84,7 +91,19 @@ def request(args):
     ("args", "words"),
     [
         ([{"loss": "iuo"}], ("loss", "iuo", "iou, com, kl, cc, intensity, spread")),
-        ([{"stps": 3}], ("stps", "did you mean steps")),
+        ([{"stps": 3}], ("stps", "did you mean steps", "preset, compare")),
+        ([{"presets": "fast"}], ("presets: no such field (did you mean preset?)",)),
+        ([{"preset": "fast", "Compare": True}], ("Compare: no such field (did you mean compare?)",)),
+        ([{"\ud800": 1}], ("no such field",)),
+        ([{"loss": "\ud800"}], ("loss: '\\ud800'", "half")),
+        ([{"entities": ["cat", "d\udfffg"]}], ("entities", "\\udfff", "half")),
+        ([nested(1_100)], ("args: nested too deeply",)),
+        ([{"loss": nested(1_100)}], ("args: nested too deeply",)),
+        ([{"enabled": True}, *[None] * (len(ORDER) - 2), nested(1_100)], ("args: nested too deeply",)),
+        ([True, "com", nested(1_100)], ("args: nested too deeply",)),
+        (['{"loss": ' + "[" * 100_000 + "]" * 100_000 + "}"], ("args: nested too deeply",)),
+        ([{"size": 10**400}], ("size: 1000", "0.0001 to 10000")),
+        ([{"compare": "x" * 10_000}], ("compare: 'xxx", "…", "true or false")),
         ([{"steps": 151}], ("steps", "151", "0 to 150 steps")),
         ([{"size": float("nan")}], ("size", "nan")),
         ([{"entities": "cat"}], ("entities", "cat", "a list")),
@@ -109,7 +128,31 @@ def test_a_problem_names_field_value_and_what_is_allowed(args, words):
     assert all(word in problem for word in words), problem
 
 
-@pytest.mark.parametrize("body", [None, [], {}, {"alwayson_scripts": None}, request([NAMED]), request([])])
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"enabled": True}, ("enabled", 'beside "args"', '{"args": [{"enabled": true}]}')),
+        ({"preset": "fast"}, ("preset", 'beside "args"')),
+        ({"args": [{}], "compare": True}, ("compare", 'beside "args"')),
+        ({"arg": [{}]}, ("arg: no such part", '"args"')),
+        (None, ("None is not allowed", '{"args": [{"enabled": true}]}')),
+        (True, ("True is not allowed", '{"args": [{"enabled": true}]}')),
+        ([{"enabled": True}], ("[{'enabled': True}] is not allowed", '{"args": [{"enabled": true}]}')),
+        ({"args": None}, ("args: None", "a list")),
+        ({"args": {"enabled": True}}, ("args: {'enabled': True}", "a list")),
+        (nested(1_100), ("nested too deeply",)),
+        ({"args": nested(1_100)}, ("nested too deeply",)),
+    ],
+)
+def test_a_part_that_is_no_list_of_arguments_is_told(part, words):
+    problem = problem_of({"alwayson_scripts": {"attention decoupling": part}})
+    assert all(word in problem for word in words), problem
+
+
+@pytest.mark.parametrize(
+    "body",
+    [None, [], {}, {"alwayson_scripts": None}, request([NAMED]), request([]), {"alwayson_scripts": {"other": None}}],
+)
 def test_good_requests_have_no_problem(body):
     assert problem_of(body) == ""
 
@@ -143,10 +186,32 @@ def test_bad_request_is_answered_before_the_host_draws():
         return "drawn"
 
     app.add_api_route("/sdapi/v1/txt2img", draw, methods=["POST"])
-    check_requests(app)
+    app.add_api_route("/sdapi/v1/options", draw, methods=["POST"])
+    app.add_api_route("/sdapi/v1/options", lambda: {"x": 1}, methods=["GET"])
+    check_requests(
+        app,
+        pasted=lambda text: "Decouple: version 2" if text == "bad" else "",
+        options=lambda values: "decouple_keep_traces: 'x'" if values.get("decouple_keep_traces") == "x" else "",
+    )
     client = TestClient(app)
     answer = client.post("/sdapi/v1/txt2img", json=request([{"steps": -1}]))
     assert answer.status_code == 422
     assert "steps: -1 is not allowed; 0 to 150 steps" in answer.json()["detail"]
     assert not drawn
     assert client.post("/sdapi/v1/txt2img", json=request([NAMED])).json() == "drawn"
+    for sent in (b'{"alwayson_scripts": {"attention decoupling": {"args": [{"\\ud800": 1}]}}}', NESTED):
+        answer = client.post("/sdapi/v1/txt2img", content=sent, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422, answer.text
+    assert client.post("/sdapi/v1/txt2img", json={"infotext": "bad"}).json()["detail"].endswith("version 2")
+    assert client.post("/sdapi/v1/txt2img", json={"infotext": "good"}).json() == "drawn"
+    bad = {"decouple_keep_traces": "x"}
+    assert client.post("/sdapi/v1/txt2img", json={"override_settings": bad}).status_code == 422
+    drawn.clear()
+    answer = client.post("/sdapi/v1/options", json=bad)
+    assert (answer.status_code, drawn) == (422, [])
+    assert "decouple_keep_traces: 'x'" in answer.json()["detail"]
+    assert client.post("/sdapi/v1/options", json={"decouple_keep_traces": 3}).json() == "drawn"
+    assert client.get("/sdapi/v1/options").json() == {"x": 1}
+
+
+NESTED = b'{"alwayson_scripts": {"attention decoupling": {"args": [' + b"[" * 500 + b"]" * 500 + b"]}}}"

@@ -142,3 +142,51 @@ def test_the_positional_list_has_the_comparison_last(host):
     ]
     host.jobs.begin(p, "txt2img", [*values, False, False, True])
     assert p.n_iter == 2
+
+
+def test_an_option_that_is_not_allowed_is_told_and_the_default_holds(host):
+    host.opts.data.update(decouple_keep_traces="x", decouple_map_files="zzz", decouple_live_panel=3)
+    p = job()
+    host.jobs.begin(p, "txt2img", [{"enabled": True}])
+    run = p.attention_decoupling
+    assert (run.kept, run.problem) == (True, "")
+    for told in ("decouple_keep_traces: 'x'", "decouple_map_files: 'zzz'", "decouple_live_panel: 3"):
+        assert any(told in note for note in run.notes), told
+        assert any(told in comment for comment in p.comments), told
+    assert "Decouple" in p.extra_generation_params
+
+
+def test_info_holds_what_the_infotext_does_and_nothing_empty(host):
+    p = job()
+    host.jobs.begin(p, "txt2img", [{"enabled": True, "steps": 3}])
+    processed = SimpleNamespace(extra_generation_params=p.extra_generation_params, images=[])
+    p.attention_decoupling.problem = "no model"
+    host.jobs.end(p, "txt2img", processed)
+    told = processed.extra_generation_params
+    assert (told["Decouple steps"], told["Decouple stood aside"]) == ("3", "no model")
+    assert "" not in told.values()
+    assert "Decouple found" not in told
+    assert callable(p.extra_generation_params["Decouple found"])  # the host may still ask for an image's
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("decouple_keep_traces", 3, ""), ("decouple_keep_traces", 3.0, ""), ("decouple_keep_traces", None, ""),
+        ("decouple_keep_traces", "3", "0 to 100"), ("decouple_keep_traces", True, "0 to 100"),
+        ("decouple_keep_traces", 101, "0 to 100"), ("decouple_keep_traces", 1.5, "0 to 100"),
+        ("decouple_keep_traces", float("nan"), "0 to 100"), ("decouple_keep_traces", float("inf"), "0 to 100"),
+        ("decouple_look_after", "true", "true or false"), ("decouple_map_files", ["off"], "off, gallery, files"),
+        ("decouple_live_panel", 1, "true or false"), ("decouple_preset_folder", "/tmp", "not by the API"),
+        ("decouple_preset_folder", "", ""), ("sd_vae", 3, ""),
+    ],
+)  # fmt: skip
+def test_a_client_of_the_api_is_told_which_option_is_not_allowed(host, name, value, words):
+    from lib_decouple.webui import options
+
+    told = options.refused({name: value})
+    assert words in told
+    assert (name in told) == bool(words)
+    host.opts.data[name] = value
+    assert options.refused({name: value}) == "" or value != value  # clients send back what they were given
+    assert words == "" or "not by the API" in words or any(words in one for one in options.problems())

@@ -72,6 +72,38 @@ def test_bad_requests_are_refused(sent, status):
     assert answer.status_code == status
 
 
+@pytest.mark.parametrize(
+    ("call", "path", "content", "words"),
+    [
+        ("POST", "tokens", b'{"prompt": "a \\ud800 cat"}', ""),
+        ("POST", "tokens", b'{"prompt": "a cat", "entities": "\\"\\\\udfff\\""}', "lone surrogate"),
+        ("POST", "tokens", b'{"prompt": NaN}', ""),
+        ("POST", "tokens", b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}", ""),
+        ("PUT", "presets/x", b'{"settings": {"\\ud800": 1}}', "no such field"),
+        ("PUT", "presets/x", b'{"settings": {"loss": "\\ud800"}}', "loss: '\\\\ud800'"),
+        ("PUT", "presets/x", b'{"settings": {"size": 1' + b"0" * 400 + b"}}", "size: 1000"),
+        ("PUT", "presets/x", b'{"settings": {"size": NaN}}', "size: nan"),
+        ("PUT", "presets/x", b'{"settings": {"loss": ' + b"[" * 900 + b"]" * 900 + b"}}", "loss: [[["),
+        ("PUT", "presets/x", b'{"settings": {}, "reason": "\\udfff"}', ""),
+        ("POST", "presets/import", b'{"text": "{\\"a\\": ' + b"[" * 1_100 + b'"}', "nested too deeply"),
+        ("POST", "presets/import", b'{"text": "x", "settings": {"\\ud800": 1}}', "no such field"),
+    ],
+)
+def test_what_no_answer_can_hold_is_refused_in_words(call, path, content, words, tmp_path):
+    web = client(folder=lambda: tmp_path)
+    answer = web.request(call, f"/decouple/v1/{path}", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert words in answer.text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("prompt", ["[a:b:" + "9" * 400 + "]", "[" * 500, "(" * 500 + "cat", "[a|b:" * 300])
+def test_prompts_that_no_host_can_draw_still_have_words(prompt):
+    answer = client().post("/decouple/v1/tokens", json={"prompt": prompt})
+    assert answer.status_code == 200, answer.text
+    assert "".join(word["text"] for word in answer.json()["words"])
+
+
 MINE = {"settings": {"loss": "cc", "entities": ["猫"]}, "reason": "for cats"}
 
 
@@ -182,6 +214,8 @@ def test_without_a_model_it_says_so():
         ({"Origin": "https://friend.example"}, 200),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "http://[::1"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site", "Origin": "http://other.testserver"}, 403),
     ],
