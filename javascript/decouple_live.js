@@ -19,6 +19,11 @@
             document.addEventListener("visibilitychange", () => this.look());
         }
 
+        // The host's name of what this page draws; it keeps it as long as it draws.
+        task() {
+            return localGet(`${this.tab}_task_id`) ?? "";
+        }
+
         async look() {
             clearTimeout(this.timer);
             if (!this.panel.open || this.asking || !this.place.isConnected) return;
@@ -26,7 +31,7 @@
             if (decouple.seen(this.panel)) {
                 this.asking = true;
                 try {
-                    const answer = await (await decouple.ask(this.place, "live")).json();
+                    const answer = await (await decouple.ask(this.place, `live?task=${encodeURIComponent(this.task())}`)).json();
                     this.show(answer);
                     if (answer.running) pause = answer.interval_ms;
                 } catch (error) {

@@ -12,7 +12,7 @@ detect.check_webui()
 from modules import script_callbacks, scripts, shared  # noqa: E402
 from modules.ui_components import InputAccordion  # noqa: E402
 
-from lib_decouple.webui import api, infotext, options, rest, ui, xyz  # noqa: E402
+from lib_decouple.webui import api, callers, infotext, options, rest, ui, xyz  # noqa: E402
 from lib_decouple.webui.jobs import Jobs  # noqa: E402
 
 if getattr(shared.cmd_opts, "decouple_debug", False):
@@ -49,11 +49,12 @@ class Script(scripts.Script):
         return list(made.values())
 
     def show_status_after_run(self, made: Any, tab: str) -> None:
-        """The host writes this element after each run; the status line follows it. (gradio 4 says of HTML, at every
-        redrawing, that it has changed; of a text only when it has.)"""
+        """The host writes this element after each run, for the page that started it; the status line follows it.
+        (gradio 4 says of HTML, at every redrawing, that it has changed; of a text only when it has.)"""
         if tab == self.tabname and self.status_line is not None:
             made.component.change(
-                fn=lambda: ui.status_html(*jobs.status.get(tab, ([], ""))),
+                fn=lambda info: ui.status_html(*jobs.status_of(info)),
+                inputs=[made.component],
                 outputs=[self.status_line],
                 queue=False,
                 show_progress=False,
@@ -82,8 +83,10 @@ class Script(scripts.Script):
 
 def serve(demo: Any, app: Any) -> None:
     """Check requests to the host's API, and add ours."""
-    api.check_requests(app, options.preset_folder, infotext.problem_of_text, options.refused)
-    rest.add(app, rest.of_webui(jobs.runs, jobs.live))
+    host = rest.of_webui(jobs.runs, jobs.live)
+    caller = callers.Users(app, host.credentials).caller
+    api.check_requests(app, options.preset_folder, infotext.problem_of_text, options.refused, caller)
+    rest.add(app, host)
 
 
 script_callbacks.on_ui_settings(options.add)

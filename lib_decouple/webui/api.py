@@ -132,14 +132,17 @@ def check_requests(
     folder: Callable[[], Path | None] = lambda: None,
     pasted: Callable[[str], str] = lambda text: "",
     options: Callable[[Mapping[str, Any]], str] = lambda values: "",
+    caller: Callable[[Any], str] = lambda request: "",
 ) -> None:
     """Answer bad arguments of ours with 422 before the host starts to draw, or keeps an option.
 
     ``app``: the host's FastAPI; ``folder`` gives that of the user's presets; ``pasted`` and ``options`` say what is
-    wrong with an infotext, and with new values of options.
+    wrong with an infotext, and with new values of options; ``caller`` tells whose job a request starts.
     """
     from fastapi import Depends, HTTPException, Request
     from fastapi.dependencies.utils import get_parameterless_sub_dependant
+
+    from . import callers
 
     async def body_of(request: Request) -> Mapping[str, Any]:
         try:
@@ -153,6 +156,7 @@ def check_requests(
             raise HTTPException(status_code=422, detail=sayable(f"{TITLE}: {problem}"))
 
     async def check(request: Request) -> None:
+        callers.remember(caller(request))
         body = await body_of(request)
         refuse(problem_of(body, folder()))
         if isinstance(body.get("override_settings"), Mapping):

@@ -29,6 +29,10 @@ a person wrote, the settings are the preset's with the other keys over them."""
 FOUND, IOU, STOOD_ASIDE = "Decouple found", "Decouple IoU", "Decouple stood aside"
 """Keys of the results, which no paste reads."""
 
+RUN = "Decouple run"
+"""Key of a run's id in the ``info`` that the host gives to whoever drew; it is in no infotext, as pictures are passed
+on."""
+
 _SPECIAL = re.compile(r'[,"\x00-\x1f\x7f\x85\u2028\u2029]')
 _DECODER = json.JSONDecoder(strict=False)
 

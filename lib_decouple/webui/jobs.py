@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from modules import errors, shared
+from modules import errors, progress, shared
 
 from .. import presets
 from ..hosts import detect
 from ..hosts.base import Looking
 from ..settings import Settings, specs
-from . import api, compare, infotext, map_files, options, xyz
+from . import api, callers, compare, infotext, map_files, options, xyz
 from .report import Run
 from .runs import Live, Runs, of_job
 
@@ -26,7 +27,21 @@ OUR_KEYS = (
     infotext.IOU,
     infotext.STOOD_ASIDE,
     infotext.PRESET,
+    infotext.RUN,
 )
+
+
+MOST_TOLD = 500
+
+
+class Told(NamedTuple):
+    """What the status line tells of a run."""
+
+    started: float
+    """When the host began the job that the run is a part of."""
+    lines: list[str]
+    kept: str
+    """The run's id when its trace is kept, else ""."""
 
 
 @dataclass
@@ -35,8 +50,8 @@ class Jobs:
 
     runs: Runs = field(default_factory=Runs)
     live: Live = field(default_factory=Live)
-    status: dict[str, tuple[list[str], str]] = field(default_factory=dict)
-    """Tab -> the lines of the status line after its last run, and that run's id when its trace is kept."""
+    told: dict[str, Told] = field(default_factory=dict)
+    """A run's id -> what the status line tells of it; the last :data:`MOST_TOLD`."""
     comparing: compare.Comparison | None = None
     """The job that is compared now, or was last."""
 
@@ -48,7 +63,6 @@ class Jobs:
         around = self._comparison_around(p)
         if around and around.plain(around.p.iteration):
             return
-        self.status.pop(tab, None)
         written = p.extra_generation_params
         if around and written is around.p.extra_generation_params:
             written = {}  # a copy of the compared job shares it, with the plain pictures' infotext
@@ -58,7 +72,7 @@ class Jobs:
             given = api.arguments_from(args, options.preset_folder())
             run = Run(xyz.settings_of(p, given.settings))
             if given.compare and not around:
-                run.comparison = self._compare(p, tab, run)
+                run.comparison = self._compare(p, run)
         except ValueError as error:
             run = Run(Settings(enabled=True), problem=str(error))
             log.warning("Attention Decoupling stands aside: %s", error)
@@ -67,6 +81,7 @@ class Jobs:
             run.settings = replace(run.settings, enabled=True)
         if run.settings.enabled:
             p.attention_decoupling = run
+            run.owner, run.task = callers.of_job(p), _page_task(p)
             for problem in options.problems():
                 run.notes.append(problem)
                 p.comment(f"Attention Decoupling: {problem}")
@@ -128,20 +143,36 @@ class Jobs:
         if run.comparison:
             self._put_side_by_side(run, run.comparison, processed)
         processed.extra_generation_params = run.info(processed.extra_generation_params)
-        self.status[tab] = run.lines(), kept
+        self._tell(run, run.lines(), kept)
 
     def _comparison_around(self, p: Any) -> compare.Comparison | None:
         """The comparison within which another script draws ``p``, such as ADetailer the faces of a picture."""
         found = self.comparing
         return found if found and found.started == shared.state.time_start and found.p is not p else None
 
-    def _compare(self, p: Any, tab: str, run: Run) -> compare.Comparison | None:
+    def status_of(self, info: str) -> tuple[list[str], str]:
+        """The status line's lines, and the run's id when its trace is kept, of the job whose ``info`` (JSON) the host
+        gave to a page; of a job of many runs, such as an X/Y/Z plot, those of the last."""
+        try:
+            own = self.told[json.loads(info)["extra_generation_params"][infotext.RUN]]
+        except (KeyError, TypeError, ValueError):
+            return [], ""
+        last = [one for one in list(self.told.values()) if one.started == own.started][-1]
+        return last.lines, last.kept
+
+    def _tell(self, run: Run, lines: list[str], kept: str = "") -> None:
+        self.told[run.id] = Told(shared.state.time_start, lines, kept)
+        while len(self.told) > MOST_TOLD:
+            del self.told[next(iter(self.told))]
+
+    def _compare(self, p: Any, run: Run) -> compare.Comparison | None:
         """Have each picture drawn plain, too; None, and a word to the user, where that can't be."""
         try:
             self.comparing = compare.begin(p, shared.state)
         except ValueError as error:
             note = f"Compare is left out: {error}"
-            self.status[tab] = [note], ""
+            self._tell(run, [note])
+            p.extra_generation_params[infotext.RUN] = run.id_for_info()
             run.notes.append(note)
             p.comment(note)
             return None
@@ -184,3 +215,8 @@ class Jobs:
         except Exception as error:
             errors.report("Attention Decoupling could not put the pictures side by side", exc_info=True)
             run.notes.append(f"The pictures could not be put side by side: {type(error).__name__}: {error}")
+
+
+def _page_task(p: Any) -> str:
+    """The host's name of the task that a page has started, and knows; "" for a job of the API."""
+    return "" if getattr(p, "is_api", False) else str(progress.current_task or "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from .rest import PAGE_KEY
+from .callers import PAGE_KEY
 
 
 def place(name: str) -> str:

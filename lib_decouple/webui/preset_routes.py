@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -66,8 +66,8 @@ class Preview(BaseModel):
     replaces: dict[str, Change]
 
 
-def add(router: APIRouter, folder: Callable[[], Path]) -> None:
-    """Add them. ``folder`` gives that of the user's presets."""
+def add(router: APIRouter, folder: Callable[[], Path], writing: Sequence[Any] = ()) -> None:
+    """Add them. ``folder`` gives that of the user's presets; ``writing`` are the dependencies of what writes."""
 
     @router.get("/presets", response_model=Presets)
     def list_presets() -> dict[str, Any]:
@@ -81,7 +81,7 @@ def add(router: APIRouter, folder: Callable[[], Path]) -> None:
         with _told():
             return _shown(presets.load(name, folder()))
 
-    @router.put("/presets/{name}", response_model=Preset)
+    @router.put("/presets/{name}", response_model=Preset, dependencies=writing)
     def put_preset(name: str, body: Content) -> dict[str, Any]:
         """Save a preset. One that is there is only replaced with ``overwrite``, a built-in never."""
         with _told():
@@ -89,7 +89,7 @@ def add(router: APIRouter, folder: Callable[[], Path]) -> None:
             presets.save(preset, folder(), body.overwrite)
             return _shown(preset)
 
-    @router.delete("/presets/{name}")
+    @router.delete("/presets/{name}", dependencies=writing)
     def delete_preset(name: str) -> dict[str, str]:
         """Delete one of the user's presets."""
         with _told():

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..core.trace import ImageTrace
 from ..settings import Settings
 from .compare import Comparison
-from .infotext import FOUND, IOU, STOOD_ASIDE, join_list
+from .infotext import FOUND, IOU, RUN, STOOD_ASIDE, join_list
 
 
 class Pass(Protocol):
@@ -39,11 +39,19 @@ class Run:
     """Where each picture is drawn plain, too."""
     notes: list[str] = field(default_factory=list)
     """What else the status line tells, before the images."""
-    id: str = field(default_factory=lambda: secrets.token_urlsafe(6))
-    """A name that is fit for an address."""
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    """A name that is fit for an address, and that nobody can guess."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     kept: bool = False
     """Will its trace be kept when it is over?"""
+    owner: str = field(default="", repr=False)
+    """The caller who draws it (see :mod:`callers`); "" where nobody is known."""
+    task: str = field(default="", repr=False)
+    """The host's name of the page's task, which only the page that started it has; "" for a job of the API."""
+
+    def is_of(self, caller: str, task: str) -> bool:
+        """Does the ``caller`` draw it, or the page whose ``task`` this is?"""
+        return bool(caller and caller == self.owner) or bool(task and task == self.task)
 
     def result(self, key: str, iteration: int, position: int) -> str | None:
         """The infotext value of a result key for one image; None leaves the key out."""
@@ -82,7 +90,11 @@ class Run:
             key: next(filter(None, (self.result(key, *image) for image in images)), None)
             for key in (FOUND, IOU, STOOD_ASIDE)
         }
-        return {key: value for key, value in {**given, **results}.items() if value is not None}
+        return {key: value for key, value in {**given, **results, RUN: self.id}.items() if value is not None}
+
+    def id_for_info(self) -> Any:
+        """The id as an infotext entry that is in no infotext."""
+        return _OfImage(lambda *_, **__: None, self.id)
 
     def told_of_guided(self, written: Mapping[str, str]) -> dict[str, Any]:
         """The settings' infotext for the images that are guided: in a comparison plain ones have none."""

@@ -1,14 +1,14 @@
 """The routes under ``/decouple/v1/``, on the host's own FastAPI application.
 
-Who may call: as the host decides. With ``--api-auth`` its users, with a UI login whoever is logged in;
-with neither, everybody. The page itself sends :data:`PAGE_KEY` in the header ``X-Decouple-Key``, as a
-browser knows no ``--api-auth``: whoever was given the page was let in. Requests that write and come from
-another site's page are refused.
+Who may read: whom the host lets onto its page or to its API. With ``--api-auth`` its users, with a UI login whoever
+is logged in; with neither, everybody. The page itself sends ``PAGE_KEY`` in the header ``X-Decouple-Key``, as a
+browser knows no ``--api-auth``: whoever was given the page was let in. Writing takes what the host's own API takes,
+and the key is not enough. What a run drew is for those who know its id; see :mod:`callers`. Requests that write and
+come from another site's page are refused.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,20 +18,16 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel, Field
 
 from ..prompt import lexicon
 from ..prompt.align import Piece
-from . import preset_routes, run_routes, schema, tokens
+from . import callers, preset_routes, run_routes, schema, tokens
 from .answers import sayable, shown
 from .infotext import join_list, split_list
 from .runs import Live, Runs
 
 PREFIX = "/decouple/v1"
-
-PAGE_KEY = secrets.token_urlsafe(24)
-"""New with every start of the WebUI; the accordion holds it for the page's own requests."""
 
 MOST_BYTES = 128 * 1024
 """Of a request's body."""
@@ -109,11 +105,12 @@ class Tokens(BaseModel):
 def add(app: Any, host: Host) -> None:
     """Add the routes to ``app``, with the checks that stand before them."""
     lexicon.load()  # nobody's first keystroke is to wait for it
+    users = callers.Users(app, host.credentials)
     router = APIRouter(
         prefix=PREFIX,
         tags=["Attention Decoupling"],
         route_class=_checked(host.origins),
-        dependencies=[Depends(_admission(app, host.credentials))],
+        dependencies=[Depends(users.admit)],
         responses={401: {"description": "Not allowed in."}, 403: {"description": "A write from another site."}},
     )
 
@@ -143,45 +140,10 @@ def add(app: Any, host: Host) -> None:
             "field": join_list(entity.text for entity in chosen),
         }
 
-    preset_routes.add(router, host.preset_folder)
-    run_routes.add(router, host.seen)
+    preset_routes.add(router, host.preset_folder, [Depends(users.admit_writing)])
+    run_routes.add(router, host.seen, users.caller)
     app.include_router(router)
     app.openapi_schema = None
-
-
-def _admission(app: Any, users: str) -> Callable[..., None]:
-    """A dependency that lets in whom the host would."""
-    known = [pair for pair in users.split(",") if pair]
-    user_of = next(
-        (
-            route.dependant.dependencies[0].call
-            for route in app.routes
-            if getattr(route, "path", "") == "/login_check" and route.dependant.dependencies
-        ),
-        None,
-    )
-
-    def admit(
-        request: Request,
-        given: HTTPBasicCredentials | None = Depends(HTTPBasic(auto_error=False)),  # noqa: B008
-    ) -> None:
-        login = getattr(app, "auth", None) is not None or getattr(app, "auth_dependency", None) is not None
-        if not known and not login:
-            return
-        if _same(request.headers.get("x-decouple-key", ""), PAGE_KEY):
-            return
-        if given and any([_same(f"{given.username}:{given.password}", pair) for pair in known]):
-            return
-        if login and user_of is not None and user_of(request) is not None:
-            return
-        basic = {"WWW-Authenticate": "Basic"} if known else None
-        raise HTTPException(status_code=401, detail="not authenticated", headers=basic)
-
-    return admit
-
-
-def _same(given: str, right: str) -> bool:
-    return secrets.compare_digest(given.encode(), right.encode())
 
 
 def _checked(origins: Sequence[str]) -> type[APIRoute]:

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import BaseModel
 
 from ..core.trace import Moment
 from . import heatmaps
 from .palette import colours
-from .runs import Live, Runs, UnknownRun, shape_and_values
+from .runs import NOBODY, Live, Runs, UnknownRun, shape_and_values
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class RunSummary(BaseModel):
 
 
 class RunList(BaseModel):
-    """The runs that are kept, newest first."""
+    """The caller's runs that are kept, newest first; ``hint`` tells why there can't be any."""
 
     runs: list[RunSummary]
+    hint: str = ""
 
 
 class Measures(BaseModel):
@@ -159,28 +160,30 @@ class LiveRun(BaseModel):
     maps: LiveMaps | None = None
 
 
-def add(router: APIRouter, seen: Seen) -> None:
-    """Add them."""
+def add(router: APIRouter, seen: Seen, caller: Callable[[Request], str]) -> None:
+    """Add them. ``caller`` tells who sends a request."""
     unknown: dict[int | str, dict[str, Any]] = {404: {"description": "No such run, image, moment or entity is kept."}}
 
     @router.get("/runs", response_model=RunList)
-    def list_runs() -> dict[str, Any]:
-        """The last runs, newest first."""
+    def list_runs(request: Request) -> dict[str, Any]:
+        """The caller's last runs, newest first."""
+        asking = caller(request)
         return {
+            "hint": "" if asking else NOBODY,
             "runs": [
                 {
                     **{"id": run.id, "created": run.created, "tab": run.tab},
                     **{"images": len(run.images), "entities": run.entities()},
                 }
-                for run in seen.runs.newest_first()
-            ]
+                for run in seen.runs.of(asking)
+            ],
         }
 
     @router.get("/trace/{id}", response_model=Trace, responses=unknown)
-    def get_trace(id: str) -> dict[str, Any]:
-        """What guidance did in a run, or in the ``last``: every image, pass and step."""
+    def get_trace(id: str, request: Request) -> dict[str, Any]:
+        """What guidance did in a run, or in the caller's ``last``: every image, pass and step."""
         with _told():
-            run = seen.runs.get(id)
+            run = seen.runs.get(id, caller(request))
         images = [
             {
                 **{"number": one.number, "prompt": one.prompt, "seed": one.seed, "entities": list(one.entities)},
@@ -191,18 +194,22 @@ def add(router: APIRouter, seen: Seen) -> None:
         return {"id": run.id, "created": run.created, "tab": run.tab, "settings": run.settings, "images": images}
 
     @router.get("/trace/{id}/csv", response_class=Response, responses={**unknown, 200: {"content": {"text/csv": {}}}})
-    def get_trace_as_csv(id: str) -> Response:
+    def get_trace_as_csv(id: str, request: Request) -> Response:
         """The same as a table: one row an image, pass, step, moment (before, after), measure, and pair or entity."""
         with _told():
-            run = seen.runs.get(id)
+            run = seen.runs.get(id, caller(request))
         name = f'attachment; filename="decouple-{run.id}.csv"'
-        return Response(run.csv(), media_type="text/csv; charset=utf-8", headers={"Content-Disposition": name})
+        return Response(
+            run.csv().encode("utf-8", "backslashreplace"),
+            media_type="text/csv; charset=utf-8",
+            headers={"Content-Disposition": name},
+        )
 
     @router.get("/maps/{id}", response_model=RunMaps, responses=unknown)
-    def get_maps(id: str) -> dict[str, Any]:
+    def get_maps(id: str, request: Request) -> dict[str, Any]:
         """A run's attention maps: at the unguided first pass, after the first guided step and after the last."""
         with _told():
-            run = seen.runs.get(id)
+            run = seen.runs.get(id, caller(request))
         images = [
             {
                 **{"number": one.number, "entities": list(one.entities), "colours": colours(one.entities)},
@@ -220,10 +227,12 @@ def add(router: APIRouter, seen: Seen) -> None:
         response_class=Response,
         responses={**unknown, 200: {"content": {"image/png": {}}}},
     )
-    def get_map_as_picture(id: str, image: int, moment: Moment, of: str = "", hires: bool = False) -> Response:
+    def get_map_as_picture(
+        id: str, request: Request, image: int, moment: Moment, of: str = "", hires: bool = False
+    ) -> Response:
         """One moment's maps as a picture: ``of`` an entity, of the ``overlap``, or all side by side."""
         with _told():
-            run = seen.runs.get(id)
+            run = seen.runs.get(id, caller(request))
             own = next((one for one in run.images if one.number == image), None)
             if own is None:
                 raise UnknownRun(f"image {image} is not in this run; it has {len(run.images)} images, from 0")
@@ -238,10 +247,11 @@ def add(router: APIRouter, seen: Seen) -> None:
         return Response(heatmaps.as_png(drawn), media_type="image/png")
 
     @router.get("/live", response_model=LiveRun)
-    def get_live() -> dict[str, Any]:
-        """The run that is being drawn. Its maps are kept for ten seconds after each question, and only then."""
+    def get_live(request: Request, task: str = "") -> dict[str, Any]:
+        """The caller's run that is being drawn, or that of the page's ``task``. Its maps are kept for ten seconds after
+        each question, and only then."""
         enabled = seen.enabled()
-        told = seen.live.ask() if enabled else seen.live.nothing()
+        told = seen.live.ask(caller(request), task) if enabled else seen.live.nothing()
         running = told["running"] and seen.busy()
         return {**told, "running": running, "interval_ms": seen.interval_ms(), "enabled": enabled}
 

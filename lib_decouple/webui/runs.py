@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import secrets
 import threading
 import time
 import weakref
@@ -17,6 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..core.trace import ImageTrace, KeptMaps, Moment, plain
+from .answers import sayable
+from .callers import HEADER, SHORTEST
+from .infotext import RUN
 from .palette import colours
 from .report import Run, reason_of
 
@@ -25,6 +29,13 @@ MOST_BYTES = 256 * 1024 * 1024
 
 WATCHED_FOR = 10.0
 """Seconds since the last question for which somebody counts as watching."""
+
+
+NOBODY = (
+    "Whose runs are asked for can't be told. Ask for a run by its id, which info.extra_generation_params of its "
+    f'answer holds as "{RUN}"; or send a secret of your own, at least {SHORTEST} characters, in the header {HEADER} '
+    "with the request that draws and with this one."
+)
 
 
 class UnknownRun(LookupError):
@@ -72,6 +83,8 @@ class KeptRun:
     tab: str
     settings: dict[str, Any]
     images: list[RunImage]
+    owner: str = field(default="", repr=False)
+    """The caller who drew it (see :mod:`callers`); "" where nobody is known."""
 
     def entities(self) -> list[str]:
         """Those of all images, each once."""
@@ -108,7 +121,7 @@ def of_job(run: Run, p: Any, tab: str, pictures: dict[int, bytes]) -> KeptRun:
         images.append(
             RunImage(
                 number,
-                str(p.all_prompts[number]),
+                sayable(str(p.all_prompts[number])),
                 int(p.all_seeds[number]),
                 entities,
                 [_told(one, trace, position) for one, trace in zip(own, traces)],
@@ -120,7 +133,7 @@ def of_job(run: Run, p: Any, tab: str, pictures: dict[int, bytes]) -> KeptRun:
                 pictures.get(number, b""),
             )
         )
-    return KeptRun(run.id, run.created, tab, run.settings.as_dict(), images)
+    return KeptRun(run.id, run.created, tab, run.settings.as_dict(), images, run.owner)
 
 
 def _aligned(kept: KeptMaps, entities: Sequence[str]) -> np.ndarray:
@@ -176,15 +189,21 @@ class Runs:
         with self._lock:
             return self._kept[::-1]
 
-    def get(self, id: str) -> KeptRun:
-        """A run by its name, or the ``last``. Raises UnknownRun."""
-        kept = self.newest_first()
-        for one in kept:
-            if id in (one.id, "last"):
-                return one
-        if id == "last":
-            raise UnknownRun("no run is kept yet")
-        raise UnknownRun(f"run {id!r} is not kept; {len(kept)} are, see /decouple/v1/runs")
+    def of(self, caller: str) -> list[KeptRun]:
+        """A caller's runs, newest first; none of "", who is nobody."""
+        return [one for one in self.newest_first() if caller and one.owner == caller]
+
+    def get(self, id: str, caller: str = "") -> KeptRun:
+        """A run by its id, or the caller's ``last``. Raises UnknownRun."""
+        if id != "last":
+            for one in self.newest_first():
+                if secrets.compare_digest(one.id.encode(), id.encode("utf-8", "replace")):
+                    return one
+            raise UnknownRun(f"run {id[:80]!r} is not kept")
+        own = self.of(caller)
+        if not own:
+            raise UnknownRun("no run of yours is kept" if caller else NOBODY)
+        return own[0]
 
 
 @dataclass
@@ -218,11 +237,14 @@ class Live:
         none: dict[str, Any] = {"running": False, "id": None, "image": 0, "entities": [], "colours": []}
         return {**none, "step": 0, "total": 0, "points": [], "maps": None}
 
-    def ask(self) -> dict[str, Any]:
-        """What is known of the run; from now on its maps are kept, for a while."""
-        self._asked = self.clock()
+    def ask(self, caller: str = "", task: str = "") -> dict[str, Any]:
+        """What is known of the run, if it is the ``caller``'s or that of the host's ``task``; from now on its maps are
+        kept, for a while."""
         reference = self._run  # the drawing thread may take it away meanwhile
         run = reference() if reference is not None else None
+        if run is not None and not run.is_of(caller, task):
+            return self.nothing()
+        self._asked = self.clock()
         passes = list(run.passes) if run is not None else []
         told = {**self.nothing(), "running": run is not None}
         if run is None or not passes:

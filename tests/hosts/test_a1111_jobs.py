@@ -48,7 +48,7 @@ result = True
 STATUS = """
 from modules import scripts
 script = next(s for s in scripts.scripts_txt2img.alwayson_scripts if s.title() == "Attention Decoupling")
-result = type(script).process.__globals__["jobs"].status.get("txt2img", ([], ""))[0]
+result = list(type(script).process.__globals__["jobs"].told.values())[-1].lines
 """
 CHECKPOINTS = ("tiny-inpainting", "small-sd2-base", "small-sd2-v", "small-sdxl")
 

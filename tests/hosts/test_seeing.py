@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from lib_decouple.webui.palette import colours
-from tests.hosts.conftest import Host, Picture, encoded
+from tests.hosts.conftest import CALLER, Host, Picture, encoded
 
 API = "/decouple/v1"
 BOTH = {"entities": ["cat", "dog"], "steps": 3}
@@ -55,7 +55,8 @@ HOSTS = ("return_grid", "return_mask", "live_preview_refresh_period", "outdir_tx
 
 def status_of(webui: Host, path: str) -> tuple[int, Any]:
     try:
-        with urllib.request.urlopen(webui.url + API + path, timeout=60) as answer:
+        request = urllib.request.Request(webui.url + API + path, headers=CALLER)
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())["detail"]

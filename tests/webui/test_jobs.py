@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import types
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ def host(monkeypatch, tmp_path):
     parts = {
         "shared": {"opts": opts, "state": state},
         "errors": {"report": lambda *args, **given: None},
+        "progress": {"current_task": None},
         "paths_internal": {"data_path": str(tmp_path)},
     }
     for name, content in parts.items():
@@ -166,6 +168,8 @@ def test_info_holds_what_the_infotext_does_and_nothing_empty(host):
     assert (told["Decouple steps"], told["Decouple stood aside"]) == ("3", "no model")
     assert "" not in told.values()
     assert "Decouple found" not in told
+    assert told["Decouple run"] == p.attention_decoupling.id
+    assert "Decouple run" not in p.extra_generation_params  # nor in any picture
     assert callable(p.extra_generation_params["Decouple found"])  # the host may still ask for an image's
 
 
@@ -190,3 +194,61 @@ def test_a_client_of_the_api_is_told_which_option_is_not_allowed(host, name, val
     host.opts.data[name] = value
     assert options.refused({name: value}) == "" or value != value  # clients send back what they were given
     assert words == "" or "not by the API" in words or any(words in one for one in options.problems())
+
+
+def ended(host, **given):
+    """A job that stood aside, and what the host tells its page."""
+    p = job()
+    host.jobs.begin(p, "txt2img", [{"enabled": True, **given}])
+    p.attention_decoupling.problem = "no model"
+    processed = SimpleNamespace(extra_generation_params=p.extra_generation_params, images=[])
+    host.jobs.end(p, "txt2img", processed)
+    return json.dumps({"extra_generation_params": processed.extra_generation_params}, default=lambda o: None)
+
+
+def test_each_page_is_told_of_its_own_job(host):
+    first = ended(host)
+    host.state.time_start = 2.0
+    ended(host, loss="iou")
+    host.jobs.told[next(reversed(host.jobs.told))].lines[:] = ["of another"]
+    assert host.jobs.status_of(first) == (["Stood aside: no model"], "")
+    for unknown in ("", "{", "[]", "{}", '{"extra_generation_params": {"Decouple run": "guessed"}}', None):
+        assert host.jobs.status_of(unknown) == ([], "")
+
+
+def test_a_job_of_many_runs_tells_of_the_last(host):
+    first = ended(host)
+    ended(host)
+    host.jobs.told[next(reversed(host.jobs.told))].lines[:] = ["the last cell"]
+    assert host.jobs.status_of(first) == (["the last cell"], "")
+
+
+def test_only_the_last_ones_are_remembered(host):
+    from lib_decouple.webui import jobs
+
+    for _ in range(jobs.MOST_TOLD + 3):
+        ended(host)
+    assert len(host.jobs.told) == jobs.MOST_TOLD
+
+
+def test_a_comparison_that_is_left_out_is_told_to_its_page(host):
+    p = job()
+    p.scripts.selectable_scripts, p.script_args = [SimpleNamespace(title=lambda: "X/Y/Z plot")], [1]
+    host.jobs.begin(p, "txt2img", [{"compare": True}])
+    assert p.attention_decoupling is None
+    made = p.extra_generation_params["Decouple run"]
+    assert made() is None  # in no infotext
+    lines, kept = host.jobs.status_of(json.dumps({"extra_generation_params": p.extra_generation_params}))
+    assert lines[0].startswith("Compare is left out")
+    assert kept == ""
+
+
+def test_a_page_s_run_is_known_by_its_task_and_an_api_s_is_not(host):
+    sys.modules["modules.progress"].current_task = "task(abc)"
+    p = job()
+    host.jobs.begin(p, "txt2img", [{"enabled": True}])
+    assert p.attention_decoupling.task == "task(abc)"
+    p = job()
+    p.is_api = True
+    host.jobs.begin(p, "txt2img", [{"enabled": True}])
+    assert p.attention_decoupling.task == ""

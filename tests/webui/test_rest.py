@@ -14,7 +14,7 @@ from lib_decouple import presets  # noqa: E402
 from lib_decouple.presets import BUILT_IN  # noqa: E402
 from lib_decouple.prompt.align import Piece  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
-from lib_decouple.webui import rest, schema  # noqa: E402
+from lib_decouple.webui import api, callers, rest, schema  # noqa: E402
 
 
 def tokenize(text):
@@ -238,7 +238,89 @@ def test_api_users_and_the_page_are_let_in_and_nobody_else():
     assert web.get(path, headers=basic("ann:pässword")).status_code == 401
     assert web.get(path, headers={"X-Decouple-Key": "guessed"}).status_code == 401
     assert web.get(path, headers=basic("ann:secret")).status_code == 200
-    assert web.get(path, headers={"X-Decouple-Key": rest.PAGE_KEY}).status_code == 200
+    assert web.get(path, headers={"X-Decouple-Key": callers.PAGE_KEY}).status_code == 200
+
+
+def with_login(app):
+    """As gradio has it: a login, and a route whose dependency knows who is in."""
+    app.auth = {"carl": "secret"}
+
+    def user_of(request: fastapi.Request):
+        return request.cookies.get("user")
+
+    user_of.__annotations__["request"] = fastapi.Request
+    app.add_api_route("/login_check", lambda: "", dependencies=[fastapi.Depends(user_of)])
+    return app
+
+
+WHO = {
+    "nobody": {},
+    "the page": {"X-Decouple-Key": callers.PAGE_KEY},
+    "an API user": basic("ann:secret"),
+    "a wrong password": basic("ann:carl"),
+    "logged in": {"Cookie": "user=carl"},
+}
+
+
+@pytest.mark.parametrize(
+    ("credentials", "login", "readers", "writers"),
+    [
+        ("", False, set(WHO), set(WHO)),
+        ("ann:secret", False, {"the page", "an API user"}, {"an API user"}),
+        ("", True, {"the page", "logged in"}, {"logged in"}),
+        ("ann:secret", True, {"the page", "an API user", "logged in"}, {"an API user"}),
+    ],
+)
+def test_who_may_read_and_write(credentials, login, readers, writers, tmp_path):
+    app = with_login(fastapi.FastAPI()) if login else fastapi.FastAPI()
+    web = client(app, credentials=credentials, folder=lambda: tmp_path)
+    reads = [
+        ("GET", "schema", None), ("GET", "presets", None), ("GET", "presets/fast", None), ("GET", "runs", None),
+        ("GET", "live", None), ("POST", "tokens", {"prompt": "a"}),
+        ("POST", "presets/import", {"text": presets.to_text(BUILT_IN[0])}),
+    ]  # fmt: skip
+    for who, headers in WHO.items():
+        for method, path, body in reads:
+            answer = web.request(method, f"/decouple/v1/{path}", json=body, headers=headers)
+            assert (answer.status_code == 200) == (who in readers), (who, path, answer.text)
+            assert answer.status_code in (200, 401)
+        for call in ("put", "delete"):
+            given = {"json": MINE} if call == "put" else {}
+            answer = getattr(web, call)("/decouple/v1/presets/x", headers=headers, **given)
+            assert answer.status_code == (200 if who in writers else 401), (who, call, answer.text)
+            assert ("WWW-Authenticate" in answer.headers) == (who not in writers and bool(credentials))
+
+
+def test_a_job_is_its_caller_s():
+    app = with_login(fastapi.FastAPI())
+    app.add_api_route("/sdapi/v1/txt2img", lambda: callers.of_job(object()), methods=["POST"])
+    api.check_requests(app, caller=callers.Users(app, "ann:secret").caller)
+    web = TestClient(app)
+
+    def drawn(**headers):
+        return web.post("/sdapi/v1/txt2img", json={}, headers=headers).json()
+
+    secret = "0123456789abcdef"
+    assert drawn() == ""
+    assert drawn(**basic("ann:secret")) == "api:ann"
+    assert drawn(**basic("ann:guessed")) == ""
+    assert drawn(Authorization="Basic ???") == drawn(Authorization="Bearer x") == ""
+    assert drawn(Cookie="user=carl") == "login:carl"
+    mine = drawn(**{"X-Decouple-Caller": secret}, **basic("ann:secret"))
+    assert mine.startswith("secret:")
+    assert secret not in mine
+    assert mine != drawn(**{"X-Decouple-Caller": secret + "g"})
+    assert drawn(**{"X-Decouple-Caller": "short"})["detail"].startswith("X-Decouple-Caller: 5 characters")
+    assert drawn() == ""  # nothing stays of the one before
+
+
+def test_a_job_of_the_page_is_the_login_s():
+    class Job:
+        user = "carl"
+
+    assert callers.of_job(Job()) == "login:carl"
+    Job.user = None
+    assert callers.of_job(Job()) == ""
 
 
 def test_gradio_s_own_login_is_honoured():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import hashlib
 import io
 import threading
 from pathlib import Path
@@ -20,12 +21,14 @@ from PIL import Image  # noqa: E402
 
 from lib_decouple.core.trace import ImageTrace, KeptMaps, kept, look  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
-from lib_decouple.webui import heatmaps, rest, run_routes  # noqa: E402
+from lib_decouple.webui import callers, heatmaps, rest, run_routes  # noqa: E402
 from lib_decouple.webui.palette import colours  # noqa: E402
 from lib_decouple.webui.report import Run  # noqa: E402
 from lib_decouple.webui.runs import KeptRun, Live, Maps, RunImage, Runs, UnknownRun, of_job  # noqa: E402
 
 NAMES = ("cat", "dog")
+SECRET = "a secret of mine"
+MINE = f"secret:{hashlib.sha256(SECRET.encode()).hexdigest()}"
 LEFT = torch.tensor([[[0.5, 0.0], [0.5, 0.0]], [[0.25, 0.25], [0.25, 0.25]]])
 
 
@@ -42,9 +45,8 @@ def sampling(iteration=0, hires=False, images=2, left_alone="", maps=None):
 
 
 def job(*passes, **given):
-    run = Run(
-        Settings(enabled=True, loss="iou"), list(passes or [sampling(), sampling(1, left_alone="no dog")]), **given
-    )
+    own = list(passes or [sampling(), sampling(1, left_alone="no dog")])
+    run = Run(Settings(enabled=True, loss="iou"), own, **{"owner": MINE, **given})
     p = SimpleNamespace(batch_size=2, all_prompts=["a", "b", "c", "d"], all_seeds=[5, 6, 7, 8])
     return of_job(run, p, "img2img", {1: heatmaps.small(Image.new("RGB", (640, 320), (200, 0, 0)))})
 
@@ -57,7 +59,7 @@ def runs():
 def client(**seen):
     app = fastapi.FastAPI()
     rest.add(app, rest.Host(lambda text: [], lambda text: [text], Path, seen=run_routes.Seen(**seen)))
-    return TestClient(app)
+    return TestClient(app, headers={"X-Decouple-Caller": SECRET})
 
 
 # ---------------------------------------------------------------- what is kept
@@ -68,16 +70,16 @@ def test_the_newest_runs_are_kept_and_told_first(runs):
     for one in made:
         runs.keep(one, 3)
     assert [one.id for one in runs.newest_first()] == [one.id for one in made[:0:-1]]
-    assert runs.get("last") is made[-1]
+    assert runs.get("last", MINE) is made[-1]
     assert runs.get(made[1].id) is made[1]
-    with pytest.raises(UnknownRun, match="is not kept; 3 are"):
+    with pytest.raises(UnknownRun, match="is not kept"):
         runs.get(made[0].id)
     runs.keep(job(), 1)
     assert len(runs.newest_first()) == 1
     runs.keep(job(), 0)
     assert runs.newest_first() == []
-    with pytest.raises(UnknownRun, match="no run is kept yet"):
-        runs.get("last")
+    with pytest.raises(UnknownRun, match="no run of yours is kept"):
+        runs.get("last", MINE)
 
 
 def test_large_runs_push_out_older_ones_but_never_the_newest():
@@ -116,7 +118,7 @@ def test_an_entity_that_prompt_editing_took_away_has_an_empty_map():
 
 def test_a_run_s_trace(runs):
     web = client(runs=runs)
-    assert web.get("/decouple/v1/runs").json() == {"runs": []}
+    assert web.get("/decouple/v1/runs").json() == {"runs": [], "hint": ""}
     assert web.get("/decouple/v1/trace/last").status_code == 404
     run = job(sampling(), sampling(hires=True), sampling(1, left_alone="no dog"))
     runs.keep(run, 5)
@@ -235,7 +237,7 @@ def test_the_run_that_is_drawn():
         "step": 0, "total": 0, "points": [], "maps": None,
     }  # fmt: skip
     assert web.get("/decouple/v1/live").json() == idle
-    run = Run(Settings(enabled=True), kept=True)
+    run = Run(Settings(enabled=True), kept=True, owner=MINE)
     live.begin(run)
     assert web.get("/decouple/v1/live").json() == {**idle, "running": True}
     run.passes = [sampling(2, maps={0: KeptMaps(3, NAMES, LEFT.half())})]
@@ -255,21 +257,82 @@ def test_the_run_that_is_drawn():
 
 def test_a_run_that_died_is_let_go():
     live = Live()
-    run = Run(Settings(enabled=True), [sampling()])
+    run = Run(Settings(enabled=True), [sampling()], owner=MINE)
     live.begin(run)
     del run
     gc.collect()
-    assert live.ask()["running"] is False
+    assert live.ask(MINE)["running"] is False
 
 
 def test_nobody_watches_where_the_panel_is_off():
     live = Live()
-    run = Run(Settings(enabled=True), [sampling()])
+    run = Run(Settings(enabled=True), [sampling()], owner=MINE)
     live.begin(run)
     told = client(live=live, enabled=lambda: False).get("/decouple/v1/live").json()
     assert (told["enabled"], told["running"], told["points"]) == (False, False, [])
     assert live.watched() is False
     assert client(live=live, busy=lambda: False).get("/decouple/v1/live").json()["running"] is False
+
+
+def test_the_run_that_is_drawn_is_told_to_whoever_draws_it_only():
+    clock = Clock()
+    live = Live(clock)
+    run = Run(Settings(enabled=True), [sampling()], owner=MINE, task="task(abc)")
+    live.begin(run)
+    web = client(live=live)
+    for headers, task in (({}, ""), ({"X-Decouple-Caller": "somebody else's secret"}, ""), ({}, "task(xyz)")):
+        told = TestClient(web.app, headers=headers).get("/decouple/v1/live", params={"task": task}).json()
+        assert (told["running"], told["entities"], told["points"], told["id"]) == (False, [], [], None)
+        assert live.watched() is False
+    assert TestClient(web.app).get("/decouple/v1/live?task=task(abc)").json()["entities"] == ["cat", "dog"]
+    assert live.watched() is True
+    assert web.get("/decouple/v1/live").json()["running"] is True
+    of_nobody = Run(Settings(enabled=True), [sampling()])
+    live.begin(of_nobody)
+    assert TestClient(web.app).get("/decouple/v1/live?task=").json()["running"] is False
+
+
+# ---------------------------------------------------------------- whose they are
+
+
+def test_a_run_is_found_by_its_id_and_last_is_the_caller_s_own(runs):
+    mine, theirs, nobodys = job(), job(owner="api:bob"), job(owner="")
+    for one in (mine, theirs, nobodys):
+        runs.keep(one, 5)
+    web = client(runs=runs)
+    stranger = TestClient(web.app)
+    assert [one["id"] for one in web.get("/decouple/v1/runs").json()["runs"]] == [mine.id]
+    assert web.get("/decouple/v1/trace/last").json()["id"] == mine.id
+    listed = stranger.get("/decouple/v1/runs").json()
+    assert listed["runs"] == []
+    assert "Decouple run" in listed["hint"]
+    for path in ("trace/last", "trace/last/csv", "maps/last", "maps/last/0/unguided.png", f"trace/{mine.id[:-1]}"):
+        answer = stranger.get(f"/decouple/v1/{path}")
+        assert answer.status_code == 404
+        assert mine.id not in answer.text.replace(mine.id[:-1] + "'", "")
+    for run in (mine, theirs, nobodys):  # whoever was given the id
+        assert stranger.get(f"/decouple/v1/trace/{run.id}").json()["id"] == run.id
+        assert stranger.get(f"/decouple/v1/maps/{run.id}/0/unguided.png").status_code == 200
+
+
+def test_no_id_can_be_guessed():
+    ids = {Run(Settings()).id for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(one) >= 22 for one in ids)  # 128 bits in base 64
+
+
+def test_a_short_secret_is_refused(runs):
+    answer = client(runs=runs).get("/decouple/v1/runs", headers={"X-Decouple-Caller": "short"})
+    assert answer.status_code == 422
+    assert "X-Decouple-Caller: 5 characters are not allowed; a secret of at least 16" in answer.text
+
+
+def test_half_characters_of_a_prompt_do_not_spoil_its_trace(runs):
+    run = Run(Settings(enabled=True), [sampling(images=1)], owner=MINE)
+    p = SimpleNamespace(batch_size=1, all_prompts=["a \ud800 cat"], all_seeds=[5])
+    runs.keep(of_job(run, p, "txt2img", {}), 5)
+    (image,) = client(runs=runs).get("/decouple/v1/trace/last").json()["images"]
+    assert image["prompt"] == "a \\ud800 cat"
 
 
 def test_these_routes_let_in_whom_the_others_do(runs):
@@ -280,4 +343,6 @@ def test_these_routes_let_in_whom_the_others_do(runs):
     web = TestClient(app)
     for path in ("runs", "trace/last", "trace/last/csv", "maps/last", "maps/last/0/unguided.png", "live"):
         assert web.get(f"/decouple/v1/{path}").status_code == 401
-        assert web.get(f"/decouple/v1/{path}", headers={"X-Decouple-Key": rest.PAGE_KEY}).status_code == 200
+        known = {"X-Decouple-Key": callers.PAGE_KEY, "X-Decouple-Caller": SECRET}
+        assert web.get(f"/decouple/v1/{path}", headers=known).status_code == 200
+        assert web.get(f"/decouple/v1/{path}", headers={"X-Decouple-Caller": SECRET}).status_code == 401
