@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .settings import VERSION, Settings
+from .settings import FIXED, VERSION, Settings
 
 FORMAT = "attention-decoupling preset"
 MOST_BYTES = 64 * 1024
@@ -111,31 +111,37 @@ def _is_plain(text: str) -> bool:
 
 BUILT_IN: tuple[Preset, ...] = (
     Preset(
+        "Auto",
+        "Loss, step and window are those of the loaded model's profile. The status line says which, where they come "
+        "from, and whether they were measured on such a model.",
+        {},
+    ),
+    Preset(
         "Balanced",
         "Intensity with some CoM did best on this project's small model (missing in 24.4 % of 500 pairs without, "
-        "8.0 % with it; docs/results.md), with other steps. The step size is the extension's default; "
-        "on large models it is not measured.",
-        {"loss": "intensity + 0.3*com", "size": 0.15},
+        "8.0 % with it; docs/results.md), with a larger step and another window. With this step it was not measured on "
+        "any model.",
+        {**FIXED, "loss": "intensity + 0.3*com"},
     ),
     Preset(
         "Paper exact",
         "As near to arXiv 2410.20972 as is known here: an overlap loss (IoU), stepped as in Attend-and-Excite, "
         "with its map treatment, in the first half of the steps. The paper's own step sizes, thresholds and "
         "choice of maps are not known to us.",
-        {"loss": "iou", "rule": "attend-excite", "size": 20.0, "treatment": "attend-excite"},
+        {**FIXED, "loss": "iou", "rule": "attend-excite", "size": 20.0, "treatment": "attend-excite"},
     ),
     Preset(
         "Fast",
         "Every second step of the first half, so half the extra passes. How much of the effect that keeps is "
         "not measured.",
-        {"loss": "intensity + 0.3*com", "size": 0.15, "every": 2},
+        {**FIXED, "loss": "intensity + 0.3*com", "every": 2},
     ),
     Preset(
         "Stubborn",
         "For prompts that keep losing an entity: larger steps, repeated up to five times at three early steps. "
         "Slow, and may pull the picture apart. Chosen by reasoning, not measured.",
         {
-            **{"loss": "intensity + 0.3*com", "size": 0.4},
+            **{**FIXED, "loss": "intensity + 0.3*com", "size": 0.4},
             **{"refine_steps": [0, 5, 10], "refine_threshold": 0.0, "refine_rounds": 5},
         },
     ),
@@ -143,7 +149,7 @@ BUILT_IN: tuple[Preset, ...] = (
         "Gentle",
         "For pictures that come out pulled apart: CoM alone, which added no objects on this project's small model "
         "(docs/results.md), at a third of the default step. The step is not measured on large models.",
-        {"loss": "com", "size": 0.05},
+        {**FIXED, "size": 0.05},
     ),
     Preset(
         "Attend-and-Excite",
@@ -151,7 +157,7 @@ BUILT_IN: tuple[Preset, ...] = (
         "steps 10 and 20 until attention 0.5. Its own code repeats at step 0, too, and its thresholds rise "
         "(0.05, 0.5, 0.8); here one stands for all.",
         {
-            **{"loss": "intensity", "rule": "attend-excite", "size": 20.0, "treatment": "attend-excite"},
+            **{**FIXED, "loss": "intensity", "rule": "attend-excite", "size": 20.0, "treatment": "attend-excite"},
             **{"refine_steps": [10, 20], "refine_threshold": 0.5, "refine_rounds": 20},
         },
     ),
@@ -159,15 +165,15 @@ BUILT_IN: tuple[Preset, ...] = (
         "Low memory",
         "Balanced with most blocks computed twice instead of kept, and one image at a time: less memory, more time. "
         "How much less depends on the model.",
-        {"loss": "intensity + 0.3*com", "size": 0.15, "recompute": True, "one_at_a_time": True},
+        {**FIXED, "loss": "intensity + 0.3*com", "recompute": True, "one_at_a_time": True},
     ),
     Preset(
         "Small model",
         "For decouple-tiny, which comes with this extension, at 20 steps and two entities: missing in 24.4 % of 500 "
         "pictures without, 8.0 % with it (docs/results.md). Far too strong for large models.",
         {
-            **{"loss": "intensity + 0.3*com", "size": 1.5, "start": 5, "steps": 14},
-            **{"stop": True, "stop_below": 0.81},
+            **{**FIXED, "loss": "intensity + 0.3*com", "size": 1.5, "start": 5, "steps": 14},
+            **{"stop": "on", "stop_below": 0.81},
         },
     ),
 )
@@ -293,13 +299,16 @@ def _from_json(data: bytes) -> Preset:
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
         raise ValueError(f'preset: not one of Attention Decoupling; "format" has to be "{FORMAT}"')
     version = whole.get("version")
-    if type(version) is not int or version != VERSION:
-        raise ValueError(f"version: {version!r} is not known here; this extension reads {VERSION}")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ValueError(f"version: {version!r} is not known here; this extension reads 1 to {VERSION}")
     wanted = {"format", "version", "name", "reason", "settings"}
     if set(whole) != wanted:
         wrong = sorted(set(whole) ^ wanted)
         raise ValueError(f"preset: fields missing or unknown: {', '.join(wrong)[:200]}")
-    return Preset(whole["name"], whole["reason"], whole["settings"])
+    settings = whole["settings"]
+    if version == 1 and isinstance(settings, dict):
+        settings = {**FIXED, **settings}
+    return Preset(whole["name"], whole["reason"], settings)
 
 
 def to_text(preset: Preset) -> str:

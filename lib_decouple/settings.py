@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any, get_args
 
 from .core.losses import LOSSES, WeightedLoss
@@ -13,8 +14,16 @@ from .core.maps import Combine, Part, Treatment
 
 TITLE = "Attention Decoupling"
 
-VERSION = 1
-"""Version of the settings' meaning; presets and infotexts carry it."""
+VERSION = 2
+"""Version of what a preset's fields mean; its file and its text carry it."""
+
+AUTO, SWITCH = "auto", ("auto", "on", "off")
+
+FIXED: Mapping[str, Any] = MappingProxyType(
+    {"loss": "com", "steps": 0, "rule": "relative", "size": 0.15, "start": 0, "stop": "off"}
+)
+"""The fields that can be left to the loaded model's profile, with what they are where nobody knows the model. These
+were the defaults of version 1, so they are what its presets, and every infotext, mean by leaving a field out."""
 
 
 @dataclass(frozen=True)
@@ -51,34 +60,36 @@ class Settings:
 
     enabled: bool = _setting(False, "Enable", "Turn attention decoupling on.", "Decouple")
     loss: str = _setting(
-        "com",
+        AUTO,
         "Loss",
         "What is lowered: iou, com, kl, cc (overlap), intensity, spread, or a sum that you type, such as "
-        "iou + 0.5*intensity.",
+        "iou + 0.5*intensity; auto is the loaded model's.",
         "Decouple loss",
-        offered=(*LOSSES, "intensity + 0.3*com"),
+        offered=(AUTO, *LOSSES, "intensity + 0.3*com"),
     )
     steps: int = _setting(
-        0, "Guided steps", "How many of the first steps are guided; 0 is the first half.", "Decouple steps",
-        low=0, high=150, unit="steps",
+        -1, "Guided until step",
+        "How many of the first steps may be guided; 0 is the first half, -1 the loaded model's.",
+        "Decouple steps", low=-1, high=150, unit="steps",
     )  # fmt: skip
     entities: tuple[str, ...] = _setting(
         (), "Entities", "Words of the prompt to keep apart, by comma; empty finds them.", "Decouple entities"
     )
     rule: str = _setting(
-        "relative",
+        AUTO,
         "Step rule",
-        "relative: a share of the latents' norm; attend-excite: a multiple of the gradient.",
+        "relative: a share of the latents' norm; attend-excite: a multiple of the gradient; auto is the loaded "
+        "model's.",
         "Decouple rule",
-        choices=("relative", "attend-excite"),
+        choices=(AUTO, "relative", "attend-excite"),
     )
     size: float = _setting(
-        0.15,
+        0.0,
         "Step size",
         "relative: all guided steps together, as a share of the latents' norm (0.05 to 0.5 is usual); "
-        "attend-excite: the factor, 20 in that method.",
+        "attend-excite: the factor, 20 in that method; 0 is the loaded model's.",
         "Decouple size",
-        low=0.0001, high=10000.0,
+        low=0.0, high=10000.0,
     )  # fmt: skip
     factor: int = _setting(
         0, "Map level", "Latents' side over the maps' side, a power of two; 0 is the model's own default.",
@@ -115,9 +126,10 @@ class Settings:
         20, "Refine rounds", "Most updates at a refined step.", "Decouple refine rounds",
         low=1, high=100, folded=True,
     )  # fmt: skip
-    stop: bool = _setting(
-        False, "Stop when decoupled", "Leave an image alone at steps where its loss is at most the threshold below.",
-        "Decouple stop", folded=True,
+    stop: str = _setting(
+        AUTO, "Stop when decoupled", "Leave an image alone at steps where its loss is at most the threshold below; "
+        "auto is the loaded model's, with its own threshold.",
+        "Decouple stop", choices=SWITCH, folded=True,
     )  # fmt: skip
     stop_below: float = _setting(
         0.0, "Decoupled at loss", "The threshold of “Stop when decoupled”.", "Decouple stop below",
@@ -131,11 +143,11 @@ class Settings:
         False, "Hires pass too", "Guide the second pass of hires fix, too.", "Decouple hires", folded=True
     )
     start: int = _setting(
-        0,
-        "Passed over",
-        "How many of the first steps are passed over before guidance begins.",
+        -1,
+        "Guided from step",
+        "How many of the first steps are passed over before guidance begins; -1 is the loaded model's.",
         "Decouple start",
-        low=0,
+        low=-1,
         high=149,
         unit="steps",
         folded=True,
@@ -157,8 +169,9 @@ class Settings:
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
-        WeightedLoss.parse(self.loss)
-        if self.steps and self.start >= self.steps:
+        if self.loss != AUTO:
+            WeightedLoss.parse(self.loss)
+        if 0 < self.steps <= self.start:
             raise ValueError(f"start: {self.start} is not allowed; fewer than the guided steps, {self.steps}")
         if self.factor & (self.factor - 1):
             raise ValueError(f"factor: {self.factor} is not allowed; 0 or a power of two up to 64")
@@ -168,6 +181,17 @@ class Settings:
         """Named values, any subset, defaults for the rest. Raises ValueError for an unknown name or a bad value."""
         refuse_unknown(values, [item.name for item in fields(cls)])
         return cls(**values)
+
+    def fixed(self) -> Settings:
+        """The same with :data:`FIXED` where a field is left to a profile."""
+        left_open = {name: FIXED[name] for name in self.left_open()}
+        return replace(self, **left_open) if left_open else self
+
+    def left_open(self) -> tuple[str, ...]:
+        """Names of the fields that are left to the loaded model's profile."""
+        return tuple(
+            item.name for item in fields(self) if item.name in FIXED and getattr(self, item.name) == item.default
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """All values as plain JSON."""
@@ -231,6 +255,8 @@ def _checked(item: Field[Any], value: Any) -> Any:
         if not all(map(_is_whole, value)):
             raise wrong("a list of words or phrases, without half characters (lone surrogates)")
         return tuple(one.strip() for one in value)
+    if about.choices == SWITCH and isinstance(value, bool):
+        return "on" if value else "off"
     if not isinstance(value, str):
         raise wrong(about.allowed() if about.choices else "a text")
     if not _is_whole(value):

@@ -18,14 +18,15 @@ ALLOWED = {
     "core": {"core"},
     "prompt": {"prompt"},
     "settings": {"core", "prompt"},
+    "profiles": {"core", "prompt", "settings"},
     "presets": {"core", "prompt", "settings"},
-    "hosts": {"core", "prompt", "settings", "hosts"},
+    "hosts": {"core", "prompt", "settings", "profiles", "hosts"},
     "embedded": {"embedded"},
-    "webui": {"webui", "core", "prompt", "settings", "presets", "hosts"},
-    "lab": {"lab", "embedded", "core", "prompt", "settings", "presets", "hosts", "__version__"},
+    "webui": {"webui", "core", "prompt", "settings", "profiles", "presets", "hosts"},
+    "lab": {"lab", "embedded", "core", "prompt", "settings", "profiles", "presets", "hosts", "__version__"},
 }
 # What else they may import beyond the standard library.
-OUTSIDE = {"core": {"torch", "einops"}, "prompt": set(), "settings": set(), "presets": set()}
+OUTSIDE = {"core": {"torch", "einops"}, "prompt": set(), "settings": set(), "profiles": set(), "presets": set()}
 WEBUI_ONLY = {"gradio", "modules", "modules_forge", "fastapi"}
 
 
@@ -85,7 +86,7 @@ def test_the_laboratory_imports_downward_too() -> None:
 
 
 def test_hosts_do_not_know_each_other() -> None:
-    shared = {"base", "detect", "checkpoints", "ldm", "sampling"}
+    shared = {"base", "detect", "checkpoints", "family", "ldm", "sampling"}
     for path in MODULES:
         if part(dotted(path)) == "hosts" and path.stem != "__init__":
             known = {name.split(".")[2] for _, name in imports(path) if name.startswith("lib_decouple.hosts.")}

@@ -33,8 +33,25 @@ def test_a_built_in_preset_has_a_reason_and_valid_settings(preset):
     assert len(preset.reason) > 40
     settings = preset.with_overrides()
     assert settings.enabled
-    WeightedLoss.parse(settings.loss)
+    WeightedLoss.parse(settings.fixed().loss)
     assert presets.matching(settings) == preset.name
+
+
+def test_auto_leaves_everything_to_the_profile_and_the_others_nothing():
+    first, *others = BUILT_IN
+    assert (first.name, first.with_overrides()) == ("Auto", Settings(enabled=True))
+    assert [preset.name for preset in others if preset.with_overrides().left_open()] == []
+
+
+def test_a_file_of_the_first_version_keeps_its_defaults():
+    """They were not "auto" then."""
+    old = json.dumps({**whole(settings={"loss": "kl", "stop": True}), "version": 1}).encode()
+    assert presets.from_json(old).with_overrides() == Settings(
+        enabled=True, loss="kl", stop="on", steps=0, start=0, rule="relative", size=0.15
+    )
+    assert presets.from_json(presets.to_json(presets.from_json(old))) == presets.from_json(old)
+    now = json.dumps({**whole(settings={"loss": "kl"}), "version": 2}).encode()
+    assert presets.from_json(now).with_overrides() == Settings(enabled=True, loss="kl")
 
 
 def test_built_ins_differ():
@@ -167,21 +184,21 @@ def whole(**changed):
         (b" " * 100_000, "larger than"),
         (b"[]", "format"),
         (b'{"format": 1}', "format"),
-        (json.dumps(whole(version=2)), "version: 2 is not known here; this extension reads 1"),
+        (json.dumps(whole(version=3)), "version: 3 is not known here; this extension reads 1 to 2"),
         (json.dumps(whole(version="1")), "version: '1'"),
         (json.dumps(whole(version=True)), "version: True"),
         (json.dumps(whole(more=1)), "unknown: more"),
         (json.dumps(whole(name="../x")), "name: '../x'"),
         (json.dumps(whole(reason=5)), "reason"),
         (json.dumps(whole(settings=[])), "settings"),
-        (json.dumps(whole(settings={"steps": 151})), "steps: 151 is not allowed; 0 to 150 steps"),
+        (json.dumps(whole(settings={"steps": 151})), "steps: 151 is not allowed; -1 to 150 steps"),
         (json.dumps(whole(settings={"loss": "iuo"})), "iuo"),
         (json.dumps(whole(settings={"stps": 1})), "stps: no such field (did you mean steps?)"),
         (json.dumps(whole(settings={"enabled": True})), "enabled"),
         (json.dumps(whole(settings={"size": float("nan")})), "NaN"),
         (json.dumps(whole(settings={"size": 1e999})), "Infinity"),
         (json.dumps(whole())[:-1] + ', "name": "y"}', "twice"),
-        (json.dumps(whole(settings={"steps": 10**4000})), "… is not allowed; 0 to 150 steps"),
+        (json.dumps(whole(settings={"steps": 10**4000})), "… is not allowed; -1 to 150 steps"),
         (json.dumps(whole(settings={"entities": ["\ud800"]})), "surrogate"),
     ],
 )
@@ -272,7 +289,7 @@ def test_a_bomb_is_not_unpacked():
 def test_differences_name_fields_with_both_values():
     after = MINE.with_overrides(enabled=False)
     assert presets.differences(Settings(), after) == {
-        "loss": ("com", "kl"), "steps": (0, 9), "entities": ([], ["cat", "salt, pepper", "猫"]),
+        "loss": ("auto", "kl"), "steps": (-1, 9), "entities": ([], ["cat", "salt, pepper", "猫"]),
     }  # fmt: skip
 
 

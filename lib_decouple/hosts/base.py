@@ -75,6 +75,7 @@ def make_guide(
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Guide:
     """A guide as the settings say, for one sampling run. Raises ValueError as :func:`choose_layers` does."""
+    settings = settings.fixed()
     return Guide(
         model=model,
         layers=choose_layers(layers, settings.factor, settings.layers, default),
@@ -85,7 +86,7 @@ def make_guide(
         treatment=settings.treatment,  # type: ignore[arg-type]
         combine=settings.combine,  # type: ignore[arg-type]
         refinement=Refinement(settings.refine_steps, settings.refine_threshold, settings.refine_rounds),
-        stop_below=settings.stop_below if settings.stop else None,
+        stop_below=settings.stop_below if settings.stop == "on" else None,
         one_at_a_time=settings.one_at_a_time,
         checkpoint=settings.recompute,
         observe=observe,

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from ..core.guidance import ImagePlan
 from ..core.maps import CrossAttentionLayer, Entity
 from ..core.trace import ImageTrace
+from ..profiles import closed
 from ..prompt.align import Piece, align
 from ..settings import Settings
 from .base import Level, Session, make_guide
+from .family import profile_of
 
 
 def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
@@ -135,7 +137,8 @@ def generate(
     off draws plainly, and with ``observe`` looks at the maps of every step without touching anything.
     Each image has the noise of its own seed, at the start and in samplers that add some on the way, so
     it comes out as it would alone. A sampler with several denoiser calls a step is guided at the first.
-    ``layers`` chooses among the layers of the level that the settings name (all of them when left out).
+    What the settings leave open is filled by the profile of the model's family. ``layers`` chooses
+    among the layers of the level that the settings name (all of them when left out).
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
     """
     count = len(prompts)
@@ -152,6 +155,7 @@ def generate(
 
     session = None
     if settings.enabled or observe:
+        settings = closed(settings, profile_of(unet), steps)
         plans = [plan_image(pipe, p, names, settings.skip_missing) for p, names in zip(prompts, entities)]
         guide = make_guide(
             settings,

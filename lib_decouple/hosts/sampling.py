@@ -80,7 +80,7 @@ class SamplingPass:
         return nullcontext()
 
     def __init__(self, p: Any, settings: Settings, looking: Looking | None = None) -> None:
-        self.p, self.settings, self.looking = p, settings, looking or Looking()
+        self.p, self.settings, self.looking = p, settings.fixed(), looking or Looking()
         self.iteration = p.iteration
         self.hires = bool(getattr(p, "is_hr_pass", False))
         self.traces = [ImageTrace(()) for _ in self._prompts()]
@@ -95,7 +95,7 @@ class SamplingPass:
         """Image of the batch -> its maps at the last step at which somebody wanted to see them."""
         self.replaces: SamplingPass | None = None
         """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
-        self._schedule = Schedule(settings.steps, settings.every, settings.start)
+        self._schedule = Schedule(self.settings.steps, settings.every, self.settings.start)
         self._session: Session | None = None
         self._schedules: list[list[tuple[int, str]]] = []
         self._planned: tuple[object, ...] = ()

@@ -15,16 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from .. import presets
-from ..settings import VERSION, Settings, specs
+from ..settings import FIXED, Settings, specs
 from . import options
 
+VERSION = 1
+"""Of an infotext's keys. An infotext holds what a picture was made with, never "auto"."""
+
 ENABLED = specs()["enabled"].infotext
-"""The key that turns guidance on; its value is the version of the settings. All that isn't a default stands
-beside it."""
+"""The key that turns guidance on; its value is :data:`VERSION`. All that isn't a default stands beside it, the
+defaults being :data:`FIXED` for the fields that a profile can fill."""
 
 PRESET = "Decouple preset"
 """A preset's name. Beside :data:`ENABLED` it only tells which one the settings are; without, in an infotext that
 a person wrote, the settings are the preset's with the other keys over them."""
+
+PROFILE = "Decouple profile"
+"""Which model family's profile filled the settings that were left open, and whether it was measured. Only told: the
+settings themselves stand beside it."""
 
 FOUND, IOU, STOOD_ASIDE = "Decouple found", "Decouple IoU", "Decouple stood aside"
 """Keys of the results, which no paste reads."""
@@ -93,19 +100,22 @@ def _number(name: str, text: str) -> float:
         raise ValueError(f"{name}: {text!r} is not allowed; a number, {specs()[name].allowed()}") from None
 
 
-def write(settings: Settings, preset: str = "") -> dict[str, str]:
+def write(settings: Settings, preset: str = "", profile: str = "") -> dict[str, str]:
     """Infotext keys and values of what differs from the defaults; nothing when not enabled.
 
-    ``preset``: the name of the one that the settings are, if any."""
+    What ``settings`` leave open stands as "auto"; a job's are closed (:mod:`lib_decouple.profiles`).
+    ``preset``: the name of the one that the settings are, if any; ``profile``: of what filled them."""
     if not settings.enabled:
         return {}
     found = {ENABLED: str(VERSION)}
     if preset:
         found[PRESET] = _protected(preset)
+    if profile:
+        found[PROFILE] = _protected(profile)
     about = specs()
     for item in fields(Settings):
         value = getattr(settings, item.name)
-        if item.name != "enabled" and value != item.default:
+        if item.name != "enabled" and value != FIXED.get(item.name, item.default):
             found[about[item.name].infotext] = _protected(to_text(value))
     return found
 
@@ -134,7 +144,7 @@ def read(params: Mapping[str, Any], folder: Callable[[], Path | None] = lambda: 
     }
     values["enabled"] = True
     if ENABLED in params:
-        return Settings.from_dict(values)
+        return Settings.from_dict({**FIXED, **values})
     return presets.load(params[PRESET], folder()).with_overrides(**values)
 
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from modules import errors, progress, shared
 
-from .. import presets
+from .. import presets, profiles
 from ..hosts import detect
 from ..hosts.base import Looking
+from ..hosts.family import profile_of_model
 from ..settings import Settings, specs
 from . import api, callers, compare, infotext, map_files, options, xyz
 from .report import Run
@@ -28,6 +29,7 @@ OUR_KEYS = (
     infotext.STOOD_ASIDE,
     infotext.PRESET,
     infotext.RUN,
+    infotext.PROFILE,
 )
 
 
@@ -89,7 +91,9 @@ class Jobs:
             if not run.kept:
                 self.runs.clear()
             preset = presets.matching(run.settings, options.preset_folder())
-            written.update({**run.told_of_guided(infotext.write(run.settings, preset)), **run.infotext()})
+            if run.settings.left_open():
+                _close(run, p)
+            written.update({**run.told_of_guided(infotext.write(run.settings, preset, run.profile)), **run.infotext()})
 
     def before_batch(self, p: Any, batch: int) -> None:
         """In ``before_process_batch``: both batches of a pair have the same prompts and seeds, whatever other scripts
@@ -220,3 +224,19 @@ class Jobs:
 def _page_task(p: Any) -> str:
     """The host's name of the task that a page has started, and knows; "" for a job of the API."""
     return "" if getattr(p, "is_api", False) else str(progress.current_task or "")
+
+
+def _close(run: Run, p: Any) -> None:
+    """Fill what the settings leave open from the loaded model's profile, and say so."""
+    profile = profile_of_model(getattr(p, "sd_model", None))
+    run.profile_told = profile.told(run.settings)
+    run.settings, run.profile = profiles.closed(run.settings, profile, _sampler_steps(p)), profile.name()
+
+
+def _sampler_steps(p: Any) -> int:
+    """How many steps the job's sampler will make; in img2img its strength takes some away."""
+    if not getattr(p, "init_images", None):
+        return int(p.steps)
+    from modules import sd_samplers_common
+
+    return int(sd_samplers_common.setup_img2img_steps(p)[1]) + 1

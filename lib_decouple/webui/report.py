@@ -33,6 +33,10 @@ class Run:
 
     settings: Settings
     passes: list[Pass] = field(default_factory=list)
+    profile: str = ""
+    """Name of the one whose values stand in the settings where they were left open."""
+    profile_told: str = ""
+    """Which of the settings these are, and how they are known."""
     problem: str = ""
     """Why the job is not guided at all."""
     comparison: Comparison | None = None
@@ -128,7 +132,8 @@ class Run:
         more = [f"… and {len(found) - 8} more"] if len(found) > 8 else []
         count = sum(trace.passes for one in self.passes for trace in one.traces)
         seconds = sum(one.seconds for one in self.passes)
-        return [*self.notes, *found[:8], *more, f"{count} more passes of the UNet, {seconds:.1f} s"]
+        profile = [self.profile_told] if self.profile_told else []
+        return [*self.notes, *found[:8], *more, *profile, f"{count} more passes of the UNet, {seconds:.1f} s"]
 
     def _unused(self, image: tuple[int, int]) -> str:
         used = {name for one in self.passes if one.iteration == image[0] for name in one.traces[image[1]].entities}

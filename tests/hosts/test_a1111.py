@@ -209,7 +209,7 @@ result = True
     [
         ([{"enabled": True, "step": 3}], ("step:", "did you mean steps")),
         ([{"enabled": True, "loss": "iuo"}], ("loss:", "iuo", "iou, com, kl, cc")),
-        ([{"enabled": True, "steps": 1000}], ("steps:", "1000", "0 to 150")),
+        ([{"enabled": True, "steps": 1000}], ("steps:", "1000", "-1 to 150")),
         ([{"enabled": "yes"}], ("enabled:", "yes", "true or false")),
         ([True, "iou", "many"], ("steps:", "many")),
         ([{}, 1], ("named arguments stand alone",)),

@@ -178,7 +178,7 @@ def test_presets_entities_and_on_off_are_axes(webui, mine):
 @pytest.mark.parametrize(
     ("axis", "words"),
     [
-        ("Decouple steps=2,151", "steps: 151 is not allowed; 0 to 150 steps"),
+        ("Decouple steps=2,151", "steps: 151 is not allowed; -1 to 150 steps"),
         ("Decouple steps=many", "steps: 'many' is not allowed"),
         ("Decouple loss=com,iuo", "iuo"),
         ("Decouple preset=balnced", "did you mean Balanced"),

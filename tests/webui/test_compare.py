@@ -121,7 +121,7 @@ def test_infotext_of_ours_stands_with_decoupled_pictures_and_the_grid_only():
     settings = Settings(enabled=True, loss="iou")
     run = Run(settings, comparison=compare.begin(p, state()))
     written = run.told_of_guided(infotext.write(settings))
-    assert set(written) == {"Decouple", "Decouple loss"}
+    assert set(written) >= {"Decouple", "Decouple loss"}
 
     def told(index, prompts, main=False, iteration=0):
         p.iteration = iteration

@@ -107,7 +107,7 @@ def test_every_setting_survives_the_host():
 def test_defaults_are_omitted_and_off_writes_nothing():
     assert write(Settings()) == {}
     assert write(Settings(), "Balanced") == {}
-    assert write(Settings(enabled=True)) == {"Decouple": "1"}
+    assert write(Settings(enabled=True).fixed()) == {"Decouple": "1"}
 
 
 def test_paste_without_our_keys_turns_off_and_leaves_the_rest():
@@ -119,7 +119,7 @@ def test_paste_restores_defaults_that_were_omitted():
     pasted = {name: paste({"Decouple": "1", "Decouple steps": "9"}) for name, paste in PASTE.items()}
     assert pasted["enabled"] is True
     assert pasted["steps"] == 9
-    assert pasted["size"] == Settings().size
+    assert (pasted["loss"], pasted["size"], pasted["start"], pasted["stop"]) == ("com", 0.15, 0, "off")
     assert pasted["entities"] == ""
 
 
@@ -167,5 +167,5 @@ def test_what_can_not_be_pasted_turns_off_and_says_why(folder, pasted, words):
 
 
 def test_a_value_that_is_no_number_is_named():
-    with pytest.raises(ValueError, match="steps: 'many' is not allowed; a number, 0 to 150 steps"):
+    with pytest.raises(ValueError, match="steps: 'many' is not allowed; a number, -1 to 150 steps"):
         from_text("steps", "many")

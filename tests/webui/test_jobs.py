@@ -9,10 +9,12 @@ import types
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("fastapi", reason="fastapi is not installed")
 
-from lib_decouple.webui import api
+from lib_decouple.settings import FIXED, Settings
+from lib_decouple.webui import api, infotext
 
 
 @pytest.fixture
@@ -42,7 +44,8 @@ def job(images=1):
     """A job of batches of one, as the host has it before ``process``."""
     comments = []
     return SimpleNamespace(
-        n_iter=images, batch_size=1, iteration=0, all_prompts=["a cat and a dog"] * images, all_seeds=[3] * images,
+        n_iter=images, batch_size=1, iteration=0, steps=20,
+        all_prompts=["a cat and a dog"] * images, all_seeds=[3] * images,
         all_negative_prompts=[""] * images, all_subseeds=[0] * images, extra_generation_params={}, comments=comments,
         comment=comments.append, scripts=SimpleNamespace(selectable_scripts=[]), script_args=[0],
     )  # fmt: skip
@@ -106,6 +109,62 @@ def test_compare_left_out_is_told_beside_what_guidance_did(host):
     assert p.n_iter == 1
     assert "X/Y/Z plot" in p.attention_decoupling.lines()[0]
     assert p.comments == p.attention_decoupling.lines()[:1]
+
+
+def unet(context):
+    """A denoiser with one cross-attention that reads a context of so many channels."""
+    block = torch.nn.Module()
+    block.attn2 = torch.nn.Module()
+    block.attn2.to_k = torch.nn.Linear(context, 8)
+    return block
+
+
+@pytest.mark.parametrize("wrapped", ["model", "forge_objects"])
+@pytest.mark.parametrize(
+    ("context", "steps", "told", "wanted"),
+    [
+        (64, 20, "decouple-tiny (measured)",
+         {"loss": "intensity + 0.3*com", "size": 1.5, "start": 5, "steps": 14, "stop": "on", "stop_below": 0.81}),
+        (64, 4, "decouple-tiny (measured)",
+         {"loss": "intensity + 0.3*com", "size": 1.5, "start": 1, "steps": 3, "stop": "on", "stop_below": 0.81}),
+        (64, 1, "decouple-tiny (measured)",
+         {"loss": "intensity + 0.3*com", "size": 1.5, "start": 0, "steps": 1, "stop": "on", "stop_below": 0.81}),
+        (768, 20, "Stable Diffusion 1.x (not measured)", {}),
+        (2048, 30, "Stable Diffusion XL (not measured)", {}),
+        (7, 20, "models not known here (not measured)", {}),
+    ],
+)  # fmt: skip
+def test_what_is_left_open_is_the_loaded_model_s_and_stands_closed_in_the_infotext(
+    host, wrapped, context, steps, told, wanted
+):
+    p = job()
+    p.steps = steps
+    model = SimpleNamespace(diffusion_model=unet(context))
+    if wrapped == "forge_objects":
+        p.sd_model = SimpleNamespace(forge_objects=SimpleNamespace(unet=SimpleNamespace(model=model)))
+    else:
+        p.sd_model = SimpleNamespace(model=model)
+    host.jobs.begin(p, "txt2img", [{"enabled": True}])
+    run = p.attention_decoupling
+    assert run.settings == Settings(enabled=True, **{**FIXED, **wanted})
+    assert told in run.lines()[-2]
+    written = {key: value for key, value in p.extra_generation_params.items() if not callable(value)}
+    assert (written["Decouple preset"], written["Decouple profile"]) == ("Auto", told)
+    assert infotext.read(written) == run.settings  # whatever the profile says one day
+
+
+def test_what_was_chosen_stands_over_the_profile(host):
+    p = job()
+    p.sd_model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet(64)))
+    host.jobs.begin(p, "txt2img", [{"enabled": True, "loss": "kl", "steps": 3}])
+    settings = p.attention_decoupling.settings
+    assert settings == Settings(enabled=True, loss="kl", steps=3, start=0, rule="relative", size=1.5, stop="off")
+    host.jobs.begin(p, "txt2img", [{"enabled": True, "rule": "attend-excite", "stop": True, "stop_below": 0.5}])
+    settings = p.attention_decoupling.settings
+    assert (settings.size, settings.stop, settings.stop_below) == (20.0, "on", 0.5)
+    host.jobs.begin(p, "txt2img", [{"preset": "Balanced"}])
+    assert p.attention_decoupling.profile == ""
+    assert "Decouple profile" not in p.extra_generation_params
 
 
 def test_no_trace_stays_when_none_are_to_be_kept(host):

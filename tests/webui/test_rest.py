@@ -156,7 +156,7 @@ def test_nothing_is_overwritten_unasked(web):
         ("PUT", "x", {**MINE, "reason": "x" * 200_000}, 413, "larger"),
         ("POST", "import", {"text": "hello"}, 422, "DECOUPLE1"),
         ("POST", "import", {"text": "x" * 131_073}, 413, "larger"),
-        ("POST", "import", {"text": presets.to_text(BUILT_IN[0]), "settings": {"steps": -1}}, 422, "steps: -1"),
+        ("POST", "import", {"text": presets.to_text(BUILT_IN[0]), "settings": {"steps": -2}}, 422, "steps: -2"),
     ],
 )
 def test_bad_preset_requests_are_told_and_change_nothing(web, tmp_path, call, path, body, status, words):
@@ -172,8 +172,8 @@ def test_an_import_is_shown_before_it_is_saved(web, tmp_path):
     shown = web.post("/decouple/v1/presets/import", json=asked).json()
     assert shown["preset"]["settings"] == {"loss": "cc", "steps": 3}
     assert shown["changes"] == {
-        "loss": {"before": "com", "after": "cc"}, "steps": {"before": 9, "after": 3},
-        "size": {"before": 0.3, "after": 0.15},
+        "loss": {"before": "auto", "after": "cc"}, "steps": {"before": 9, "after": 3},
+        "size": {"before": 0.3, "after": 0.0},
     }  # fmt: skip
     assert (shown["taken"], shown["replaces"]) == ("", {})
     assert list(tmp_path.iterdir()) == []
@@ -181,7 +181,7 @@ def test_an_import_is_shown_before_it_is_saved(web, tmp_path):
     shown = web.post("/decouple/v1/presets/import", json=asked).json()
     assert shown["taken"] == "yours"
     assert shown["replaces"] == {
-        "steps": {"before": 0, "after": 3}, "entities": {"before": ["猫"], "after": []},
+        "steps": {"before": -1, "after": 3}, "entities": {"before": ["猫"], "after": []},
     }  # fmt: skip
     shown = web.post("/decouple/v1/presets/import", json={"text": presets.to_text(BUILT_IN[0])}).json()
     assert shown["taken"] == "built in"
@@ -360,14 +360,16 @@ def test_schema_accepts_the_settings_and_refuses_what_they_refuse():
     jsonschema.Draft202012Validator.check_schema(found)
     validator = jsonschema.Draft202012Validator(found)
     assert validator.is_valid(Settings().as_dict())
+    assert validator.is_valid({"stop": True})
     properties = found["properties"]
     assert validator.is_valid({"preset": "balanced", "steps": 3})
     assert properties.pop("preset")["type"] == "string"
     assert properties.pop("compare")["type"] == "boolean"
     assert {name: about["default"] for name, about in properties.items()} == Settings().as_dict()
     for bad in (
-        {"steps": 151}, {"steps": "3"}, {"size": 0}, {"rule": "other"}, {"enabled": 1}, {"entities": "cat"},
-        {"entities": [" "]}, {"refine_steps": [1.5]}, {"refine_steps": [150]}, {"stps": 3}, {"factor": 3},
+        {"steps": 151}, {"steps": "3"}, {"size": -1}, {"stop": 0}, {"rule": "other"}, {"enabled": 1},
+        {"entities": "cat"}, {"entities": [" "]}, {"refine_steps": [1.5]}, {"refine_steps": [150]}, {"stps": 3},
+        {"factor": 3},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(bad))):
             Settings.from_dict(bad)

@@ -97,10 +97,10 @@ def axis_named(grid, label):
 @pytest.mark.parametrize(
     ("label", "typed", "words"),
     [
-        ("Decouple steps", "3, many", "steps: 'many' is not allowed; a number, 0 to 150 steps"),
+        ("Decouple steps", "3, many", "steps: 'many' is not allowed; a number, -1 to 150 steps"),
         ("Decouple steps", "151", "steps: 151 is not allowed"),
         ("Decouple steps", "1.5", "steps: 1.5 is not allowed; a whole number"),
-        ("Decouple size", "0", "size: 0 is not allowed"),
+        ("Decouple size", "-1", "size: -1 is not allowed"),
         ("Decouple loss", "com, iuo", "iuo"),
         ("Decouple preset", "Balnced", "did you mean Balanced"),
         ("Decouple on/off", "maybe", "enabled: 'maybe' is not allowed; true or false"),

@@ -60,7 +60,7 @@ RUN, GUIDED = 50, 25
 """Steps of the composed run, and how many of them are guided."""
 TARGET = 1.27
 """Most FLOPs of that run relative to plain, with all 16x16 layers of Stable Diffusion 1.5."""
-COSTED = Settings(enabled=True)
+COSTED = Settings(enabled=True).fixed()
 """What a step costs does not depend on the loss or the step's size: the defaults, which guide the first half."""
 EXACT = embedded("com", 2)
 """The embedded model's overlap guidance: what the cheaper ways are measured against."""

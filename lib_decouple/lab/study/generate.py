@@ -18,8 +18,10 @@ from ...core.trace import ImageTrace
 from ...hosts.base import OUT_OF_MEMORY
 from ...hosts.checkpoints import open_pipeline
 from ...hosts.diffusers import Picture, generate, plan_image
+from ...hosts.family import profile_of
+from ...profiles import closed
 from ...prompt.entities import suggest
-from ...settings import Settings, specs
+from ...settings import SWITCH, Settings, specs
 from ..model.detector import judge
 from ..model.scenes import ENTITIES
 from .arms import embedded
@@ -45,7 +47,7 @@ def add_parser(commands: Any) -> None:
         if item.name in _OWN:
             continue
         option = "--" + item.name.replace("_", "-")
-        if isinstance(item.default, bool):
+        if isinstance(item.default, bool) or about[item.name].choices == SWITCH:
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=about[item.name].help)
         else:
             parser.add_argument(option, type=type(item.default), help=about[item.name].help)
@@ -86,8 +88,8 @@ class Pair:
 def settings_from(arguments: argparse.Namespace, entities: Sequence[str]) -> Settings:
     """The settings that the command line asks for.
 
-    What it leaves open is taken from the loss's own arm on the embedded model, and from the defaults of
-    :class:`Settings` on any other. Raises ValueError that names the field.
+    What it leaves open is taken from the loss's own arm on the embedded model, and stays open, for the loaded
+    model's profile, on any other. Raises ValueError that names the field.
     """
     base = Settings() if arguments.checkpoint else embedded(arguments.loss, len(entities))
     given = {item.name: getattr(arguments, item.name, None) for item in fields(Settings)}
@@ -156,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
     if target.exists() and not arguments.overwrite:
         raise FileExistsError(f"out: {target} exists; give another --out, or --overwrite to replace it")
     own = arguments.checkpoint is None
-    print(f"prompt: {prompt}\nentities: {', '.join(entities)}\nloss: {settings.loss}")
+    print(f"prompt: {prompt}\nentities: {', '.join(entities)}")
     pipe = open_pipeline(
         arguments.checkpoint, arguments.device, torch.float16 if arguments.half else torch.float32, arguments.prediction
     )
@@ -169,6 +171,11 @@ def run(arguments: argparse.Namespace) -> int:
     steps = arguments.sampling_steps or (20 if own else 50)
     cfg = arguments.cfg if arguments.cfg is not None else (3.0 if own else 7.5)
     seeds = list(range(arguments.seed, arguments.seed + arguments.n))
+    profile = profile_of(pipe.unet)
+    if settings.left_open():
+        print(profile.told(settings))
+    settings = closed(settings, profile, steps)
+    print(f"loss: {settings.loss}")
 
     def draw(chosen: Sequence[int], label: str, **how: Any) -> Picture:
         with tqdm(total=steps, desc=f"{label}, seeds {chosen[0]}-{chosen[-1]}", unit="step") as bar:

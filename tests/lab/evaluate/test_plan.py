@@ -125,7 +125,7 @@ def test_arms_are_what_they_name(tmp_path):
     own = {(job.arm, len(job.prompt.entities)): job.settings for job in jobs}
     assert own["plain", 2] == Settings()
     assert own["iou + 0.5*intensity", 2] == Settings(enabled=True, loss="iou + 0.5*intensity")
-    assert own["balanced", 3] == Settings(enabled=True, loss="intensity + 0.3*com", size=0.15)
+    assert own["balanced", 3] == Settings(enabled=True, loss="intensity + 0.3*com").fixed()
     assert (own["com", 2], own["com", 3]) == (ARMS[2]["com"], ARMS[3]["com"])
     assert own["mine", 2] == Settings(enabled=True, loss="cc", size=0.3, steps=9)
 

@@ -53,7 +53,7 @@ def test_the_plain_image_is_the_pipelines_own(tmp_path):
         (["--n", "0"], "error: n: 0 is not allowed; 1 or more"),
         (["--factor", "8"], "error: factor: 8 is not allowed; this model has 2"),
         (["--width", "100"], "error: width: 100 is not allowed; a multiple of 8 pixels"),
-        (["--steps", "-2"], "error: steps: -2 is not allowed; 0 to 150 steps"),
+        (["--steps", "-2"], "error: steps: -2 is not allowed; -1 to 150 steps"),
         (["--refine-steps", "a"], "error: refine_steps: 'a' is not allowed; whole numbers by comma"),
     ],
 )
