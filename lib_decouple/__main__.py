@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
     from .embedded import place
     from .lab.evaluate import calibrate, judge, rate, report, table
     from .lab.evaluate import run as run_plan
-    from .lab.study import bench, causes, detector, generate, layers, missing
+    from .lab.study import bench, causes, detector, generate, layers, missing, presence
 
     top = argparse.ArgumentParser(prog="python -m lib_decouple", description=__doc__)
     top.add_argument("--version", action="version", version=__version__)
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     causes.add_parser(studies)
     detector.add_parser(studies)
     layers.add_parser(studies)
+    presence.add_parser(studies)
     bench.add_parser(commands)
     evaluate = commands.add_parser("evaluate", help="judge a run and report on it")
     evaluations = evaluate.add_subparsers(dest="evaluate", required=True, metavar="STEP")

@@ -1,0 +1,91 @@
+"""How surely is an entity in the picture that is being drawn? Read off its cross-attention map.
+
+From the middle noise levels on, the map of an entity that will be in the picture has a place where it is high; that of
+one which goes missing has none. The score is the height of that place. Others were tried, at every noise level
+(``study presence``): this one tells best, and nothing tells at the highest noise. A score ranks; it is a probability
+only where a :class:`Curve` was learned for the very model.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import losses
+
+
+def presence(maps: Tensor) -> Tensor:
+    """``max_p A_i(p)``: maps ``[batch, entities, h, w]`` of attention probabilities -> ``[batch, entities]`` in [0, 1].
+
+    [F: Attend-and-Excite's measure of neglect, on the raw maps.]
+    """
+    return losses.intensity(maps, "max")
+
+
+def colliding(maps: Tensor) -> tuple[int, int] | None:
+    """The pair of entities whose normalised maps ``[entities, h, w]`` overlap most (IoU); None for fewer than two."""
+    count = len(maps)
+    if count < 2:
+        return None
+    i, j = torch.triu_indices(count, count, offset=1)
+    most = int(losses.pair_iou(maps[None], "union")[0].argmax())
+    return int(i[most]), int(j[most])
+
+
+@dataclass(frozen=True)
+class Level:
+    """At one noise level: ``P(present) = 1 / (1 + exp(−slope (score − middle)))``."""
+
+    sigma: float
+    middle: float
+    slope: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a score means for one model, learned from pictures whose truth is known.
+
+    ``levels`` fall in sigma. Raises ValueError for none, or for levels that do not fall.
+    """
+
+    levels: tuple[Level, ...]
+
+    def __post_init__(self) -> None:
+        sigmas = [level.sigma for level in self.levels]
+        if not sigmas or sigmas != sorted(set(sigmas), reverse=True) or sigmas[-1] <= 0:
+            raise ValueError(f"levels: the noise levels {sigmas} must be one or more above 0, and fall")
+
+    def probability(self, score: float, sigma: float) -> float | None:
+        """That the entity is in the picture, between the levels by the logarithm of ``sigma``.
+
+        None above the highest level, where the maps say nothing; below the lowest that level's holds.
+        """
+        if not sigma <= self.levels[0].sigma:
+            return None
+        rising = [-level.sigma for level in self.levels]
+        after = bisect_right(rising, -sigma)
+        first, second = self.levels[max(after - 1, 0)], self.levels[min(after, len(self.levels) - 1)]
+        along = 0.0
+        if first.sigma != second.sigma:
+            along = math.log(first.sigma / sigma) / math.log(first.sigma / second.sigma)
+        odds = [level.slope * (score - level.middle) for level in (first, second)]
+        return 1 / (1 + math.exp(-((1 - along) * odds[0] + along * odds[1])))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"levels": [[level.sigma, level.middle, level.slope] for level in self.levels]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Curve:
+        """What :meth:`as_dict` gave. Raises ValueError for anything else."""
+        levels: Sequence[Any] = data.get("levels", ())
+        try:
+            return cls(tuple(Level(*(float(value) for value in level)) for level in levels))
+        except TypeError:
+            raise ValueError(f"levels: {levels!r} must be lists of sigma, middle and slope") from None

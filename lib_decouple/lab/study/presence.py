@@ -1,0 +1,296 @@
+"""``study presence``: how early, and by which score of the maps, one sees which entity will be missing.
+
+Plain runs, looked at at every step. Area under the ROC curve: the chance that an image (or an entity) that turns
+out whole has the higher score than one that turns out missing; 0.5 says nothing. Columns are noise levels, since
+they mean the same for every sampler and number of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange, reduce
+from scipy.optimize import minimize
+from torch import Tensor
+from tqdm import tqdm
+
+from ...core import losses
+from ...core.presence import Curve, Level, presence
+from ...settings import Settings
+from .causes import area
+from .files import write_whole
+from .sample import SPLITS, Task, cases, chunks, draw, draw_all
+
+Score = Callable[[Tensor], Tensor]
+"""Non-negative maps ``[entities, h, w]``, at most 1 -> ``[entities]`` in [0, 1]."""
+
+
+def peak(maps: Tensor) -> Tensor:
+    """What ships: :func:`lib_decouple.core.presence.presence`."""
+    return presence(maps[None])[0]
+
+
+def mean(maps: Tensor) -> Tensor:
+    """``mean_p A_i(p)``, the paper's intensity [P]."""
+    return losses.intensity(maps[None], "mean")[0]
+
+
+def contrast(maps: Tensor) -> Tensor:
+    """``1 − mean_p A_i(p) / max_p A_i(p)``: 0 for a flat map, near 1 for a single high place [I]."""
+    high = peak(maps)
+    return torch.where(high > 0, 1 - mean(maps) / high.clamp(min=losses.EPS), 0.0)
+
+
+def lead(maps: Tensor) -> Tensor:
+    """``max_p (A_i(p) − max_{j≠i} A_j(p))``, at least 0: the peak over what the others hold there [I]."""
+    flat = rearrange(maps.float(), "e h w -> e (h w)")
+    if len(flat) < 2:
+        return peak(maps)
+    first, second = flat.topk(2, 0).values
+    others = torch.where(flat == first, second, first)
+    return reduce(flat - others, "e p -> e", "max").clamp(min=0)
+
+
+def held(maps: Tensor) -> Tensor:
+    """``Σ_p Â_i(p) [i is the strongest at p]`` of the normalised maps: the share of its own attention that an entity
+    holds where no other's is higher; the terms of the clustering compactness [I]."""
+    flat = rearrange(losses.normalised(maps[None])[0], "e h w -> e (h w)")
+    return (flat * (flat == flat.amax(0))).sum(1)
+
+
+def won(maps: Tensor) -> Tensor:
+    """Share of the pixels at which the entity's map is the highest, times the number of entities, at most 1 [I]."""
+    flat = rearrange(maps.float(), "e h w -> e (h w)")
+    return ((flat == flat.amax(0)).float().mean(1) * len(flat)).clamp(max=1)
+
+
+def blob(maps: Tensor) -> Tensor:
+    """Share of what lies above half of the peak that its largest connected part holds, with four neighbours
+    [F: TAAG asks for one connected component]."""
+    found = []
+    for own in maps.float():
+        high = own.amax()
+        above = own > high / 2
+        found.append(_largest_part(own, above) / own[above].sum() if high > 0 else own.new_zeros(()))
+    return torch.stack(found)
+
+
+def _largest_part(own: Tensor, above: Tensor) -> Tensor:
+    """Sum of a map over the heaviest connected part of a mask, labels spread until nothing changes."""
+    label = torch.where(above, torch.arange(1, above.numel() + 1, device=own.device).view_as(own), 0)
+    while True:
+        wide = torch.nn.functional.pad(label, (1, 1, 1, 1))
+        around = torch.stack(
+            [label, wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]]
+        ).amax(0)  # fmt: skip
+        grown = torch.where(above, around, 0)
+        if torch.equal(grown, label):
+            return (
+                torch.zeros(above.numel() + 1, device=own.device)
+                .index_add_(0, label.flatten(), own.flatten())[1:]
+                .amax()
+            )
+        label = grown
+
+
+SCORES: dict[str, Score] = {
+    "peak": peak,
+    "mean": mean,
+    "contrast": contrast,
+    "lead": lead,
+    "held": held,
+    "won": won,
+    "blob": blob,
+}
+"""Name -> score that was tried."""
+
+READINGS: dict[str, dict[str, Any]] = {
+    "raw": {},
+    "raw, all layers": {"layers": "all"},
+    "treated": {"treatment": "attend-excite"},
+    "treated, all layers": {"treatment": "attend-excite", "layers": "all"},
+}
+"""How the maps are read: name -> settings."""
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's options."""
+    parser = commands.add_parser("presence", help="how early the maps tell what will be missing", description=__doc__)
+    parser.add_argument("--n", type=int, default=500, help="images for each number of entities (500)")
+    parser.add_argument("--counts", default="2,3", help="numbers of entities, by comma (2,3)")
+    parser.add_argument("--split", choices=SPLITS, default="report", help="which prompts and seeds (report)")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (20)")
+    parser.add_argument("--readings", default=";".join(READINGS), help=f"by semicolon, of {'; '.join(READINGS)}")
+    parser.add_argument(
+        "--curve", type=Path, help="a curve.json of another split, whose probabilities are held to the truth"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/presence"), help="folder of the results (out/presence)")
+    parser.add_argument("--jobs", type=int, default=0, help="processes; 0 is one a core")
+    parser.set_defaults(run=run)
+
+
+def noise_levels(pipe: Any) -> list[float]:
+    """``sigma = sqrt((1 − ᾱ) / ᾱ)`` of the scheduler's timesteps, as they are set."""
+    kept = pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps.long().cpu()]
+    return [round(float(level), 3) for level in ((1 - kept) / kept).sqrt()]
+
+
+def scored(pipe: Any, task: Task) -> list[dict[str, Any]]:
+    """Each image's scores ``[score][step][entity]``, the noise levels, and which entities are missing."""
+    verdicts, picture = draw(pipe, task)
+    found = []
+    for case, verdict, trace in zip(task.cases, verdicts, picture.traces):
+        maps = [record.maps for record in trace.steps if record.maps is not None]
+        scores = {name: [score(one).tolist() for one in maps] for name, score in SCORES.items()}
+        missing = [entity in verdict.missing for entity in case.entities]
+        found.append({"seed": case.seed, "sigmas": noise_levels(pipe), "missing": missing, "scores": scores})
+    return found
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw, score, write presence.json and presence.md."""
+    counts = [int(part) for part in arguments.counts.split(",")]
+    readings = arguments.readings.split(";")
+    for name in readings:
+        if name not in READINGS:
+            raise ValueError(f"readings: {name!r} is not one of {'; '.join(READINGS)}")
+    tasks = [
+        Task((count, name), group, replace(Settings(), **READINGS[name]), arguments.steps, observe=True, keep_maps=True)
+        for count in counts
+        for name in readings
+        for group in chunks(cases(arguments.split, count, arguments.n), 25)
+    ]
+    images: dict[tuple[int, str], list[dict[str, Any]]] = {task.key: [] for task in tasks}
+    with tqdm(total=sum(len(task.cases) for task in tasks), unit="image") as bar:
+        for task, found in draw_all(scored, tasks, arguments.jobs):
+            images[task.key] += found
+            bar.update(len(found))
+    rows = [row for (count, name), own in images.items() for row in areas(count, name, own)]
+    report = {"split": arguments.split, "steps": arguments.steps, "n": arguments.n, "rows": rows}
+    text = as_markdown(rows)
+    raw = {count: own for (count, name), own in images.items() if name == "raw"}
+    if arguments.curve:
+        curve = Curve.from_dict(json.loads(arguments.curve.read_text(encoding="utf-8")))
+        report["reliability"] = [row for count, own in raw.items() for row in reliability(curve, count, own)]
+        text += "\n" + reliability_as_markdown(report["reliability"])
+    elif raw:
+        learned = learn([image for own in raw.values() for image in own])
+        write_whole(arguments.out / "curve.json", json.dumps(learned.as_dict(), indent=1))
+    write_whole(arguments.out / "presence.json", json.dumps(report, indent=1))
+    write_whole(arguments.out / "presence.md", text)
+    print(text)
+    return 0
+
+
+TELLS = 0.7
+"""A noise level belongs to a curve when its area, over all entities of all images, is at least this."""
+
+
+def learn(images: Sequence[dict[str, Any]]) -> Curve:
+    """The curve of the noise levels at which the score tells, each fitted by maximum likelihood.
+
+    Raises ValueError when nothing is missing, or no level tells.
+    """
+    levels = []
+    for k, sigma in enumerate(images[0]["sigmas"]):
+        score = np.array([value for image in images for value in image["scores"]["peak"][k]])
+        there = ~np.array([flag for image in images for flag in image["missing"]])
+        if there.all():
+            raise ValueError("images: nothing is missing in any, so there is nothing to learn from")
+        if area(there, score) >= TELLS:
+            middle, slope = _logistic(score, there)
+            levels.append(Level(sigma, middle, slope))
+    if not levels:
+        raise ValueError(f"images: at no noise level is the area under the curve at least {TELLS}")
+    return Curve(tuple(levels))
+
+
+def _logistic(score: np.ndarray, there: np.ndarray) -> tuple[float, float]:
+    """``middle`` and ``slope`` of greatest likelihood. The score is standardised for the search."""
+    mean, scale = score.mean(), score.std()
+    z = (score - mean) / scale
+
+    def loss(values: np.ndarray) -> float:
+        odds = values[0] + values[1] * z
+        return float(np.logaddexp(0, np.where(there, -odds, odds)).mean())
+
+    a, b = minimize(loss, np.array([0.0, 1.0]), method="BFGS").x
+    return float(mean - scale * a / b), float(b / scale)
+
+
+def reliability(curve: Curve, count: int, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Told against true, by noise level: mean squared error (Brier), that of always telling the mean, and the entities
+    told to be there with a chance below a half: how many, and how many of these are missing (precision, recall)."""
+    rows = []
+    for k, sigma in enumerate(images[0]["sigmas"]):
+        scores = [value for image in images for value in image["scores"]["peak"][k]]
+        told = [curve.probability(score, sigma) for score in scores]
+        chance = np.array([one for one in told if one is not None])
+        if not len(chance):
+            continue
+        there = ~np.array([flag for image in images for flag in image["missing"]])
+        low, share = chance < 0.5, float(there.mean())
+        row = {"count": count, "sigma": sigma, "n": len(chance), "told": float(chance.mean()), "true": share}
+        row |= {"brier": float(np.square(chance - there).mean()), "brier_of_mean": share * (1 - share)}
+        row |= {"flagged": int(low.sum()), "precision": None, "recall": None}
+        if low.any():
+            row["precision"] = float((~there)[low].mean())
+        if not there.all():
+            row["recall"] = float(low[~there].mean())
+        rows.append(row)
+    return rows
+
+
+def reliability_as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows for people."""
+    lines = [
+        "| entities | sigma | N | told present % | present % | Brier | of the mean | flagged | precision | recall |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        precision, recall = ("" if row[name] is None else f"{row[name]:.2f}" for name in ("precision", "recall"))
+        lines.append(
+            f"| {row['count']} | {row['sigma']:.2g} | {row['n']} | {100 * row['told']:.1f} | {100 * row['true']:.1f} | "
+            f"{row['brier']:.3f} | {row['brier_of_mean']:.3f} | {row['flagged']} | {precision} | {recall} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def areas(count: int, reading: str, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Areas by noise level of each score: of the weakest entity for the image, and of every entity for itself."""
+    flags = np.array([image["missing"] for image in images])
+    rows = []
+    for score in SCORES:
+        values = np.array([image["scores"][score] for image in images])  # [images, steps, entities]
+        by_image = [area(np.asarray(~flags.any(1)), step.min(1)) for step in values.transpose(1, 0, 2)]
+        by_entity = [area(np.asarray(~flags.ravel()), step.ravel()) for step in values.transpose(1, 0, 2)]
+        told = {"count": count, "reading": reading, "score": score, "n": len(images), "sigmas": images[0]["sigmas"]}
+        rows.append({**told, "missing": float(flags.any(1).mean()), "image": by_image, "entity": by_entity})
+    return rows
+
+
+def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The areas for people: a table a number of entities, of images by their weakest entity."""
+    lines = []
+    for count in sorted({row["count"] for row in rows}):
+        own = [row for row in rows if row["count"] == count]
+        chosen = range(0, len(own[0]["sigmas"]))
+        lines += [
+            f"{count} entities, N {own[0]['n']}, {100 * own[0]['missing']:.1f} % with one missing; columns: sigma",
+            "",
+            "| maps | score | " + " | ".join(f"{own[0]['sigmas'][k]:.2g}" for k in chosen) + " |",
+            "|---|---|" + "---|" * len(chosen),
+        ]
+        lines += [
+            f"| {row['reading']} | {row['score']} | " + " | ".join(f"{row['image'][k]:.2f}" for k in chosen) + " |"
+            for row in own
+        ]
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""Presence: scores by hand, colliding pairs, curves and their probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib_decouple.core.presence import Curve, Level, colliding, presence
+
+CURVE = Curve((Level(4.0, 0.3, 10.0), Level(1.0, 0.5, 20.0)))
+
+
+def test_the_score_is_the_highest_attention() -> None:
+    maps = torch.tensor([[[[0.1, 0.4], [0.2, 0.0]], [[0.0, 0.0], [0.05, 0.0]]]])
+    torch.testing.assert_close(presence(maps), torch.tensor([[0.4, 0.05]]))
+
+
+def test_the_colliding_pair_is_the_one_that_overlaps_most() -> None:
+    left, right = [[1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]]
+    middle_and_right = [[0.0, 0.5, 0.5]]
+    assert colliding(torch.tensor([left, right, middle_and_right])) == (1, 2)
+    assert colliding(torch.tensor([middle_and_right, left, right])) == (0, 2)
+    assert colliding(torch.tensor([left])) is None
+
+
+def test_at_a_level_the_probability_is_the_levels_own() -> None:
+    assert CURVE.probability(0.3, 4.0) == pytest.approx(0.5)
+    assert CURVE.probability(0.4, 4.0) == pytest.approx(1 / (1 + math.exp(-1)))
+    assert CURVE.probability(0.55, 1.0) == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_between_levels_the_odds_are_weighed_by_the_logarithm_of_sigma() -> None:
+    # Half-way between 4 and 1 is 2: the mean of 10 * (0.6 - 0.3) = 3 and 20 * (0.6 - 0.5) = 2.
+    assert CURVE.probability(0.6, 2.0) == pytest.approx(1 / (1 + math.exp(-2.5)))
+
+
+def test_above_the_highest_level_nothing_is_told_and_below_the_lowest_its_own_holds() -> None:
+    assert CURVE.probability(0.9, 4.01) is None
+    assert CURVE.probability(0.9, float("nan")) is None
+    assert CURVE.probability(0.55, 0.01) == CURVE.probability(0.55, 1.0)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 4.0))
+def test_a_higher_score_is_never_less_probable(one: float, other: float, sigma: float) -> None:
+    low, high = sorted((one, other))
+    first, second = CURVE.probability(low, sigma), CURVE.probability(high, sigma)
+    assert first is not None
+    assert second is not None
+    assert 0 <= first <= second <= 1
+
+
+def test_a_curve_comes_back_from_its_json() -> None:
+    assert Curve.from_dict(CURVE.as_dict()) == CURVE
+
+
+@pytest.mark.parametrize(
+    "levels", [[], [[1.0, 0.5, 2.0], [4.0, 0.3, 1.0]], [[1.0, 0.5, 2.0]] * 2, [[0.0, 0.5, 2.0]], [[1.0, 0.5]], [1.0]]
+)
+def test_levels_that_are_none_are_refused_by_name(levels: list[object]) -> None:
+    with pytest.raises(ValueError, match="levels"):
+        Curve.from_dict({"levels": levels})
