@@ -31,7 +31,7 @@ def check_webui() -> None:
     if lacking:
         raise Unsupported(
             f"Attention Decoupling is left out: this WebUI has no {', '.join(lacking)}; "
-            "AUTOMATIC1111 v1.10, Forge and Forge Classic have"
+            "Forge Neo, Forge, Forge Classic and AUTOMATIC1111 v1.10 have"
         )
 
 
@@ -46,5 +46,5 @@ def adapter(model: Any) -> Any:
         return importlib.import_module(f"{__package__}.a1111")
     raise Unsupported(
         f"this WebUI's model ({type(model).__name__}) is like that of no WebUI known here; "
-        "AUTOMATIC1111's and Forge's are"
+        "Forge Neo's, Forge's and AUTOMATIC1111's are"
     )

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.guidance import Pass
 from ..prompt.align import Piece
-from . import sampling
+from . import features, sampling
 from .ldm import Unsupported
 
 _TIMES_A_PASS = 6.5
@@ -55,7 +55,8 @@ class SamplingPass(sampling.SamplingPass):
 
     def switch_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor) -> bool:
         """Make the host's refiner switch if it is due; was it made?"""
-        return bool(sd_samplers_common.apply_refiner(denoiser, x))
+        level, _ = _noise_level(denoiser, sigma)
+        return bool(features.call(sd_samplers_common.apply_refiner, denoiser, x=x, sigma=level[0]))
 
     def reserve(self, x: Tensor) -> None:
         """Tell Forge's memory manager what a gradient needs, on a patcher of this pass alone."""
@@ -79,6 +80,8 @@ class SamplingPass(sampling.SamplingPass):
             stack.enter_context(torch.inference_mode(False))
             # The backward pass computes blocks again where memory is saved; its own threads know no modes.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+            patcher = shared.sd_model.forge_objects.unet
+            stack.enter_context(features.with_backward(patcher.model.diffusion_model, patcher.load_device))
             ordinary = stack.enter_context(OrdinaryTensors())
             stack.enter_context(saved_tensors_hooks(ordinary.as_it_is_now, lambda saved: saved))
             yield
@@ -97,11 +100,7 @@ class SamplingPass(sampling.SamplingPass):
             )
         conds, text = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
         beside = given["image_cond"] if patcher.extra_concat_condition is None else patcher.extra_concat_condition
-        level, scale = sigma, torch.ones_like(sigma)
-        if denoiser.classic_ddim_eps_estimation:  # timesteps and scaled latents
-            kept = denoiser.inner_model.inner_model.alphas_cumprod
-            level = ((1 - kept) / kept).sqrt()[sigma.round().long().clip(0, len(kept) - 1)]
-            scale = (level**2 + 1).sqrt()
+        level, scale = _noise_level(denoiser, sigma)
         outside = _outside_the_mask(denoiser, patcher.model, level)
 
         def run(latents: Tensor, images: Sequence[int]) -> object:
@@ -120,6 +119,18 @@ class SamplingPass(sampling.SamplingPass):
             return _denoise(patcher, x[own], level[image], c, image)
 
         return run
+
+
+def _noise_level(denoiser: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Each image's real noise level ``[batch]``, and what its latents are to be multiplied with for the model.
+
+    DDIM and PLMS hand over timesteps instead, and latents of the alpha-bar form.
+    """
+    if not denoiser.classic_ddim_eps_estimation:
+        return sigma, torch.ones_like(sigma)
+    kept = denoiser.inner_model.inner_model.alphas_cumprod
+    level = ((1 - kept) / kept).sqrt()[sigma.round().long().clip(0, len(kept) - 1)]
+    return level, (level**2 + 1).sqrt()
 
 
 def _outside_the_mask(denoiser: Any, model: Any, level: Tensor) -> Tensor | None:

@@ -20,10 +20,16 @@ _ONE_CALL = {
     *("sample_euler", "sample_euler_ancestral", "sample_lms", "sample_dpmpp_2m", "sample_dpmpp_2m_sde"),
     *("sample_dpmpp_3m_sde", "sample_ipndm", "sample_ipndm_v", "sample_deis", "sample_ddpm"),
     *("ddim", "ddim_cfgpp", "unipc"),
+    *("sample_er_sde", "sample_res_multistep"),
+    *("sample_euler_cfg_pp", "sample_euler_ancestral_cfg_pp", "sample_dpmpp_2m_cfg_pp"),
 }
 _TWO_CALLS = {
     *("sample_heun", "sample_dpm_2", "sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral", "sample_dpmpp_sde"),
-    "restart_sampler",
+    *("sample_dpmpp_2s_ancestral_RF", "restart_sampler"),
+}
+_LOST = {
+    "sample_lcm": "the LCM sampler goes on with the denoised image alone, so a change of its latents is lost",
+    "sample_unipc": "this WebUI's UniPC gives the denoiser a copy of its latents, so a change of them is lost",
 }
 
 
@@ -86,8 +92,10 @@ def main_calls(sampler: str, steps: int) -> dict[int, int]:
         starts = list(range(0, steps // 3 * 3 + (steps % 3 > 0), 3))
         if steps % 3 == 0:
             starts.append(steps - 1)
-    elif sampler == "sample_lcm":
-        raise Unsupported("the LCM sampler goes on with the denoised image alone, so a change of its latents is lost")
+    elif sampler == "sample_Kohaku_LoNyu_Yog":  # three calls a step in the first half, one in the second
+        starts = [step + 2 * min(step, steps // 2 + 1) for step in range(steps)]
+    elif sampler in _LOST:
+        raise Unsupported(_LOST[sampler])
     else:
         raise Unsupported(f"it is not known where the sampler function {sampler!r} carries a change of its latents")
     return {call: step for step, call in enumerate(starts)}

@@ -24,6 +24,7 @@ from ..core.schedule import Schedule
 from ..core.trace import ImageTrace, KeptMaps, kept
 from ..prompt.align import Piece
 from ..settings import Settings
+from . import features
 from .base import Looking, Session, make_guide
 from .ldm import cross_attention_layers, default_level, main_calls, pieces, plan_image
 
@@ -271,9 +272,10 @@ class SamplingPass:
             if self.hires:
                 config = sd_samplers.find_sampler_config(p.hr_sampler_name or p.sampler_name)
                 hires_steps = config.total_steps(p.hr_second_pass_steps or p.steps)
-            self._schedules = prompt_parser.get_learned_conditioning_prompt_schedules(
-                flat, p.firstpass_steps, hires_steps, shared.opts.use_old_scheduling
-            )
+            self._schedules = features.call(
+                prompt_parser.get_learned_conditioning_prompt_schedules, flat, p.firstpass_steps, hires_steps,
+                use_old_scheduling=getattr(shared.opts, "use_old_scheduling", False),
+            )  # fmt: skip
         now, ever = [], []
         for own, conds in zip(indexes, cond.batch):
             texts = []

@@ -79,6 +79,8 @@ class Model:
 class Patcher:
     """UnetPatcher."""
 
+    load_device = torch.device("cpu")
+
     def __init__(self, model: Model) -> None:
         self.model = model
         self.model_options: dict[str, Any] = {"transformer_options": {}}

@@ -94,7 +94,7 @@ def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
     parser.get_learned_conditioning_prompt_schedules = schedules
     parser.reconstruct_multicond_batch = reconstruct
     samplers, common = types.ModuleType("modules.sd_samplers"), types.ModuleType("modules.sd_samplers_common")
-    common.apply_refiner = lambda denoiser, x_or_sigma: False
+    common.apply_refiner = lambda denoiser, x=None, sigma=None: False
     package = types.ModuleType("modules")
     for module in (shared, parser, samplers, common):
         setattr(package, module.__name__.partition(".")[2], module)
