@@ -3,6 +3,7 @@
 (function() {
     const LOOK = 300; // ms; other scripts change the prompt without an event
     const PAUSE = 50; // ms after a key
+    const AGAIN = [1, 3, 8, 20, 45, 90, 180].map((seconds) => 1000 * seconds); // after which a model may be loaded
     const say = (text, values) => decoupleSay(text, values); // which another file defines
     const KINDS = {
         weight: () => say("attention weight"),
@@ -22,10 +23,15 @@
                 place: () => gradioApp().querySelector(`${own}tokens .decouple-chips`),
                 prompt: () => gradioApp().querySelector(`#${tab}_prompt textarea`),
                 field: () => gradioApp().querySelector(`${own}entities textarea, ${own}entities input`),
+                checkpoint: () => gradioApp().querySelector("#setting_sd_model_checkpoint input"),
             };
+            this.tab = tab;
             this.shown = null; // what the chips were asked for
             this.answer = null;
             this.asking = false;
+            this.due = []; // times at which to ask anew, as the model may be another one by then
+            this.checkpoint = null;
+            this.busy = false;
             this.last = null; // index of the word that was clicked last
             this.from = null; // and of the one where a drag began
             this.dragged = false;
@@ -50,18 +56,37 @@
             const place = this.find.place();
             if (!place || place.offsetParent === null || this.asking) return;
             const now = this.now();
-            if (place.firstChild && this.shown?.prompt === now.prompt && this.shown?.entities === now.entities) return;
+            const same = place.firstChild && this.shown?.prompt === now.prompt && this.shown?.entities === now.entities;
+            if (same && !this.modelMayHaveChanged()) return;
             this.asking = true;
             const answer = await this.ask(now);
             this.asking = false;
             this.shown = now;
             if (answer.problem) {
                 this.says(answer.problem);
-            } else {
+            } else if (!same || JSON.stringify(answer) !== JSON.stringify(this.answer)) {
+                if (this.answer === null && !answer.model) this.askAgain();
                 this.answer = answer;
+                (decouple.profiles ??= {})[this.tab] = answer.profile;
                 this.draw();
             }
             this.look();
+        }
+
+        // A model is loaded while nothing on the page changes, after the page was made, after another checkpoint was
+        // chosen, and in Forge with the first picture.
+        modelMayHaveChanged() {
+            const checkpoint = this.find.checkpoint()?.value ?? "", busy = decouple.busy(this.tab);
+            if ((this.checkpoint !== null && checkpoint !== this.checkpoint) || (this.busy && !busy)) this.askAgain();
+            this.checkpoint = checkpoint;
+            this.busy = busy;
+            const due = this.due.length > 0 && Date.now() >= this.due[0];
+            while (this.due.length && Date.now() >= this.due[0]) this.due.shift();
+            return due;
+        }
+
+        askAgain() {
+            this.due = AGAIN.map((time) => Date.now() + time);
         }
 
         async ask(body) {
@@ -151,7 +176,7 @@
             }));
             this.reach(focused);
             if (focused !== null) this.chip(focused)?.focus();
-            const problems = this.answer.entities.map((one) => one.problem).filter(Boolean);
+            const problems = [...(this.answer.warnings ?? []), ...this.answer.entities.map((one) => one.problem).filter(Boolean)];
             this.says(problems.join(" ") || (automatic
                 ? (owner.size ? say("Found automatically. Click words to change that; drag across words to join them.")
                     : say("Nothing found; click words to choose."))

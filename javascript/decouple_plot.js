@@ -41,7 +41,7 @@
         const across = (step) => LEFT + (step - first) / (last - first) * (width - LEFT - RIGHT);
         const up = (value) => HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM);
         for (const value of levels) {
-            made.append(node("line", {class: "decouple-grid", x1: LEFT, x2: width - RIGHT, y1: up(value), y2: up(value)}));
+            made.append(node("line", {class: "decouple-grid-line", x1: LEFT, x2: width - RIGHT, y1: up(value), y2: up(value)}));
             made.append(node("text", {x: LEFT - 6, y: up(value) + 4, "text-anchor": "end"}, short(value)));
         }
         const whole = ticks(first, last).filter((one) => Number.isInteger(one) && one >= first && one <= last);

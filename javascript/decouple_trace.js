@@ -32,10 +32,12 @@
                 button.addEventListener("click", () => this.download(kind.toLowerCase()));
                 save.append(button);
             }
-            this.content = part("div", "", "", {hidden: ""},
-                part("div", "decouple-row", "", {}, this.image.label, this.pass.label, this.measure.label), this.plot, this.maps,
+            this.guided = part("div", "", "", {}, part("div", "decouple-row", "", {}, this.measure.label), this.plot, this.maps,
                 part("details", "decouple-panel", "", {}, part("summary", "", say("As a table")), this.table), save);
-            this.panel = part("details", "decouple-panel", "", {}, part("summary", "", say("Trace of the last run")), this.says, this.content);
+            this.content = part("div", "", "", {hidden: ""},
+                part("div", "decouple-row", "", {}, this.image.label, this.pass.label), this.guided);
+            this.panel = part("details", "decouple-panel", "", {}, part("summary", "", say("Trace of the last run")), this.content);
+            this.content.before(this.says);
             this.place.replaceChildren(this.panel);
             this.panel.addEventListener("toggle", () => {
                 if (this.content.hidden) this.shown = null; // opened again after a failure
@@ -93,6 +95,12 @@
             this.fill(this.pass, image.passes.map((one, k) => [k, one.hires ? say("hires fix") : say("first")]));
             const pass = image.passes[this.pass.field.value || 0];
             const steps = pass?.steps ?? [];
+            this.guided.hidden = !steps.length;
+            if (!steps.length) {
+                this.says.textContent = pass?.stood_aside ? say("This picture was not guided: {reason}", {reason: pass.stood_aside})
+                    : say("This picture was not guided.");
+                return;
+            }
             const known = measures(), told = known.filter(([key]) => key === "loss" || steps.some((step) => Object.keys(step.before?.[key] ?? {}).length));
             this.fill(this.measure, told);
             const key = this.measure.field.value || "loss";

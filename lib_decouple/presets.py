@@ -359,21 +359,26 @@ class Preview:
     """Whose preset has this name already."""
     replaces: dict[str, tuple[Any, Any]] = field(hash=False)
     """What saving it would change of the user's own preset of this name."""
+    identical: bool = False
+    """The preset of this name has the same settings, and if it is the user's, the same reason."""
 
 
 def preview(message: str, settings: Settings, folder: Path | None) -> Preview:
     """What importing ``message`` (see :func:`from_text`) would change; nothing is. Raises ValueError."""
     preset = from_text(message)
     changes = differences(settings, preset.applied_to(settings))
-    if is_built_in(preset.name):
-        return Preview(preset, changes, "built in", {})
     try:
         there = load(preset.name, folder)
     except UnknownPreset:
         return Preview(preset, changes, "", {})
     except ValueError:  # a file that holds no preset
         return Preview(preset, changes, "yours", {})
-    return Preview(preset, changes, "yours", differences(there.with_overrides(), preset.with_overrides()))
+    replaces = differences(there.with_overrides(), preset.with_overrides())
+    same = not replaces and ("entities" in there.settings) == ("entities" in preset.settings)
+    if is_built_in(preset.name):
+        return Preview(preset, changes, "built in", {}, same)
+    alike = (there.name, there.reason) == (preset.name, preset.reason)
+    return Preview(preset, changes, "yours", replaces, same and alike)
 
 
 def matching(settings: Settings, folder: Path | None = None) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from .core.losses import LOSSES, WeightedLoss
 from .core.maps import Combine, Part, Treatment
@@ -26,6 +26,11 @@ FIXED: Mapping[str, Any] = MappingProxyType(
 were the defaults of version 1, so they are what its presets, and every infotext, mean by leaving a field out."""
 
 
+Group = Literal["entities", "strength", "steps", "update", "maps", "memory"]
+"""What a field decides: what is kept apart, how strongly, at which steps, how a step is made, from which maps, and
+what it costs."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What is known of one field beyond its type and default."""
@@ -39,8 +44,8 @@ class Spec:
     offered: tuple[str, ...] = ()
     """Values to pick from where others may be typed."""
     unit: str = ""
-    folded: bool = False
-    """Shown only under "Advanced"."""
+    group: Group = "strength"
+    """With which others the page shows it."""
 
     def allowed(self) -> str:
         """The allowed values in words."""
@@ -62,38 +67,44 @@ class Settings:
     loss: str = _setting(
         AUTO,
         "Loss",
-        "What is lowered: iou, com, kl, cc (overlap), intensity, spread, or a sum that you type, such as "
-        "iou + 0.5*intensity; auto is the loaded model's.",
+        "What guidance lowers, in the entities' attention maps. com: how near their centres are; iou: the area they "
+        "share; kl: how alike they are; cc: the attention that a pixel's weaker entities hold; intensity: how little "
+        "the weakest entity gets; spread: how far each scatters. Or a sum that you type, such as "
+        "iou + 0.5*intensity. auto: the loaded model's.",
         "Decouple loss",
         offered=(AUTO, *LOSSES, "intensity + 0.3*com"),
     )
     steps: int = _setting(
         -1, "Guided until step",
-        "How many of the first steps may be guided; 0 is the first half, -1 the loaded model's.",
+        "How many of the first steps may be guided; 0 means the first half, -1 the loaded model's.",
         "Decouple steps", low=-1, high=150, unit="steps",
     )  # fmt: skip
     entities: tuple[str, ...] = _setting(
-        (), "Entities", "Words of the prompt to keep apart, by comma; empty finds them.", "Decouple entities"
-    )
+        (), "Entities", "Words of the prompt to keep apart, by comma; empty finds them.", "Decouple entities",
+        group="entities",
+    )  # fmt: skip
     rule: str = _setting(
         AUTO,
         "Step rule",
-        "relative: a share of the latents' norm; attend-excite: a multiple of the gradient; auto is the loaded "
-        "model's.",
+        "What the step size measures. relative: a share of the latents' norm; attend-excite: a multiple of the "
+        "gradient, as in Attend-and-Excite; auto: the loaded model's.",
         "Decouple rule",
         choices=(AUTO, "relative", "attend-excite"),
+        group="update",
     )
     size: float = _setting(
         0.0,
         "Step size",
-        "relative: all guided steps together, as a share of the latents' norm (0.05 to 0.5 is usual); "
-        "attend-excite: the factor, 20 in that method; 0 is the loaded model's.",
+        "How far all guided steps together move the latents (the noisy picture), as a share of their norm (their "
+        "length as a vector); 0.05 to 0.5 is usual, 0 means the loaded model's. With the step rule attend-excite: "
+        "its factor, 20 in that method.",
         "Decouple size",
         low=0.0, high=10000.0,
     )  # fmt: skip
     factor: int = _setting(
-        0, "Map level", "Latents' side over the maps' side, a power of two; 0 is the model's own default.",
-        "Decouple level", low=0, high=64, folded=True,
+        0, "Map level", "Latents' side over the side of the maps that are read, a power of two; 0 means the model's "
+        "own default.",
+        "Decouple level", low=0, high=64, group="maps",
     )  # fmt: skip
     layers: str = _setting(
         "auto",
@@ -101,69 +112,77 @@ class Settings:
         "Which of the level's layers are read; last is the last one on the way up; auto is the model's own default.",
         "Decouple layers",
         choices=("auto", *get_args(Part)),
-        folded=True,
+        group="maps",
     )
     treatment: str = _setting(
         "raw",
         "Map treatment",
         "raw: the attention itself; attend-excite: without the start token, sharpened and smoothed.",
         "Decouple treatment",
-        choices=get_args(Treatment), folded=True,
+        choices=get_args(Treatment), group="maps",
     )  # fmt: skip
     combine: str = _setting(
         "mean", "Several tokens", "How the maps of an entity's tokens become one.", "Decouple combine",
-        choices=get_args(Combine), folded=True,
+        choices=get_args(Combine), group="maps",
     )  # fmt: skip
     refine_steps: tuple[int, ...] = _setting(
         (), "Refine at steps", "Steps (from 0) at which the update is repeated, by comma.", "Decouple refine steps",
-        low=0, high=149, folded=True,
+        low=0, high=149, group="update",
     )  # fmt: skip
     refine_threshold: float = _setting(
         0.0, "Refine until loss", "Repeating ends when the loss is at most this.", "Decouple refine threshold",
-        low=-1000.0, high=1000.0, folded=True,
+        low=-1000.0, high=1000.0, group="update",
     )  # fmt: skip
     refine_rounds: int = _setting(
         20, "Refine rounds", "Most updates at a refined step.", "Decouple refine rounds",
-        low=1, high=100, folded=True,
+        low=1, high=100, group="update",
     )  # fmt: skip
     stop: str = _setting(
-        AUTO, "Stop when decoupled", "Leave an image alone at steps where its loss is at most the threshold below; "
-        "auto is the loaded model's, with its own threshold.",
-        "Decouple stop", choices=SWITCH, folded=True,
+        AUTO, "Stop when decoupled", "Leave an image alone at steps where its loss is at most “Decoupled at loss”; "
+        "auto: the loaded model's, with its own threshold.",
+        "Decouple stop", choices=SWITCH, group="steps",
     )  # fmt: skip
     stop_below: float = _setting(
         0.0, "Decoupled at loss", "The threshold of “Stop when decoupled”.", "Decouple stop below",
-        low=-1000.0, high=1000.0, folded=True,
+        low=-1000.0, high=1000.0, group="steps",
     )  # fmt: skip
     every: int = _setting(
         1, "Every k-th step", "Guide only every k-th of the guided steps.", "Decouple every",
-        low=1, high=50, folded=True,
+        low=1, high=50, group="steps",
     )  # fmt: skip
     hires: bool = _setting(
-        False, "Hires pass too", "Guide the second pass of hires fix, too.", "Decouple hires", folded=True
+        False, "Hires pass too", "Guide the second pass of hires fix, too.", "Decouple hires", group="steps"
     )
     start: int = _setting(
         -1,
         "Guided from step",
-        "How many of the first steps are passed over before guidance begins; -1 is the loaded model's.",
+        "How many of the first steps are passed over before guidance begins; -1 means the loaded model's.",
         "Decouple start",
         low=-1,
         high=149,
         unit="steps",
-        folded=True,
+        group="strength",
     )
     recompute: bool = _setting(
-        False, "Save memory", "Most blocks are computed twice instead of kept.", "Decouple recompute", folded=True
+        False,
+        "Save memory",
+        "Most blocks are computed twice instead of kept: less memory, more time.",
+        "Decouple recompute",
+        group="memory",
     )
     skip_missing: bool = _setting(
         False,
         "Leave out what is not found",
         "An entity that the prompt doesn't name is left out; otherwise that image is not guided, and told so.",
         "Decouple skip missing",
-        folded=True,
+        group="entities",
     )
     one_at_a_time: bool = _setting(
-        False, "One image at a time", "Less memory for batches, more time.", "Decouple one at a time", folded=True
+        False,
+        "One image at a time",
+        "Each image of a batch has its own pass: less memory, more time.",
+        "Decouple one at a time",
+        group="memory",
     )
 
     def __post_init__(self) -> None:

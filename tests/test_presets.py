@@ -298,3 +298,33 @@ def test_matching_knows_a_user_s_preset_and_no_changed_one(tmp_path: Path):
     assert presets.matching(MINE.with_overrides(), tmp_path) == "Mine"
     assert presets.matching(MINE.with_overrides(steps=10), tmp_path) == ""
     assert presets.matching(presets.load("fast").with_overrides(entities=["cat"])) == "Fast"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "name", "identical"),
+    [
+        ({"loss": "cc", "steps": 3}, "why", "Mine", True),
+        ({"steps": 3, "loss": "cc", "size": Settings().size}, "why", "Mine", True),  # a default said aloud
+        ({"loss": "cc", "steps": 4}, "why", "Mine", False),
+        ({"loss": "cc", "steps": 3}, "another", "Mine", False),
+        ({"loss": "cc", "steps": 3}, "why", "mine", False),
+        (
+            {"loss": "cc", "steps": 3, "entities": []},
+            "why",
+            "Mine",
+            False,
+        ),  # which empties the field, the other leaves it
+        ({"loss": "cc", "steps": 3}, "why", "Other", False),
+    ],
+)
+def test_an_import_of_what_is_there_already_is_known(settings, reason, name, identical, tmp_path):
+    presets.save(presets.Preset("Mine", "why", {"loss": "cc", "steps": 3}), tmp_path)
+    shown = presets.preview(presets.to_text(presets.Preset(name, reason, settings)), Settings(), tmp_path)
+    assert shown.identical == identical
+
+
+def test_a_built_in_preset_that_is_imported_is_known(tmp_path):
+    own = presets.BUILT_IN[0]
+    for preset, identical in ((own, True), (presets.Preset(own.name, "mine", {"size": 0.31}), False)):
+        shown = presets.preview(presets.to_text(preset), Settings(), tmp_path)
+        assert (shown.taken, shown.identical) == ("built in", identical)

@@ -14,7 +14,7 @@ import gradio as gr
 from .. import presets
 from ..presets import Preset
 from ..settings import Settings, specs
-from . import options
+from . import options, page
 from .api import BESIDE, ORDER, settings_from
 from .infotext import join_list
 
@@ -34,67 +34,98 @@ class Shown(NamedTuple):
     """Controls' values by field."""
 
 
-def add(controls: Mapping[str, Any], elem_id: Callable[[str], str]) -> None:
-    """Put the part of the page where gradio stands, and connect it to the ``controls`` of the fields."""
+class Choice(NamedTuple):
+    """The components by which a preset is chosen and applied."""
 
-    def own(component: Callable[..., Any], name: str, *args: Any, **given: Any) -> Any:
-        made = component(*args, elem_id=elem_id(f"presets_{name}"), **given)
-        made.do_not_save_to_config = True
-        return made
+    listed: Any
+    apply: Any
+    reason: Any
+    applied: Any
+    """What applying it has changed."""
 
-    values = [controls[name] for name in ORDER]
-    quiet: dict[str, Any] = {"queue": False, "show_progress": False, "api_name": False}
+
+def choice(elem_id: Callable[[str], str]) -> Choice:
+    """Put the list of presets where gradio stands; :func:`add` connects it."""
+    own = _maker(elem_id)
     names = [one.name for one in presets.BUILT_IN]
-    with gr.Row(elem_id=elem_id("presets_choose")):
+    with gr.Row(elem_id=elem_id("presets_choose"), elem_classes=["decouple-line"]):
         listed = own(
-            gr.Dropdown, "name", choices=names, value=names[0], label="Preset", allow_custom_value=True, scale=3
-        )
-        apply = own(gr.Button, "apply", "Apply", variant="primary", scale=1, min_width=80)
-        export = own(gr.Button, "export", "Export", scale=1, min_width=80)
-        remove = own(gr.Button, "delete", "Delete", scale=1, min_width=80)
-        anew = own(gr.Button, "refresh", "Read again", scale=1, min_width=80)  # for the script; the page hides it
+            gr.Dropdown, "name", choices=names, value=names[0], label="Preset", allow_custom_value=True,
+            info="“Apply” puts its values into the settings below.",
+        )  # fmt: skip
+        apply = own(gr.Button, "apply", "Apply", variant="primary")
     reason = own(gr.HTML, "reason", _paragraph(presets.BUILT_IN[0].reason))
+    return Choice(listed, apply, reason, own(gr.HTML, "applied"))
+
+
+def add(chosen: Choice, controls: Mapping[str, Any], elem_id: Callable[[str], str]) -> None:
+    """Put what presets are shared by where gradio stands, and connect all to the ``controls`` of the fields."""
+    own = _maker(elem_id)
+    values = [controls[name] for name in ORDER]
+    listed, apply, reason, done = chosen
+    page.heading("The preset chosen above", "h4")
+    with gr.Row(elem_id=elem_id("presets_pass_on"), elem_classes=["decouple-line"]):
+        export = own(gr.Button, "export", "Export")
+        remove = own(gr.Button, "delete", "Delete")
+        anew = own(gr.Button, "refresh", "Read again")  # for the script; the page hides it
     text = own(gr.Textbox, "text", label="As text, for a message", visible=False, show_copy_button=True, max_lines=6)
     file = own(gr.HTML, "file", visible=False)
     message = own(gr.HTML, "message")
     confirm = own(gr.Button, "confirm", "", visible=False, variant="stop")
     asked = gr.State(None)
     """What ``confirm`` goes on with: ``["delete", name]`` or ``["replace", name, JSON]``."""
-    with gr.Row(elem_id=elem_id("presets_save_as")):
-        name = own(gr.Textbox, "save_name", label="Save as", placeholder="name", scale=2)
-        why = own(gr.Textbox, "save_reason", label="Reason", placeholder="what it is good for", scale=3)
-        entities = own(gr.Checkbox, "save_entities", False, label="Entities, too", scale=1, min_width=140)
-        save = own(gr.Button, "save", "Save", scale=1, min_width=80)
-    with gr.Row(elem_id=elem_id("presets_import")):
-        pasted = own(gr.Textbox, "import_text", label="Import a text", placeholder="DECOUPLE1…", max_lines=6, scale=3)
-        given = own(gr.File, "import_file", label="Import a file", type="binary", file_types=[".json"], scale=2)
+    page.heading("Save the settings as a preset of yours", "h4")
+    with gr.Row(elem_id=elem_id("presets_save_as"), elem_classes=["decouple-line"]):
+        name = own(gr.Textbox, "save_name", label="Save as", placeholder="name", max_lines=1)
+        why = own(gr.Textbox, "save_reason", label="Reason", placeholder="what it is good for", max_lines=1)
+        save = own(gr.Button, "save", "Save")
+    entities = own(
+        gr.Checkbox, "save_entities", False, label="With the entities that stand above", elem_classes=["decouple-tick"]
+    )
+    page.heading("Import a preset of somebody else's", "h4")
+    with gr.Row(elem_id=elem_id("presets_import"), elem_classes=["decouple-line"]):
+        pasted = own(gr.Textbox, "import_text", label="Its text", placeholder="DECOUPLE1…", max_lines=6)
+        own(gr.HTML, "import_file", page.place("import"))
     preview = own(gr.HTML, "preview")
     looked = gr.State("")
     """The text that ``preview`` shows."""
-    with gr.Row(elem_id=elem_id("presets_import_do")):
+    with gr.Row(elem_id=elem_id("presets_import_do"), elem_classes=["decouple-line"]):
         take = own(gr.Button, "import_save", "Save it", visible=False)
         replace = own(gr.Button, "import_replace", "Replace mine", visible=False, variant="stop")
         use = own(gr.Button, "import_apply", "Apply without saving", visible=False)
 
+    quiet: dict[str, Any] = {"queue": False, "show_progress": False, "api_name": False}
     applied = [controls[field] for field in APPLIED]
-    shown = [message, listed, reason, confirm, asked, *applied]
+    changed = [listed, reason, confirm, asked, *applied]
 
-    def press(button: Any, do: Callable[..., tuple[Shown, Any]], inputs: Sequence[Any]) -> None:
-        button.click(lambda *got: _updates(*_told(do, *got)), list(inputs), shown, **quiet)
+    def press(button: Any, do: Callable[..., tuple[Shown, Any]], inputs: Sequence[Any], place: Any = message) -> None:
+        button.click(lambda *got: _updates(*_told(do, *got)), list(inputs), [place, *changed], **quiet)
 
     listed.change(_reason_of, [listed], [reason], **quiet)
     press(anew, read_anew, [listed])
-    press(apply, apply_preset, [listed, *values])
+    press(apply, apply_preset, [listed, *values], done)
     press(remove, ask_to_delete, [listed])
     press(save, save_preset, [name, why, entities, *values])
     press(confirm, go_on, [asked])
     export.click(export_preset, [listed], [text, file], **quiet)
     offered = [preview, looked, take, replace, use]
     pasted.change(preview_import, [pasted, *values], offered, **quiet)
-    given.change(_as_text, [given], [pasted], **quiet)
     press(take, import_preset, [looked])
     press(replace, ask_to_replace, [looked])
     press(use, apply_import, [looked, *values])
+
+
+def _maker(elem_id: Callable[[str], str]) -> Callable[..., Any]:
+    """Makes components with ids of their own, of which the host keeps no defaults."""
+
+    def own(component: Callable[..., Any], name: str, *args: Any, **given: Any) -> Any:
+        if component is gr.Button:
+            given = {"size": "sm", "elem_classes": [page.BUTTON], **given}
+        made = component(*args, elem_id=elem_id(f"presets_{name}"), **given)
+        made.do_not_save_to_config = True
+        return made
+
+    return own
 
 
 def read_anew(name: str) -> tuple[Shown, Any]:
@@ -182,11 +213,18 @@ def preview_import(text: str, *values: Any) -> tuple[Any, ...]:
     lines = [_paragraph(found.preset.name, "strong"), _paragraph(found.preset.reason)]
     lines.append(_table("Applying it changes", found.changes) or _paragraph("Applying it changes nothing."))
     if found.taken == "built in":
-        lines.append(_paragraph("A built-in preset has this name; it can be applied, not saved."))
+        lines.append(
+            _paragraph("This preset is built in, with the same settings.")
+            if found.identical
+            else _paragraph("A built-in preset has this name; it can be applied, not saved.")
+        )
+    elif found.identical:
+        lines.append(_paragraph("You have this preset already, with the same settings and reason."))
     elif found.taken == "yours":
         lines.append(_paragraph("You have a preset of this name."))
-        lines.append(_table("Replacing it changes", found.replaces) or _paragraph("It has the same settings."))
-    return parts("".join(lines), text, save=found.taken == "", replace=found.taken == "yours")
+        lines.append(_table("Replacing it changes", found.replaces) or _paragraph("Replacing it changes no setting."))
+    replace = found.taken == "yours" and not found.identical
+    return parts("".join(lines), text, save=found.taken == "", replace=replace)
 
 
 def _applied(preset: Preset, values: Sequence[Any]) -> Shown:
@@ -213,8 +251,12 @@ def _saved(preset: Preset) -> tuple[Shown, Any]:
 def _replace(preset: Preset) -> tuple[Shown, Any]:
     data = presets.to_json(preset).decode()
     found = presets.preview(data, Settings(), options.preset_folder())
+    if found.identical:
+        return Shown(
+            _paragraph(f"{preset.name} is saved already, with the same settings and reason."), question=""
+        ), None
     same = _paragraph(f"There is a preset {preset.name} already.")
-    changes = _table("Replacing it changes", found.replaces)
+    changes = _table("Replacing it changes", found.replaces) or _paragraph("Replacing it changes no setting.")
     return Shown(same + changes, question=f"Replace {preset.name}"), ["replace", preset.name, data]
 
 
@@ -264,13 +306,6 @@ def _now(values: Sequence[Any]) -> Settings:
 
 def _as_control(value: Any) -> Any:
     return join_list(value) if isinstance(value, tuple) else value
-
-
-def _as_text(data: bytes | None) -> str:
-    """A file's content for the box of texts."""
-    if data is None:
-        return ""
-    return data[: presets.MOST_BYTES + 1].decode("utf-8-sig", "replace")
 
 
 def _as_text_value(value: Any) -> str:

@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
+from ..profiles import Profile
 from ..prompt import lexicon
 from ..prompt.align import Piece
 from . import callers, preset_routes, run_routes, schema, tokens
@@ -36,16 +37,12 @@ MOST_CHARACTERS = 10_000
 """Of a prompt."""
 
 
-class Unavailable(RuntimeError):
-    """The host can't answer now, as no model is loaded."""
-
-
 @dataclass(frozen=True)
 class Host:
     """What the routes need of the WebUI."""
 
     tokenize: Callable[[str], Sequence[Piece]]
-    """The loaded model's tokens of one ``AND`` part. Raises Unavailable."""
+    """The tokens of one ``AND`` part: the loaded model's, or while none is loaded the bundled tokenizer's."""
     variants: Callable[[str], Sequence[str]]
     """The texts that prompt editing makes of one part, each once."""
     preset_folder: Callable[[], Path]
@@ -56,6 +53,12 @@ class Host:
     """Other sites whose pages may write, as ``--cors-allow-origins`` has them."""
     seen: run_routes.Seen = field(default_factory=run_routes.Seen)
     """The last runs, and the one that is being drawn."""
+    model: Callable[[], str] = lambda: ""
+    """The loaded model's name; "" while none is loaded."""
+    warnings: Callable[[], list[str]] = list
+    """Why the loaded model would not be guided."""
+    profile: Callable[[], Profile | None] = lambda: None
+    """What fills the settings that are left open; None while no model is loaded."""
 
 
 class Prompt(BaseModel):
@@ -89,10 +92,25 @@ class Entity(BaseModel):
     problem: str
 
 
+class ModelProfile(BaseModel):
+    """What fills settings that are left open; see :class:`lib_decouple.profiles.Profile`. ``window``: the guided steps'
+    beginning and end as shares of all, None for the first half."""
+
+    family: str
+    source: str
+    measured: bool
+    loss: str
+    rule: str
+    size: float
+    window: tuple[float, float] | None
+    stop_below: float | None
+
+
 class Tokens(BaseModel):
     """A prompt's words; suggestions as lists of indexes of words; the entities that were typed, then those that were
     clicked, and how the field would hold them; the entities' colours, or the suggestions' where there are no entities;
-    how many tokens it has."""
+    how many tokens it has; the model whose tokens they are, "" where none is loaded and the bundled tokenizer answers,
+    and its profile; and what a job of this prompt would be told."""
 
     words: list[Word]
     suggested: list[list[int]]
@@ -100,6 +118,9 @@ class Tokens(BaseModel):
     field: str
     colours: list[str]
     tokens: int
+    model: str
+    profile: ModelProfile | None
+    warnings: list[str]
 
 
 def add(app: Any, host: Host) -> None:
@@ -128,8 +149,6 @@ def add(app: Any, host: Host) -> None:
                 if given != sayable(given):
                     raise ValueError(f"{name}: {shown(given)} holds half a character (a lone surrogate)")
             found = tokens.describe(body.prompt, host.tokenize, host.variants, typed, body.selected)
-        except Unavailable as error:
-            raise HTTPException(status_code=503, detail=f"{error}") from None
         except ValueError as error:
             raise HTTPException(status_code=422, detail=f"{error}") from None
         chosen = found["entities"]
@@ -138,6 +157,9 @@ def add(app: Any, host: Host) -> None:
             "words": [asdict(word) for word in found["words"]],
             "entities": [asdict(entity) for entity in chosen],
             "field": join_list(entity.text for entity in chosen),
+            "model": host.model(),
+            "profile": asdict(profile) if (profile := host.profile()) else None,
+            "warnings": host.warnings(),
         }
 
     preset_routes.add(router, host.preset_folder, [Depends(users.admit_writing)])
@@ -206,14 +228,42 @@ def of_webui(runs: Runs, live: Live) -> Host:
     from modules import images, prompt_parser, sd_models, shared
 
     from ..hosts import detect
+    from ..hosts.family import profile_of_model
+    from . import bundled
     from . import options as chosen
 
+    def loaded() -> Any:
+        """The model; None while there is none (shared.sd_model would load one, and wait)."""
+        model = sd_models.model_data.sd_model
+        return None if type(model).__name__ == "FakeInitialModel" else model  # Forge's, until the first picture
+
+    def name() -> str:
+        model = loaded()
+        about = getattr(model, "sd_checkpoint_info", None)
+        return "" if model is None else str(getattr(about, "name", type(model).__name__))
+
     def tokenize(text: str) -> list[Piece]:
-        model = sd_models.model_data.sd_model  # shared.sd_model would load one, and wait
         try:
-            return detect.adapter(model).tokenize(text)
-        except detect.Unsupported as error:
-            raise Unavailable("no model is loaded yet" if model is None else f"{error}") from None
+            return detect.adapter(loaded()).tokenize(text)
+        except detect.Unsupported:
+            plain = getattr(shared.opts, "emphasis", "") == "None"
+            backtrack = int(getattr(shared.opts, "comma_padding_backtrack", 20))
+            parse = {} if plain else {"parse": prompt_parser.parse_prompt_attention}
+            return bundled.tokenize(text, backtrack=backtrack, **parse)
+
+    def warnings() -> list[str]:
+        model = loaded()
+        if model is None:
+            return []
+        try:
+            detect.adapter(model).tokenize("")
+        except detect.Unsupported:
+            return [f"This model ({type(model).__name__}) can't be guided; SD 1.x, 2.x and XL can."]
+        return []
+
+    def profile() -> Profile | None:
+        model = loaded()
+        return None if model is None else profile_of_model(model)
 
     def variants(text: str) -> list[str]:
         if "[" not in text:
@@ -234,4 +284,5 @@ def of_webui(runs: Runs, live: Live) -> Host:
         busy=lambda: bool(shared.state.job),
         font=images.get_font,
     )
-    return Host(tokenize, variants, chosen.preset_folder, getattr(options, "api_auth", None) or "", origins, seen)
+    users = getattr(options, "api_auth", None) or ""
+    return Host(tokenize, variants, chosen.preset_folder, users, origins, seen, name, warnings, profile)

@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from html import escape
+from itertools import count
 from typing import Any
 
 import gradio as gr
 
-from ..settings import Settings, Spec, specs
+from ..settings import Group, Settings, Spec, specs
 from . import page, presets_ui
 from .api import ORDER, TITLE
 from .infotext import pasted_problem, to_text
 
 FACTOR = specs()["factor"].infotext
+
+EXPERT: dict[Group, str] = {
+    "steps": "At which steps",
+    "update": "How a step is made",
+    "maps": "Which attention maps are read",
+    "memory": "Memory",
+}
+"""Titles of the groups that are folded away."""
+
+_told = count(1)
 
 
 def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tuple[dict[str, Any], Any]:
@@ -25,27 +36,40 @@ def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tu
     makes an element's id from its name. Nothing outside the accordion is touched.
     """
     made: dict[str, Any] = {}
-    about = specs()
-    defaults = {item.name: item.default for item in fields(Settings)}
     with accordion(False, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
-        status = gr.HTML("", elem_id=elem_id("status"))
+        page.heading("What to keep apart")
         gr.HTML(page.place("chips"), elem_id=elem_id("tokens"))
-        gr.Button("Compare: plain and decoupled from the same seed", elem_id=elem_id("compare_button"))
+        _grid("entities", made, elem_id)
+        page.heading("How strongly")
+        choice = presets_ui.choice(elem_id)
+        _grid("strength", made, elem_id)
+        page.heading("See what it did")
+        status = gr.HTML("", elem_id=elem_id("status"))
+        gr.Button(
+            "Compare: plain and decoupled from the same seed", elem_id=elem_id("compare_button"), size="sm",
+            elem_classes=[page.BUTTON],
+        )  # fmt: skip
         made["compare"] = gr.Checkbox(False, label="Compare", visible=False, elem_id=elem_id("compare"))
         made["compare"].do_not_save_to_config = True  # the button ticks it for one job
         gr.HTML(page.place("live"), elem_id=elem_id("live"))
         gr.HTML(page.place("trace"), elem_id=elem_id("trace"))
-        shared = gr.Accordion("Presets", open=False, elem_id=elem_id("presets"))
-        plain = [name for name, spec in about.items() if not spec.folded and name != "enabled"]
-        for name in plain:
-            made[name] = _control(about[name], defaults[name], elem_id(name))
-        with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
-            for name, spec in about.items():
-                if spec.folded:
-                    made[name] = _control(spec, defaults[name], elem_id(name))
-        with shared:
-            presets_ui.add(made, elem_id)
+        share = gr.Accordion("Share: save, export and import presets", open=False, elem_id=elem_id("presets"))
+        with gr.Accordion("Expert", open=False, elem_id=elem_id("expert")):
+            for group, title in EXPERT.items():
+                page.heading(title, "h4")
+                _grid(group, made, elem_id)
+        with share:
+            presets_ui.add(choice, made, elem_id)
     return {name: made[name] for name in ORDER}, status
+
+
+def _grid(group: Group, made: dict[str, Any], elem_id: Callable[[str], str]) -> None:
+    """A group's controls, side by side where there is room."""
+    defaults = {item.name: item.default for item in fields(Settings)}
+    with gr.Row(elem_id=elem_id(f"group_{group}"), elem_classes=["decouple-grid"]):
+        for name, spec in specs().items():
+            if spec.group == group and name != "enabled":
+                made[name] = _control(spec, defaults[name], elem_id(name))
 
 
 def _control(spec: Spec, default: Any, elem_id: str) -> Any:
@@ -53,7 +77,7 @@ def _control(spec: Spec, default: Any, elem_id: str) -> Any:
     allowed = "" if spec.choices or spec.low is None else f" ({spec.allowed()})"
     given["info"] = spec.help + allowed
     if isinstance(default, bool):
-        return gr.Checkbox(value=default, **given)
+        return gr.Checkbox(value=default, elem_classes=["decouple-tick"], **given)
     if spec.choices:
         return gr.Radio(choices=list(spec.choices), value=default, **given)
     if isinstance(default, int) and spec.infotext == FACTOR:
@@ -78,6 +102,11 @@ def pasted_status(params: Mapping[str, Any]) -> str:
 
 
 def status_html(lines: list[str], run: str = "") -> str:
-    """The status line's content; one paragraph a line, escaped, within what names the ``run`` whose trace is kept."""
+    """The status line's content; one paragraph a line, escaped, within what names the ``run`` whose trace is kept.
+
+    Each has a number of its own, by which the page tells a new run's line from the one before, alike or not.
+    """
+    if not lines:
+        return ""
     told = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    return f'<div class="decouple-run" data-run="{escape(run)}">{told}</div>' if run else told
+    return f'<div class="decouple-run" data-told="{next(_told)}" data-run="{escape(run)}">{told}</div>'

@@ -195,14 +195,13 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path):
     assert web.get("/decouple/v1/presets").status_code == 200
 
 
-def test_without_a_model_it_says_so():
-    def none(text):
-        raise rest.Unavailable("no model is loaded yet")
-
+@pytest.mark.parametrize(("model", "warnings"), [("", []), ("flux", ["This model (Flux) can't be guided."])])
+def test_whose_tokens_they_are_and_what_is_wrong_with_the_model_is_told(model, warnings):
     app = fastapi.FastAPI()
-    rest.add(app, rest.Host(none, lambda text: [text], Path))
-    answer = TestClient(app).post("/decouple/v1/tokens", json={"prompt": "a"})
-    assert (answer.status_code, answer.json()["detail"]) == (503, "no model is loaded yet")
+    rest.add(app, rest.Host(tokenize, lambda text: [text], Path, model=lambda: model, warnings=lambda: warnings))
+    answer = TestClient(app).post("/decouple/v1/tokens", json={"prompt": "a cat"})
+    assert answer.status_code == 200
+    assert (answer.json()["model"], answer.json()["warnings"]) == (model, warnings)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import urllib.request
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -16,9 +17,11 @@ import pytest
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 gr = pytest.importorskip("gradio", reason="gradio is not installed here; `run.py test` runs this under both versions")
 
+from lib_decouple import presets  # noqa: E402
 from lib_decouple.settings import Settings, specs  # noqa: E402
-from lib_decouple.webui import ui  # noqa: E402
+from lib_decouple.webui import presets_ui, ui  # noqa: E402
 from lib_decouple.webui.api import BESIDE, ORDER, settings_from  # noqa: E402
+from lib_decouple.webui.infotext import to_text  # noqa: E402
 
 
 @contextmanager
@@ -118,6 +121,54 @@ def test_built_again_it_stands_beside_the_first(page):
 
 
 def test_the_status_line_names_the_run_whose_trace_is_kept():
-    assert ui.status_html(["a <b>"]) == "<p>a &lt;b&gt;</p>"
+    assert "<p>a &lt;b&gt;</p>" in ui.status_html(["a <b>"])
     told = ui.status_html(["one", "two"], "x_1")
-    assert told == '<div class="decouple-run" data-run="x_1"><p>one</p><p>two</p></div>'
+    assert 'data-run="x_1"><p>one</p><p>two</p></div>' in told
+
+
+def test_every_status_differs_from_the_one_before_so_that_the_page_tells_a_new_run_s():
+    numbers = [re.search('data-told="([0-9]+)"', ui.status_html(["the same"]))[1] for _ in range(2)]
+    assert numbers[0] != numbers[1]
+    assert ui.status_html([]) == ""
+
+
+def test_every_setting_stands_in_one_group_and_rare_ones_are_folded(page):
+    layout = {}
+
+    def walk(node, above):
+        layout[node["id"]] = above
+        for child in node.get("children") or ():
+            walk(child, [*above, node["id"]])
+
+    walk(page.config["layout"], [])
+    props = {item["id"]: item["props"] for item in page.config["components"]}
+    for name in ORDER:
+        if name in ("enabled", *BESIDE):
+            continue
+        around = [props.get(one, {}).get("elem_id") or "" for one in layout[page.made[name]._id]]
+        assert any(one.endswith(f"_group_{specs()[name].group}") for one in around)
+        assert any(one.endswith("_expert") for one in around) == (specs()[name].group in ui.EXPERT)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(presets_ui.options, "preset_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def test_an_import_that_is_there_already_offers_to_replace_nothing(folder):
+    def values(**changed):
+        now = {**vars(Settings()), "compare": False, **changed}
+        return [to_text(now[name]) if isinstance(now[name], tuple) else now[name] for name in ORDER]
+
+    own = presets.Preset("Mine", "why", {"size": 0.3})
+    presets.save(own, folder)
+    other = presets.Preset("Mine", "why", {"size": 0.4})
+    for preset, words, replace in ((own, "You have this preset already", False), (other, "Replacing it changes", True)):
+        html, _, take, over, use = presets_ui.preview_import(presets.to_text(preset), *values())
+        assert words in html
+        assert (take["visible"], over["visible"], use["visible"]) == (False, replace, True)
+    told, asked = presets_ui.save_preset("Mine", "why", False, *values(size=0.3))
+    assert "saved already" in told.message
+    assert asked is None
+    assert not told.question

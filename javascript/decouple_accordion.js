@@ -1,0 +1,93 @@
+// The accordion as a whole: it opens when it is ticked, its status line belongs to the last run alone, and what
+// "Guided steps" means is told in words.
+(function() {
+    const LOOK = 300; // ms; the host tells scripts neither that a box was ticked by a paste nor that a job has begun
+
+    class Accordion {
+        constructor(tab) {
+            this.tab = tab;
+            this.box = decouple.find(tab, "enabled");
+            if (!this.box) return;
+            this.ticked = this.isTicked();
+            this.old = null; // number of the status that a run has left before the one that is being drawn
+            this.busy = false;
+            this.status = decouple.find(tab, "status");
+            this.drawing = decouple.part("p", "decouple-says", "", {role: "status"});
+            this.status?.after(this.drawing);
+            this.means = Object.fromEntries(["loss", "steps", "size", "start", "rule", "stop"].map((name) => {
+                const line = decouple.part("p", "decouple-means");
+                decouple.find(tab, name)?.append(line);
+                return [name, line];
+            }));
+            this.box.addEventListener("input", () => this.look());
+            gradioApp().querySelector(`#${tab}_generate`)?.addEventListener("click", () => this.begun());
+            setInterval(() => this.look(), LOOK);
+        }
+
+        isTicked() {
+            return !!gradioApp().querySelector(`#${this.box.id}-visible-checkbox`)?.checked;
+        }
+
+        look() {
+            this.openWhenTicked();
+            const busy = decouple.busy(this.tab);
+            if (busy && !this.busy) this.begun();
+            this.busy = busy;
+            this.showStatus();
+            this.tellWhatIsLeftOpen();
+        }
+
+        // In A1111 a click on the box ticks it alone, and what it does would stay unseen.
+        openWhenTicked() {
+            const ticked = this.isTicked();
+            const label = this.box.querySelector(".label-wrap");
+            if (ticked && !this.ticked && !label.classList.contains("open")) label.click();
+            this.ticked = ticked;
+        }
+
+        told() {
+            return this.status?.querySelector(".decouple-run")?.dataset.told ?? null;
+        }
+
+        begun() {
+            this.old = this.told();
+            this.showStatus();
+        }
+
+        showStatus() {
+            if (!this.status) return;
+            const hidden = this.old !== null && this.told() === this.old;
+            this.status.classList.toggle("decouple-old", hidden);
+            const text = this.busy && this.ticked ? decoupleSay("A picture is being drawn.") : "";
+            if (this.drawing.textContent !== text) this.drawing.textContent = text;
+        }
+
+        // What stands in for a value that is left to the loaded model, and for the 0 that means half of the steps.
+        tellWhatIsLeftOpen() {
+            const now = (name) => {
+                const box = decouple.find(this.tab, name);
+                return (box?.querySelector("input:checked") ?? box?.querySelector("input[type=number], input"))?.value ?? "";
+            };
+            const profile = decouple.profiles?.[this.tab];
+            const percent = (share) => Math.round(100 * share);
+            const window = !profile?.window ? decoupleSay("the first half of the run")
+                : decoupleSay("from {first} to {last} % of the run", {first: percent(profile.window[0]), last: percent(profile.window[1])});
+            const own = !profile ? {} : {
+                loss: profile.loss, size: profile.size, steps: window, start: window, rule: profile.rule,
+                stop: profile.stop_below === null ? decoupleSay("off") : decoupleSay("at loss {loss}", {loss: profile.stop_below}),
+            };
+            const open = {loss: "auto", size: "0", steps: "-1", start: "-1", rule: "auto", stop: "auto"};
+            for (const [name, line] of Object.entries(this.means)) {
+                let text = "";
+                if (name === "steps" && now(name) === "0") text = decoupleSay("0: the first half of the run");
+                if (now(name) === open[name]) {
+                    text = profile ? decoupleSay("{open}, for {family}: {value}", {open: open[name], family: profile.family, value: own[name]})
+                        : decoupleSay("{open}: what the model that is loaded has", {open: open[name]});
+                }
+                if (line.textContent !== text) line.textContent = text;
+            }
+        }
+    }
+
+    onUiLoaded(() => decouple.TABS.forEach((tab) => new Accordion(tab)));
+})();
