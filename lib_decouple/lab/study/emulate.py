@@ -1,0 +1,87 @@
+"""Half precision as a GPU computes it, on a CPU.
+
+A GPU takes half operands, sums in float32 and rounds what comes out; its results keep subnormals. torch's CPU
+kernels do the same for single operations, but are slow for products, and some round their sums. Here every
+operation on half tensors, forward and backward, runs in float32 and its result is rounded once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Flushed:
+    """Gradients inside the network that rounding made zero."""
+
+    zeroed: int = 0
+    """Values that were not zero before they were rounded."""
+    values: int = 0
+    """All values of half gradients."""
+
+    @property
+    def share(self) -> float:
+        """In [0, 1]; 0 where nothing was counted."""
+        return self.zeroed / max(1, self.values)
+
+
+class HalfOnGpu(TorchDispatchMode):
+    """Inside, operations on half tensors sum in float32 and round their result, as on a GPU.
+
+    ``flushed`` counts what a backward pass inside loses to rounding.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flushed = Flushed()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
+        half = next((one.dtype for one in given if one.dtype in HALVES), None)
+        if half is None or func.is_view or func._schema.is_mutable or _converts(func, kwargs):
+            return func(*args, **kwargs)
+        # As torch's own promotion: a number held in a tensor of no dimension does not widen a result.
+        wide = any(one.dtype == torch.float32 and one.ndim for one in given) and func not in _KEEPS_HALF
+        found = func(*tree_map(_widened, args), **tree_map(_widened, kwargs))
+        if func in _WIDE_STATISTICS:
+            return (self._rounded(found[0], half), *found[1:])
+        return tree_map(lambda one: one if wide else self._rounded(one, half), found)
+
+    def _rounded(self, value: Any, half: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        made = value.to(half)
+        if torch._C._current_autograd_node() is not None:
+            self.flushed.values += value.numel()
+            self.flushed.zeroed += int(torch.count_nonzero(value)) - int(torch.count_nonzero(made))
+        return made
+
+
+_aten = torch.ops.aten
+_KEEPS_HALF = {
+    _aten.native_layer_norm_backward.default,
+    _aten.native_group_norm_backward.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+}
+"""Given float32 statistics beside half tensors, these give half gradients."""
+
+
+_WIDE_STATISTICS = {_aten.native_layer_norm.default, _aten._scaled_dot_product_flash_attention_for_cpu.default}
+"""Their mean and deviation, or log-sum-exp, stay float32 beside a half result."""
+
+
+def _converts(func: Any, kwargs: dict[str, Any]) -> bool:
+    return func in (_aten._to_copy.default, _aten.clone.default, _aten.copy_.default) or kwargs.get("dtype") is not None
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
