@@ -72,6 +72,10 @@ class Script(scripts.Script):
         """Before each sampling pass of a batch."""
         jobs.before_sampling(p, kwargs.get("x"))
 
+    def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """When a batch is sampled."""
+        jobs.after_batch(p, kwargs["batch_number"])
+
     def postprocess_image_after_composite(self, p: Any, pp: Any, *args: Any) -> None:
         """When a picture is finished."""
         jobs.finished(p, pp.image)

@@ -75,7 +75,7 @@ def begin(p: Any, state: Any) -> Comparison:
 
     ``state``: the host's progress, whose count of batches is kept right.
     """
-    if script := _selected_script(p):
+    if script := selected_script(p):
         raise ValueError(f'the script "{script}" draws its own pictures; choose None under Script')
     images = len(getattr(p, "init_images", None) or ())
     size = images if 1 < images <= p.batch_size else p.batch_size  # as img2img will set it
@@ -93,7 +93,7 @@ def begin(p: Any, state: Any) -> Comparison:
     return Comparison(p, batches, size, state.time_start)
 
 
-def _selected_script(p: Any) -> str:
+def selected_script(p: Any) -> str:
     """Title of the script chosen under "Script", such as the X/Y/Z plot; "" for none."""
     scripts, args = getattr(p.scripts, "selectable_scripts", ()), p.script_args
     chosen = args[0] if scripts and args else 0

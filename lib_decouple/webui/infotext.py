@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import presets
-from ..settings import FIXED, Settings, specs
+from ..settings import FIXED, SWITCH, Settings, specs
 from . import options
 
 VERSION = 1
@@ -33,8 +33,23 @@ PROFILE = "Decouple profile"
 """Which model family's profile filled the settings that were left open, and whether it was measured. Only told: the
 settings themselves stand beside it."""
 
-FOUND, IOU, STOOD_ASIDE = "Decouple found", "Decouple IoU", "Decouple stood aside"
-"""Keys of the results, which no paste reads."""
+FOUND, MOVED, BY_UPDATE = "Decouple found", "Decouple moved", "Decouple IoU by update"
+"""Keys of what was done to an image; see :mod:`effect`. No paste reads a result."""
+
+HIRES = {FOUND: "Decouple hires found", MOVED: "Decouple hires moved", BY_UPDATE: "Decouple hires IoU by update"}
+"""The same of the second pass of hires fix, whose prompt may be another."""
+
+STOOD_ASIDE = "Decouple stood aside"
+"""Why an image was not guided, or not to its end."""
+
+BATCH = "Decouple batch"
+"""Which image of how many in its batch: guidance makes the rounding of a batch large, so the same seed comes out
+otherwise in a batch of another size."""
+
+RESULTS = (FOUND, MOVED, BY_UPDATE, *HIRES.values(), BATCH, STOOD_ASIDE)
+
+OLD_IOU = "Decouple IoU"
+"""In infotexts of before: overlap at the first and the last step, which is no effect of guidance."""
 
 RUN = "Decouple run"
 """Key of a run's id in the ``info`` that the host gives to whoever drew; it is in no infotext, as pictures are passed
@@ -83,12 +98,13 @@ def to_text(value: object) -> str:
 def from_text(name: str, text: object) -> Any:
     """A setting's value from text, or as it is where it is none; :class:`Settings` checks it. Raises ValueError."""
     default = next(item.default for item in fields(Settings) if item.name == name)
-    if not isinstance(text, str) or isinstance(default, str):
+    switch = specs()[name].choices == SWITCH
+    if not isinstance(text, str) or (isinstance(default, str) and not switch):
         return text
     if isinstance(default, tuple):
         items = split_list(text)
         return items if name == "entities" else [_number(name, item) for item in items]
-    if isinstance(default, bool):
+    if isinstance(default, bool) or switch:
         return {"true": True, "false": False}.get(text.strip().lower(), text)
     return _number(name, text)
 

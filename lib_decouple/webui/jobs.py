@@ -16,7 +16,7 @@ from ..hosts import detect
 from ..hosts.base import Looking
 from ..hosts.family import profile_of_model
 from ..settings import Settings, specs
-from . import api, callers, compare, infotext, map_files, options, xyz
+from . import api, callers, compare, infotext, map_files, options, report, xyz
 from .report import Run
 from .runs import Live, Runs, of_job
 
@@ -24,9 +24,8 @@ log = logging.getLogger("lib_decouple")
 
 OUR_KEYS = (
     *(spec.infotext for spec in specs().values()),
-    infotext.FOUND,
-    infotext.IOU,
-    infotext.STOOD_ASIDE,
+    *infotext.RESULTS,
+    infotext.OLD_IOU,
     infotext.PRESET,
     infotext.RUN,
     infotext.PROFILE,
@@ -104,7 +103,10 @@ class Jobs:
     def before_sampling(self, p: Any, x: Any) -> None:
         """In ``process_before_every_sampling``: attach to the sampler that is about to run on latents like ``x``."""
         run = getattr(p, "attention_decoupling", None)
-        if run is None or run.problem or (getattr(p, "is_hr_pass", False) and not run.settings.hires):
+        if run is None or run.problem:
+            return
+        if getattr(p, "is_hr_pass", False) and not run.settings.hires:
+            run.unreached = report.ONLY_HIRES
             return
         if run.comparison:
             if not run.comparison.same_prompts():
@@ -120,6 +122,15 @@ class Jobs:
             errors.report("Attention Decoupling stands aside", exc_info=True)
             run.problem = f"{type(error).__name__}: {error}"
             p.comment(f"Attention Decoupling stood aside: {run.problem}")
+
+    def after_batch(self, p: Any, batch: int) -> None:
+        """In ``postprocess_batch``: a batch was sampled, by us or past us."""
+        run = getattr(p, "attention_decoupling", None)
+        if run is None or (run.comparison and run.comparison.plain(batch)):
+            return
+        run.drawn.add(batch)
+        if run.unreached == report.NOT_REACHED and (script := compare.selected_script(p)):
+            run.unreached = f'the script "{script}" draws in its own way, past the sampling where guidance works'
 
     def finished(self, p: Any, picture: Any) -> None:
         """In ``postprocess_image_after_composite``: keep the finished pictures of a comparison."""
@@ -211,8 +222,11 @@ class Jobs:
         comparison.p.n_iter = comparison.batches
 
         def told(number: int) -> str:
-            aside = run.result(infotext.STOOD_ASIDE, *divmod(number, comparison.size))
-            return "decoupled: stood aside" if aside else "decoupled"
+            image = divmod(number, comparison.size)
+            aside = run.result(infotext.STOOD_ASIDE, *image)
+            if not run.guided(*image):
+                return "not decoupled: stood aside"
+            return "decoupled, then stood aside" if aside else "decoupled"
 
         try:
             run.notes.append(compare.add_pictures(comparison, processed, told))

@@ -10,8 +10,16 @@ from typing import Any, Protocol
 
 from ..core.trace import ImageTrace
 from ..settings import Settings
+from . import effect
 from .compare import Comparison
-from .infotext import FOUND, IOU, RUN, STOOD_ASIDE, join_list
+from .infotext import BATCH, BY_UPDATE, FOUND, HIRES, MOVED, RESULTS, RUN, STOOD_ASIDE, join_list
+
+NOT_REACHED = "another script or extension drew it in its own way, past the WebUI's sampling, where guidance works"
+ONLY_HIRES = "only the second pass of hires fix was drawn; “Hires pass too” guides that"
+NO_STEP = "sampling ended before the first guided step"
+LEFT_ALONE = (
+    "no update was made at any guided step: its loss was at most the threshold (“Stop when decoupled”), or had no slope"
+)
 
 
 class Pass(Protocol):
@@ -46,6 +54,10 @@ class Run:
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     """A name that is fit for an address, and that nobody can guess."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    drawn: set[int] = field(default_factory=set)
+    """Batches that were sampled."""
+    unreached: str = NOT_REACHED
+    """Why a batch that was sampled was not guided by any pass."""
     kept: bool = False
     """Will its trace be kept when it is over?"""
     owner: str = field(default="", repr=False)
@@ -61,12 +73,30 @@ class Run:
         """The infotext value of a result key for one image; None leaves the key out."""
         own = [one for one in self.passes if one.iteration == iteration and position < len(one.traces)]
         if key == STOOD_ASIDE:
-            reasons = [self.problem, *(reason_of(one, position) for one in own)]
-            return "; ".join(dict.fromkeys(filter(None, reasons))) or None
-        guided = [one.traces[position] for one in own if one.traces[position].steps]
-        if not guided:
-            return None
-        return join_list(guided[0].entities) if key == FOUND else _iou(guided)
+            return self._reasons(own, iteration, position) or None
+        guided = [one for one in own if was_guided(one, position)]
+        if key == BATCH:
+            size = max((len(one.traces) for one in guided), default=1)
+            return None if size == 1 or self.settings.one_at_a_time else f"{position + 1} of {size}"
+        hires = key in HIRES.values()
+        told = [_told(key, one, position) for one in guided if one.hires is hires]
+        return told[0] or None if told else None
+
+    def guided(self, iteration: int, position: int) -> bool:
+        """Could guidance move this image at any step?"""
+        return any(
+            one.iteration == iteration and position < len(one.traces) and was_guided(one, position)
+            for one in self.passes
+        )
+
+    def _reasons(self, own: Sequence[Pass], iteration: int, position: int) -> str:
+        """Why an image was not guided, or not to its end; "" while it is being drawn, and where it was."""
+        if self.problem:
+            return self.problem
+        if iteration in self.drawn and not own:
+            return self.unreached
+        reasons = [(one.hires, reason_of(one, position, iteration in self.drawn)) for one in own]
+        return "; ".join(dict.fromkeys(("hires: " if hires else "") + text for hires, text in reasons if text))
 
     def infotext(self) -> dict[str, Any]:
         """The result keys with functions that the host calls for each image's infotext.
@@ -84,16 +114,13 @@ class Run:
 
             return _OfImage(of_image)
 
-        return {key: value(key) for key in (FOUND, IOU, STOOD_ASIDE)}
+        return {key: value(key) for key in RESULTS}
 
     def info(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The job's infotext entries for the API's ``info``, for which the host calls no functions: each result as the
         first image that has it has."""
         images = [(one.iteration, k) for one in self.passes for k in range(len(one.traces))] or [(0, 0)]
-        results = {
-            key: next(filter(None, (self.result(key, *image) for image in images)), None)
-            for key in (FOUND, IOU, STOOD_ASIDE)
-        }
+        results = {key: next(filter(None, (self.result(key, *image) for image in images)), None) for key in RESULTS}
         return {key: value for key, value in {**given, **results, RUN: self.id}.items() if value is not None}
 
     def id_for_info(self) -> Any:
@@ -122,18 +149,37 @@ class Run:
         if self.problem:
             return [*self.notes, f"Stood aside: {self.problem}"]
         images = dict.fromkeys((one.iteration, k) for one in self.passes for k in range(len(one.traces)))
-        found = []
-        for number, image in enumerate(images, start=1):
-            entities, iou, reason = (self.result(key, *image) for key in (FOUND, IOU, STOOD_ASIDE))
-            parts = [f"{entities}: overlap (IoU) {iou}" if entities else "", f"stood aside: {reason}" if reason else ""]
-            if entities and (unused := self._unused(image)):
-                parts.insert(1, f"not in this prompt: {unused}")
-            found.append((f"Image {number}: " if len(images) > 1 else "") + "; ".join(filter(None, parts)))
+        if not images:
+            return [*self.notes, f"Stood aside: {self.unreached}"] if self.drawn else list(self.notes)
+        found = [
+            (f"Image {number}: " if len(images) > 1 else "") + self._line(image)
+            for number, image in enumerate(images, start=1)
+        ]
         more = [f"… and {len(found) - 8} more"] if len(found) > 8 else []
+        return [*self.notes, *found[:8], *more, *self._costs()]
+
+    def _line(self, image: tuple[int, int]) -> str:
+        """What was done to one image."""
+        parts = []
+        for keys, start in (((FOUND, MOVED, BY_UPDATE), ""), (tuple(HIRES.values()), "hires: ")):
+            entities, moved, iou = (self.result(key, *image) for key in keys)
+            if entities:
+                parts.append(f"{start}{entities}: moved at {moved} of the latents' length")
+                parts += [f"overlap (IoU) by the update {iou}"] if iou else []
+        if parts and (unused := self._unused(image)):
+            parts.insert(1, f"not in this prompt: {unused}")
+        if reason := self.result(STOOD_ASIDE, *image):
+            parts.append(f"stood aside: {reason}")
+        return "; ".join(parts) or "not drawn to its end"
+
+    def _costs(self) -> list[str]:
+        """Whose settings, and what they cost, where anything was guided."""
         count = sum(trace.passes for one in self.passes for trace in one.traces)
+        if not count:
+            return []
         seconds = sum(one.seconds for one in self.passes)
         profile = [self.profile_told] if self.profile_told else []
-        return [*self.notes, *found[:8], *more, *profile, f"{count} more passes of the UNet, {seconds:.1f} s"]
+        return [*profile, f"{count} more passes of the UNet, {seconds:.1f} s"]
 
     def _unused(self, image: tuple[int, int]) -> str:
         used = {name for one in self.passes if one.iteration == image[0] for name in one.traces[image[1]].entities}
@@ -160,12 +206,25 @@ class _OfImage(str):
         return self._function(*args, **kwargs)
 
 
-def reason_of(one: Pass, position: int) -> str:
-    """Why a pass did not guide an image, or not to its end; empty when it did."""
-    return one.stood_aside or ("" if one.traces[position].steps else one.left_alone[position])
+def was_guided(one: Pass, position: int) -> bool:
+    """Could this pass move the image at any step?"""
+    return any(record.guided for record in one.traces[position].steps)
 
 
-def _iou(traces: Sequence[ImageTrace]) -> str:
-    """``0.62 to 0.31``: the mean over pairs at the first and the last look that saw a pair."""
-    looks = [record.before.mean_iou() for trace in traces for record in trace.steps if record.before.iou]
-    return f"{looks[0]:.3f} to {looks[-1]:.3f}" if looks else "none, one entity"
+def reason_of(one: Pass, position: int, drawn: bool = True) -> str:
+    """Why a pass did not guide an image, or not to its end; empty when it did. ``drawn``: is it over?"""
+    if one.stood_aside:
+        return one.stood_aside
+    if not was_guided(one, position):
+        return one.left_alone[position] or (NO_STEP if drawn else "")
+    trace = one.traces[position]
+    if drawn and not any(record.update_norm > 0 for record in trace.steps):
+        return LEFT_ALONE
+    return ""
+
+
+def _told(key: str, one: Pass, position: int) -> str:
+    trace = one.traces[position]
+    if key in (FOUND, HIRES[FOUND]):
+        return join_list(trace.entities)
+    return effect.moved(trace, one.total) if key in (MOVED, HIRES[MOVED]) else effect.by_update(trace)

@@ -212,8 +212,8 @@ def test_a_job_within_a_job(host, plain, inner):
     found = host.inside((HERE / "in_host_nested.py").read_text(), INNER=inner)
     assert found["around"] == found["alone"]
     assert found["inner"] == found["like"]
-    assert "Decouple IoU" in found["around"]["infotext"]
-    assert ("Decouple IoU" in found["inner"]["infotext"]) == bool(inner and inner["enabled"])
+    assert "Decouple moved" in found["around"]["infotext"]
+    assert ("Decouple moved" in found["inner"]["infotext"]) == bool(inner and inner["enabled"])
     assert "stood aside" not in found["inner"]["infotext"]
     assert found["hooks"] == 0
     assert host.draw().pixels == plain.pixels

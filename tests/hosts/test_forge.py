@@ -29,7 +29,7 @@ def plain(forge: Forge) -> Picture:
 
 def assert_guided(picture: Picture) -> None:
     assert picture.value("Decouple stood aside") is None
-    assert picture.value("Decouple IoU")
+    assert picture.value("Decouple moved")
 
 
 # ---------------------------------------------------------------- exactness

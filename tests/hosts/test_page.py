@@ -72,14 +72,15 @@ def made(webui):
 
 WANTED = {
     "enabled": True, "loss": "iou + 0.5*intensity", "steps": "4", "size": "0.31", "rule": "attend-excite",
-    "layers": "last", "refine_steps": "0, 2", "stop": True, "every": "1",
+    "layers": "last", "refine_steps": "0, 2", "stop": "on", "every": "1",
     "entities": f"cat, dog, {json.dumps(ODD)}", "skip_missing": True,
 }  # fmt: skip
 
 
 def ours(text):
     """What an infotext says of us, less the figures that a checkpoint of random weights decides."""
-    return re.sub(r"(Decouple IoU: [^,]*), ", "", re.search(r"Decouple: .*?(?=, Version)", text, re.S)[0])
+    own = re.search(r"Decouple: .*?(?=, Version)", text, re.S)[0].replace("Decouple stop: True", "Decouple stop: on")
+    return re.sub(r"Decouple (?:IoU(?: by update)?|moved): [^,]*(?:, |$)", "", own).removesuffix(", ")
 
 
 def test_an_infotext_is_as_it_was_written_before(webui, made):

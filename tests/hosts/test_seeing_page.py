@@ -129,7 +129,7 @@ def test_nothing_is_asked_while_both_panels_are_closed(page):
     assert not is_open(page, "live")
     assert not is_open(page, "trace")
     drawn(page)
-    assert "cat, dog: overlap (IoU)" in text(page, "status")
+    assert "cat, dog: moved at " in text(page, "status")
     assert page.execute_script(REQUESTS) == []
 
 

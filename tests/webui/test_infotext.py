@@ -104,6 +104,18 @@ def test_every_setting_survives_the_host():
     assert all(f"{spec.infotext}: " in text for spec in specs().values())
 
 
+@pytest.mark.parametrize(("text", "value"), [("True", "on"), ("false", "off"), ("on", "on"), ("auto", "auto")])
+def test_a_switch_that_was_a_tick_is_read_as_one(text, value):
+    assert read({"Decouple": "1", "Decouple stop": text}).stop == value
+    with pytest.raises(ValueError, match="stop: 'yes' is not allowed; one of auto, on, off"):
+        read({"Decouple": "1", "Decouple stop": "yes"})
+
+
+def test_an_infotext_with_the_overlap_of_two_steps_is_still_read():
+    params = host_reads("Decouple: 1, Decouple loss: kl, Decouple IoU: 0.709 to 0.140")
+    assert read(params) == Settings(enabled=True, loss="kl").fixed()
+
+
 def test_defaults_are_omitted_and_off_writes_nothing():
     assert write(Settings()) == {}
     assert write(Settings(), "Balanced") == {}

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("fastapi", reason="fastapi is not installed")
 
 from lib_decouple.settings import FIXED, Settings
-from lib_decouple.webui import api, infotext
+from lib_decouple.webui import api, infotext, report
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_what_is_left_open_is_the_loaded_model_s_and_stands_closed_in_the_infote
     host.jobs.begin(p, "txt2img", [{"enabled": True}])
     run = p.attention_decoupling
     assert run.settings == Settings(enabled=True, **{**FIXED, **wanted})
-    assert told in run.lines()[-2]
+    assert told in run.profile_told
     written = {key: value for key, value in p.extra_generation_params.items() if not callable(value)}
     assert (written["Decouple preset"], written["Decouple profile"]) == ("Auto", told)
     assert infotext.read(written) == run.settings  # whatever the profile says one day
@@ -253,6 +253,70 @@ def test_a_client_of_the_api_is_told_which_option_is_not_allowed(host, name, val
     host.opts.data[name] = value
     assert options.refused({name: value}) == "" or value != value  # clients send back what they were given
     assert words == "" or "not by the API" in words or any(words in one for one in options.problems())
+
+
+def sampled(host, p, **given):
+    """One batch of a job, past our hooks on its sampling."""
+    host.jobs.begin(p, "img2img", [{"enabled": True, **given}])
+    of_image = {"p": p, "index": 0, "all_prompts": p.all_prompts, "use_main_prompt": False}
+    told = p.extra_generation_params["Decouple stood aside"]
+    before = told(**of_image)
+    host.jobs.after_batch(p, 0)
+    return before, told(**of_image)
+
+
+def test_a_picture_that_was_drawn_past_the_sampler_says_so(host):
+    p = job()
+    assert sampled(host, p) == (None, report.NOT_REACHED)
+    assert p.attention_decoupling.lines() == [f"Stood aside: {report.NOT_REACHED}"]
+    p = job()
+    p.scripts.selectable_scripts = [SimpleNamespace(title=lambda: "img2img alternative test")]
+    p.script_args = [1]
+    assert "img2img alternative test" in sampled(host, p)[1]
+
+
+def test_a_job_of_the_hires_pass_alone_says_which_setting_guides_it(host):
+    p = job()
+    p.is_hr_pass = True
+    host.jobs.begin(p, "txt2img", [{"enabled": True}])
+    host.jobs.before_sampling(p, None)
+    host.jobs.after_batch(p, 0)
+    assert "Hires pass too" in p.attention_decoupling.lines()[0]
+
+
+def test_plain_batches_of_a_comparison_have_no_reason(host):
+    p = job()
+    host.jobs.begin(p, "txt2img", [{"compare": True}])
+    run = p.attention_decoupling
+    for batch in range(2):
+        host.jobs.after_batch(p, batch)
+    assert [run.result("Decouple stood aside", batch, 0) for batch in range(2)] == [None, report.NOT_REACHED]
+
+
+@pytest.mark.parametrize(
+    ("moved", "reason", "label"),
+    [
+        (0.1, "", "decoupled"), (0.1, "at step 3 of 6: out of memory", "decoupled, then stood aside"),
+        (None, "", "not decoupled: stood aside"), (None, "a reason", "not decoupled: stood aside"),
+    ],
+)  # fmt: skip
+def test_only_a_picture_that_was_guided_is_called_decoupled(host, monkeypatch, moved, reason, label):
+    from lib_decouple.core.trace import ImageTrace, Measures, StepRecord
+
+    told = []
+    monkeypatch.setattr("lib_decouple.webui.compare.add_pictures", lambda *args: told.append(args[2](1)) or "")
+    p = job()
+    host.jobs.begin(p, "txt2img", [{"compare": True}])
+    run = p.attention_decoupling
+    if moved or reason:
+        steps = [StepRecord(0, 0.0, Measures({}, {}, {}, {}, {}, {}), update_norm=moved)] if moved else []
+        run.passes.append(
+            SimpleNamespace(iteration=1, hires=False, traces=[ImageTrace((), steps)], left_alone=[""],
+                            stood_aside=reason, seconds=0.0, step=6, total=6)
+        )  # fmt: skip
+    host.jobs.after_batch(p, 1)
+    host.jobs._put_side_by_side(run, run.comparison, None)
+    assert told == [label]
 
 
 def ended(host, **given):

@@ -4,9 +4,12 @@ import json
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import pytest
+
 from lib_decouple.core.trace import ImageTrace, Measures, StepRecord
 from lib_decouple.settings import Settings
-from lib_decouple.webui.infotext import STOOD_ASIDE
+from lib_decouple.webui import infotext, report
+from lib_decouple.webui.infotext import BATCH, BY_UPDATE, FOUND, HIRES, MOVED, RESULTS, STOOD_ASIDE
 from lib_decouple.webui.report import Run
 
 
@@ -18,17 +21,33 @@ class Pass:
     hires: bool = False
     stood_aside: str = ""
     seconds: float = 1.5
+    step: int = 6
+    total: int = 6
 
 
-def trace(*ious):
-    steps = [StepRecord(i, 0.0, Measures({"cat/dog": iou}, {}, {}, {}, {}, {})) for i, iou in enumerate(ious)]
-    return ImageTrace(("cat", "dog") if ious else (), steps)
+def overlap(iou):
+    return None if iou is None else Measures({} if iou == "none" else {"cat/dog": iou}, {}, {}, {}, {}, {})
+
+
+def trace(*looks, names=("cat", "dog")):
+    """A record for each ``(before, after, update)``."""
+    steps = [
+        StepRecord(i, 0.0, overlap(before), overlap(after), update_norm=update)
+        for i, (before, after, update) in enumerate(looks)
+    ]
+    return ImageTrace(names if looks else (), steps)
+
+
+FIRST = trace((0.8, 0.5, 0.04), (0.4, None, 0.03), (0.2, None, 0.01))
+LAST = trace((0.7, 0.6, 0.04), (0.5, 0.2, 0.02))
 
 
 def run(**given):
-    first = Pass([trace(0.8, 0.5, 0.25), trace()], ["", 'entities: "dog" is not in the prompt'])
-    second = Pass([trace(0.4), trace(0.6, 0.7)], ["", ""], iteration=1, stood_aside="at step 2 of 6: out of memory")
-    return Run(Settings(enabled=True), [first, second], **given)
+    first = Pass([FIRST, trace()], ["", 'entities: "dog" is not in the prompt'])
+    second = Pass(
+        [trace((0.4, None, 0.1)), LAST], ["", ""], iteration=1, stood_aside="at step 3 of 6: out of memory"
+    )  # fmt: skip
+    return Run(Settings(enabled=True), [first, second], drawn={0, 1}, **given)
 
 
 def of_image(key, index, prompts, iteration=1, main=False):
@@ -39,38 +58,112 @@ def of_image(key, index, prompts, iteration=1, main=False):
 
 def test_results_of_the_image_that_the_host_means():
     whole, batch = ["a"] * 4, ["a"] * 2
-    assert of_image("Decouple IoU", 0, whole) == "0.800 to 0.250"
-    assert of_image("Decouple IoU", 3, whole) == "0.600 to 0.700"
-    assert of_image("Decouple IoU", 1, batch) == "0.600 to 0.700"
-    assert of_image("Decouple IoU", 0, batch, iteration=0) == "0.800 to 0.250"
-    assert of_image("Decouple found", 0, whole) == "cat, dog"
+    assert of_image(MOVED, 0, whole) == "3 of 6 steps by 8.0 %"
+    assert of_image(MOVED, 3, whole) == "2 of 6 steps by 6.0 %"
+    assert of_image(MOVED, 1, batch) == "2 of 6 steps by 6.0 %"
+    assert of_image(MOVED, 0, batch, iteration=0) == "3 of 6 steps by 8.0 %"
+    assert of_image(FOUND, 0, whole) == "cat, dog"
+    assert of_image(BATCH, 3, whole) == "2 of 2"
+
+
+def test_an_effect_is_told_at_one_noise_level_only():
+    """From a first to a last look an unguided run's maps change as much."""
+    whole = ["a"] * 4
+    assert of_image(BY_UPDATE, 0, whole) == "0.800 to 0.500 at step 1"  # not "to 0.200"
+    assert of_image(BY_UPDATE, 3, whole) == "0.600 to 0.400 over 2 steps"
+    assert of_image(BY_UPDATE, 2, whole) is None  # nobody looked behind an update
+    assert infotext.OLD_IOU not in run().infotext()
+
+
+@pytest.mark.parametrize(
+    ("looks", "told"),
+    [
+        ([(0.7, 0.7, 0.0)], None),  # it was not moved there
+        ([(0.7, "none", 0.1)], None),  # the pair was not in the prompt behind it
+        ([("none", "none", 0.1)], None),  # one entity
+        ([(0.7, "none", 0.1), (0.6, 0.65, 0.1)], "0.600 to 0.650 at step 2"),  # it rose
+    ],
+)
+def test_only_a_pair_that_was_seen_on_both_sides_of_an_update_counts(looks, told):
+    assert Run(Settings(enabled=True), [Pass([trace(*looks)], [""])]).result(BY_UPDATE, 0, 0) == told
 
 
 def test_an_image_that_was_left_alone_says_why_and_has_no_result():
-    assert of_image("Decouple IoU", 1, ["a"] * 4) is None
-    assert "dog" in of_image("Decouple stood aside", 1, ["a"] * 4)
-    assert of_image("Decouple stood aside", 0, ["a"] * 4) is None
+    assert {key: of_image(key, 1, ["a"] * 4) for key in RESULTS if key != STOOD_ASIDE} == dict.fromkeys(RESULTS[:-1])
+    assert "dog" in of_image(STOOD_ASIDE, 1, ["a"] * 4)
+    assert of_image(STOOD_ASIDE, 0, ["a"] * 4) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "reason"),
+    [
+        (Pass([trace()], [""], total=6), report.NO_STEP),  # interrupted before guidance began
+        (Pass([trace((0.5, None, 0.0))], [""]), report.LEFT_ALONE),
+        (Pass([trace((0.5, None, 0.0))], [""], stood_aside="at step 2: x"), "at step 2: x"),
+        (Pass([trace((0.5, None, 0.1))], [""]), None),
+        (Pass([trace()], ["no cat"], hires=True), "hires: no cat"),
+        (None, report.NOT_REACHED),
+    ],
+)
+def test_an_image_that_nothing_moved_says_why(one, reason):
+    passes = [] if one is None else [one]
+    assert Run(Settings(enabled=True), passes, drawn={0}).result(STOOD_ASIDE, 0, 0) == reason
+    if reason:
+        assert reason.removeprefix("hires: ") in " ".join(Run(Settings(enabled=True), passes, drawn={0}).lines())
+
+
+def test_nothing_is_told_of_an_image_that_is_not_drawn_yet():
+    """The host writes its "last parameters" before the first batch is sampled."""
+    assert Run(Settings(enabled=True)).result(STOOD_ASIDE, 0, 0) is None
+    assert Run(Settings(enabled=True), [Pass([trace()], [""])]).result(STOOD_ASIDE, 0, 0) is None
+
+
+def test_the_second_pass_of_hires_fix_has_figures_of_its_own():
+    second = Pass([trace((0.3, 0.1, 0.02), names=("fox", "owl"))], [""], hires=True, total=4)
+    both = Run(Settings(enabled=True), [Pass([FIRST], [""]), second], drawn={0})
+    assert [both.result(key, 0, 0) for key in (FOUND, MOVED, BY_UPDATE)] == [
+        "cat, dog", "3 of 6 steps by 8.0 %", "0.800 to 0.500 at step 1",
+    ]  # fmt: skip
+    assert [both.result(key, 0, 0) for key in HIRES.values()] == [
+        "fox, owl", "1 of 4 steps by 2.0 %", "0.300 to 0.100 at step 1",
+    ]  # fmt: skip
+    assert "; hires: fox, owl: moved at 1 of 4" in both.lines()[0]
+    assert Run(Settings(enabled=True), [second], drawn={0}).result(FOUND, 0, 0) is None
+
+
+def test_batch_and_place_are_told_where_they_matter():
+    alone = Run(Settings(enabled=True), [Pass([FIRST], [""])])
+    assert alone.result(BATCH, 0, 0) is None
+    three = Run(Settings(enabled=True), [Pass([FIRST, trace(), LAST], ["", "no", ""])])
+    assert [three.result(BATCH, 0, k) for k in range(3)] == ["1 of 3", None, "3 of 3"]
 
 
 def test_results_are_the_job_s_own_when_a_copy_went_through_the_scripts_meanwhile():
     p = SimpleNamespace(all_prompts=["a"] * 4, batch_size=2, iteration=1, attention_decoupling=run())
-    of_copy = Run(Settings(enabled=True)).infotext()["Decouple IoU"]
-    assert of_copy(p=p, index=0, all_prompts=["a"] * 4, use_main_prompt=False) == "0.800 to 0.250"
+    of_copy = Run(Settings(enabled=True)).infotext()[MOVED]
+    assert of_copy(p=p, index=0, all_prompts=["a"] * 4, use_main_prompt=False) == "3 of 6 steps by 8.0 %"
 
 
 def test_the_grid_carries_no_image_s_result():
-    assert of_image("Decouple IoU", 0, ["a"] * 4, main=True) is None
+    assert [of_image(key, 0, ["a"] * 4, main=True) for key in RESULTS] == [None] * len(RESULTS)
 
 
 def test_status_lines():
     lines = run().lines()
-    assert lines[0] == "Image 1: cat, dog: overlap (IoU) 0.800 to 0.250"
+    assert lines[0] == (
+        "Image 1: cat, dog: moved at 3 of 6 steps by 8.0 % of the latents' length; "
+        "overlap (IoU) by the update 0.800 to 0.500 at step 1"
+    )
     assert lines[1].startswith("Image 2: stood aside: entities")
+    assert lines[3].endswith("; stood aside: at step 3 of 6: out of memory")
     assert lines[-1] == "6 more passes of the UNet, 3.0 s"
-    asked = run()
+    asked = run(profile_told="Auto for a model")
     asked.settings = Settings(enabled=True, entities=("cat", "dog", "bird"))
     assert "; not in this prompt: bird" in asked.lines()[0]
+    assert asked.lines()[-2] == "Auto for a model"
     assert run(problem="loss: no").lines() == ["Stood aside: loss: no"]
+    alone = Run(Settings(enabled=True), [Pass([trace()], ["no cat"])], profile_told="Auto", drawn={0})
+    assert alone.lines() == ["stood aside: no cat"]  # no "0 more passes, 0.0 s"
 
 
 def test_results_can_be_written_as_json():

@@ -100,7 +100,8 @@ class Handler(BaseHTTPRequestHandler):
         picture(body["prompt"], body["seed"], loss).save(data, "PNG")
         text = f"{body['prompt']}\nSteps: {body['steps']}, Seed: {body['seed']}, Version: v1.10.1"
         if loss:
-            text += f', Decouple: 1, Decouple found: "{", ".join(ours["entities"])}", Decouple IoU: 0.620 to 0.310'
+            text += f', Decouple: 1, Decouple found: "{", ".join(ours["entities"])}"'
+            text += ", Decouple IoU by update: 0.620 to 0.310 at step 1"
         info = {
             "infotexts": [text], "version": "v1.10.1", "sd_model_hash": self.sha256()[:10], "sd_model_name": "tiny",
             "sampler_name": body["sampler_name"] if body["sampler_name"] in SAMPLERS else SAMPLERS[0],

@@ -29,13 +29,16 @@ def job(settings=None, prompt=PROMPT):
 
 
 def test_the_extensions_words_are_its_own():
-    assert (webui.FOUND, webui.IOU, webui.STOOD_ASIDE) == (infotext.FOUND, infotext.IOU, infotext.STOOD_ASIDE)
+    assert (webui.FOUND, webui.BY_UPDATE, webui.STOOD_ASIDE) == (
+        infotext.FOUND, infotext.BY_UPDATE, infotext.STOOD_ASIDE,
+    )  # fmt: skip
     names = ["cat", "salt, pepper", 'a "b"']
     assert webui._listed(infotext.join_list(names)) == names
 
 
 def test_values_are_read_as_the_host_wrote_them():
-    text = 'a cat\nSteps: 6, Decouple found: "cat, dog", Decouple IoU: 0.620 to 0.310, Version: v1.10.1'
+    text = 'a cat\nSteps: 6, Decouple found: "cat, dog"'
+    text += ", Decouple IoU by update: 0.620 to 0.310 at step 1, Version: v1.10.1"
     assert webui.value(text, webui.FOUND) == "cat, dog"
     assert webui.value(text, "Version") == "v1.10.1"
     assert webui.value(text, webui.STOOD_ASIDE) is None
@@ -64,7 +67,7 @@ def test_it_asks_for_one_bare_image_with_named_arguments(start, monkeypatch):
             assert image.tobytes() == picture("a cat and a dog", 7, loss).tobytes()
             assert image.info == {}
     assert (drawn.entities, drawn.tokens) == (("cat", "dog"), {"cat": [2], "dog": [5]})
-    assert (drawn.trace, plain.trace) == ({"iou": [0.62, 0.31]}, None)
+    assert (drawn.trace, plain.trace) == ({"iou by update": [0.62, 0.31]}, None)
     assert (drawn.passes, plain.passes) == (None, 0)  # a WebUI does not tell them
     assert drawn.about.version == "v1.10.1"
     assert backend.seconds_a_step() > 0

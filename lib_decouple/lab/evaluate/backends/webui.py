@@ -22,7 +22,7 @@ from ..plan import Job, Sampling
 from ..prompts import Prompt
 from .base import HASH_DIGITS, About, Drawn, Unreachable, WrongCheckpoint, as_png
 
-FOUND, IOU, STOOD_ASIDE = "Decouple found", "Decouple IoU", "Decouple stood aside"
+FOUND, BY_UPDATE, STOOD_ASIDE = "Decouple found", "Decouple IoU by update", "Decouple stood aside"
 """Keys of the extension's results in an infotext."""
 
 ASK_SECONDS = 30.0
@@ -143,14 +143,14 @@ class WebUI:
         self._check(about.checkpoint, about.name)
         text = str((info.get("infotexts") or [""])[0])
         found = value(text, FOUND)
-        iou = re.fullmatch(r"([\d.]+) to ([\d.]+)", value(text, IOU) or "")
+        iou = re.match(r"([\d.]+) to ([\d.]+) (?:at|over) ", value(text, BY_UPDATE) or "")
         return Drawn(
             image,
             job.prompt.entities if found is None else tuple(_listed(found)),
             tokens,
             seconds,
             None if job.settings.enabled else 0,
-            {"iou": [float(iou[1]), float(iou[2])]} if iou else None,
+            {"iou by update": [float(iou[1]), float(iou[2])]} if iou else None,
             value(text, STOOD_ASIDE) or "",
             about,
         )
