@@ -8,6 +8,7 @@ goes on with. Only one sampler object and its denoiser are touched, and only whi
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from ..core.losses import OVERLAP_LOSSES, WeightedLoss
 from ..core.schedule import Schedule
 from ..core.trace import ImageTrace, KeptMaps, kept
 from ..prompt.align import Piece
+from ..prompt.syntax import Dialect
 from ..settings import Settings
 from . import features
 from .base import Looking, Session, make_guide
@@ -41,6 +43,20 @@ def tokens_of(clip: Any, text: str) -> list[Piece]:
     from modules.sd_hijack_open_clip import tokenizer
 
     return pieces(chunks, tokenizer.decoder.__getitem__)
+
+
+def dialect(comments: bool = False) -> Dialect:
+    """What the host's settings make of a prompt's signs; ``comments``: whether there may still be any in it."""
+    emphasis = str(getattr(shared.opts, "emphasis", "Original"))
+    try:
+        from backend.text_processing import parsing
+    except ImportError:
+        pass
+    else:
+        # Forge reads the signs all the same, unless its parser is told.
+        if emphasis == "None" and len(inspect.signature(parsing.parse_prompt_attention).parameters) == 1:
+            emphasis = "Ignore"
+    return Dialect(comments, emphasis, bool(getattr(shared.opts, "use_old_scheduling", False)))
 
 
 class SamplingPass:

@@ -11,9 +11,14 @@ tokens::
 Positions count from the context's first start token (position 0). Each 77-token chunk has its own
 start and end token, so chunk k's first text token is at ``77*k + 1``.
 
-An entity is written as one or more words of the prompt ("traffic light"), as ``dog@2`` for the
-second occurrence, or as ``#5`` or ``#5-7`` for positions. Case does not count. Where the words as
-written occur too seldom, hyphens and underscores, and then a plural of the last word, are overlooked.
+An entity is written as one or more words of the prompt ("traffic light", "kiwi (bird)"), as ``dog@2`` for
+the second occurrence, or as ``#5`` or ``#5-7`` for positions. Case does not count, nor does a backslash
+before a bracket. Where the words as written occur too seldom, hyphens and underscores, and then a plural of
+the last word, are overlooked. In scripts that put no spaces between words, and among emoji, an entity may
+begin and end at any character.
+
+:func:`place` gives the positions of a prompt's words, wherever they stand. Everything takes a time linear in
+the length of the prompt for each entity.
 """
 
 from __future__ import annotations
@@ -21,9 +26,14 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import Literal
+
+from .syntax import UNSPACED
 
 CHUNK = 77
 """Tokens of a chunk, with its start and end token."""
@@ -37,6 +47,9 @@ WORD_END = "</w>"
 _POSITIONS = re.compile(r"#(\d{1,6})(?:-(\d{1,6}))?")
 _OCCURRENCE = re.compile(r"(.*\S)\s*@(\d{1,6})", re.S)
 _LISTED_WORDS = 80
+_CANDIDATES = 400
+_HINTED = 60
+"""Characters of the longest phrase for which a near word is looked for."""
 
 
 class EntityNotFound(ValueError):
@@ -69,21 +82,77 @@ class Word:
 
     text: str
     positions: tuple[int, ...]
+    pieces: tuple[str, ...] = ()
+    """The tokens' texts; () where each holds the whole word."""
+
+    def characters(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Each character, as the tokenizer would compare it, with the positions of the tokens that hold it."""
+        if not self.pieces or len(self.positions) == 1:
+            yield from ((char, self.positions) for char in _key(self.text))
+            return
+        owners = [p for p, piece in zip(self.positions, self.pieces) for _ in piece]
+        at = 0
+        for char in self.text:
+            # A character is one of the vocabulary's characters a byte, or itself where the vocabulary is plain.
+            size = len(char.encode()) if self._in_bytes else 1
+            own = tuple(sorted(set(owners[at : at + size])))
+            yield from ((one, own) for one in _key(char))
+            at += size
+
+    @property
+    def _in_bytes(self) -> bool:
+        return sum(map(len, self.pieces)) != len(self.text)
 
 
-def words(pieces: Sequence[Piece]) -> tuple[Word, ...]:
+def words(pieces: Iterable[Piece]) -> tuple[Word, ...]:
     """``pieces`` joined to words; the last word may lack its end mark, as where a host cuts a prompt short."""
-    found = []
-    text, positions = "", []
+    found: list[Word] = []
+    own: list[Piece] = []
+
+    def close() -> None:
+        texts = tuple(piece.text.removesuffix(WORD_END) for piece in own)
+        whole = any(piece.embedding for piece in own) or "" in texts
+        text = _decoded("".join(texts))
+        found.append(Word(text, tuple(piece.position for piece in own), () if whole else texts))
+        own.clear()
+
     for piece in pieces:
-        text += piece.text.removesuffix(WORD_END)
-        positions.append(piece.position)
+        own.append(piece)
         if piece.text.endswith(WORD_END):
-            found.append(Word(_decoded(text), tuple(positions)))
-            text, positions = "", []
-    if positions:
-        found.append(Word(_decoded(text), tuple(positions)))
+            close()
+    if own:
+        close()
     return tuple(found)
+
+
+class Reading:
+    """A tokenised text as entities are looked up in it."""
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        self.words = words(list(pieces))
+
+    @cached_property
+    def _strict(self) -> _Line:
+        return _Line(self.words, _key)
+
+    @cached_property
+    def _loosely(self) -> _Line:
+        return _Line(self.words, _loose)
+
+    def occurrences(self, phrase: str) -> Iterator[list[tuple[int, ...]]]:
+        """Places of ``phrase``, read ever more loosely; what a stricter reading finds, a looser one finds too."""
+        yield self._strict.places([_key(phrase)])
+        yield self._loosely.places([_loose(phrase)])
+        yield self._loosely.places(_numbers(_loose(phrase)))
+
+    def number(self, phrase: str, positions: Iterable[int]) -> int:
+        """The n with which ``phrase@n`` names the place that holds ``positions``; 0 where none does."""
+        wanted = set(positions)
+        for places in self.occurrences(phrase):
+            for number, place in enumerate(places, start=1):
+                if wanted & set(place):
+                    return number
+        return 0
 
 
 def find(entity: str, pieces: Sequence[Piece]) -> tuple[int, ...]:
@@ -96,7 +165,7 @@ def find(entity: str, pieces: Sequence[Piece]) -> tuple[int, ...]:
 
 
 def align(
-    entities: Sequence[str], pieces: Sequence[Piece], missing: Literal["raise", "skip"] = "raise"
+    entities: Sequence[str], pieces: Sequence[Piece] | Reading, missing: Literal["raise", "skip"] = "raise"
 ) -> list[tuple[int, ...]]:
     """Positions of each entity, in the order of ``entities``.
 
@@ -104,33 +173,80 @@ def align(
     With ``missing="skip"`` an entity that the prompt does not name gets ``()``. Raises as
     :func:`find`, and EntityConflict where two entities would share a token.
     """
-    prompt = words(pieces)
+    prompt = pieces if isinstance(pieces, Reading) else Reading(pieces)
     chosen: list[tuple[int, ...]] = [()] * len(entities)
     parsed = [_parse(entity) for entity in entities]
     lengths = [len(re.findall(r"[^\W_]+", request.phrase)) for request in parsed]
     # Longer phrases first, so that a shorter one leaves their tokens alone.
-    for i in sorted(range(len(entities)), key=lambda i: -lengths[i]):
-        try:
-            places = _positions(parsed[i], prompt)
-        except EntityNotFound:
-            if missing == "raise":
-                raise
-            continue
-        longer = {p for k, other in enumerate(chosen) if lengths[k] > lengths[i] for p in other}
-        free = [place for place in places if not longer & set(place)]
-        chosen[i] = free[0] if free and parsed[i].occurrence is None else places[0]
+    order = sorted(range(len(entities)), key=lambda i: -lengths[i])
+    longer: set[int] = set()
+    for _, alike in groupby(order, key=lambda i: lengths[i]):
+        group = list(alike)
+        for i in group:
+            try:
+                places = _positions(parsed[i], prompt)
+            except EntityNotFound:
+                if missing == "raise":
+                    raise
+                continue
+            free = next((place for place in places if longer.isdisjoint(place)), None)
+            chosen[i] = free if free is not None and parsed[i].occurrence is None else places[0]
+        for i in group:
+            longer.update(chosen[i])
     _check_distinct(entities, chosen)
     return chosen
 
 
 def occurrence(phrase: str, positions: Sequence[int], pieces: Sequence[Piece]) -> int:
-    """The n with which ``phrase@n`` names the place that holds ``positions``; 0 where none does."""
-    wanted = set(positions)
-    for places in _occurrences(phrase, words(pieces)):
-        for number, place in enumerate(places, start=1):
-            if wanted & set(place):
-                return number
-    return 0
+    """:meth:`Reading.number` in ``pieces``."""
+    return Reading(pieces).number(phrase, positions)
+
+
+def place(texts: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[int, ...]]:
+    """The positions of each of ``texts``: a prompt's words and signs, in its order, as the encoder reads them.
+
+    ``()`` for one that ``pieces`` lack. Where the two differ, as a host's tokenizer may put one character for
+    another, what is alike before and behind is matched.
+    """
+    ours = [(char, k) for k, text in enumerate(texts) for char in _key(text)]
+    theirs = [(char, own) for word in words(pieces) for char, own in word.characters()]
+    found: list[set[int]] = [set() for _ in texts]
+    for i, j in _matched("".join(char for char, _ in ours), "".join(char for char, _ in theirs)):
+        found[ours[i][1]].update(theirs[j][1])
+    return [tuple(sorted(own)) for own in found]
+
+
+_GRAM = 3
+"""Characters that must be alike for two texts to count as being at the same place again."""
+_WINDOW = 32
+"""How many characters of the one text may lack in the other before these are looked for further on."""
+
+
+def _matched(ours: str, theirs: str) -> Iterator[tuple[int, int]]:
+    """Pairs of indexes of like characters, ascending in both."""
+    ours, theirs = ours + "\0" * _GRAM, theirs + "\0" * _GRAM
+    grams: dict[str, list[int]] = {}
+    i = j = 0
+    while i < len(ours) - _GRAM and j < len(theirs) - _GRAM:
+        if ours[i] == theirs[j]:
+            yield i, j
+            i, j = i + 1, j + 1
+            continue
+        if not grams:
+            for k in range(len(ours) - _GRAM + 1):
+                grams.setdefault(ours[k : k + _GRAM], []).append(k)
+        best: tuple[int, int, int] | None = None
+        for skip in range(min(_WINDOW, len(theirs) - _GRAM - j + 1)):
+            if best and skip >= best[0]:
+                break
+            places = grams.get(theirs[j + skip : j + skip + _GRAM], [])
+            at = bisect_left(places, i)
+            if at < len(places) and (best is None or skip + places[at] - i < best[0]):
+                best = skip + places[at] - i, places[at], j + skip
+        if best is None:
+            j += _WINDOW
+        else:
+            _, i, j = best
 
 
 @dataclass(frozen=True)
@@ -155,17 +271,21 @@ def _parse(entity: str) -> _Request:
     if match := _OCCURRENCE.fullmatch(entity):
         if int(match[2]) == 0:
             raise ValueError(f'entities: "{entity}" is not allowed; occurrences count from 1 ("{match[1]}@1")')
-        return _Request(entity, match[1], int(match[2]))
-    return _Request(entity, entity)
+        return _Request(entity, _unescaped(match[1]), int(match[2]))
+    return _Request(entity, _unescaped(entity))
 
 
-def _positions(request: _Request, prompt: Sequence[Word]) -> list[tuple[int, ...]]:
+def _unescaped(phrase: str) -> str:
+    return re.sub(r"\\([()\[\]])", r"\1", phrase)
+
+
+def _positions(request: _Request, prompt: Reading) -> list[tuple[int, ...]]:
     """The places that ``request`` may mean, the likeliest first."""
     if request.range:
-        return [_explicit(request, prompt)]
+        return [_explicit(request, prompt.words)]
     wanted = request.occurrence or 1
     most = 0
-    for places in _occurrences(request.phrase, prompt):
+    for places in prompt.occurrences(request.phrase):
         if len(places) >= wanted:
             return places if request.occurrence is None else [places[wanted - 1]]
         most = max(most, len(places))
@@ -174,7 +294,7 @@ def _positions(request: _Request, prompt: Sequence[Word]) -> list[tuple[int, ...
         raise EntityNotFound(
             f'entities: there is no "{request.entity}"; "{request.phrase}" occurs {times} in the prompt'
         )
-    raise EntityNotFound(_not_found(request.phrase, prompt))
+    raise EntityNotFound(_not_found(request.phrase, prompt.words))
 
 
 def _explicit(request: _Request, prompt: Sequence[Word]) -> tuple[int, ...]:
@@ -187,28 +307,46 @@ def _explicit(request: _Request, prompt: Sequence[Word]) -> tuple[int, ...]:
     return positions
 
 
-def _occurrences(phrase: str, prompt: Sequence[Word]) -> Iterable[list[tuple[int, ...]]]:
-    """Places of ``phrase``, read ever more loosely; what a stricter reading finds, a looser one finds too."""
-    for key in (_key, _loose, _singular):
-        wanted = key(phrase)
-        yield _matches(wanted, prompt, key) if wanted else []
+class _Line:
+    """Words written without spaces, each character knowing whose it is."""
 
+    def __init__(self, prompt: Sequence[Word], key: Callable[[str], str]) -> None:
+        self._owners: list[tuple[int, ...]] = []
+        chars: list[tuple[str, int]] = []
+        self._edges = {0}
+        for word in prompt:
+            for char, own in word.characters():
+                chars.extend((one, len(self._owners)) for one in key(char))
+                self._owners.append(own)
+            self._edges.add(len(chars))
+        self.text = "".join(char for char, _ in chars)
+        self._where = [k for _, k in chars]
+        for match in UNSPACED.finditer(self.text):
+            self._edges.update(match.span())
+        self._spans_of: dict[str, list[tuple[int, int]]] = {}
 
-def _matches(wanted: str, prompt: Sequence[Word], key: Callable[[str], str]) -> list[tuple[int, ...]]:
-    """Runs of whole words that read ``wanted`` when written without spaces, left to right, without overlap."""
-    texts = [_key(word.text) for word in prompt]
-    found, start = [], 0
-    while start < len(texts):
-        joined, end = "", start
-        while end < len(texts) and len(joined) <= len(wanted) + 2:
-            joined += texts[end]
-            end += 1
-            if key(joined) == wanted and key(texts[end - 1]) and key(texts[start]):
-                found.append(tuple(p for word in prompt[start:end] for p in word.positions))
-                start = end - 1
-                break
-        start += 1
-    return found
+    def places(self, phrases: Iterable[str]) -> list[tuple[int, ...]]:
+        """Tokens of the places that read like one of ``phrases``, left to right, without overlap."""
+        spans = sorted(span for phrase in dict.fromkeys(phrases) if phrase for span in self._spans(phrase))
+        found, end = [], 0
+        for start, stop in spans:
+            if start >= end:
+                owners = self._owners[self._where[start] : self._where[stop - 1] + 1]
+                found.append(tuple(sorted({p for own in owners for p in own})))
+                end = stop
+        return found
+
+    def _spans(self, phrase: str) -> list[tuple[int, int]]:
+        if phrase not in self._spans_of:
+            found, start = [], self.text.find(phrase)
+            while start >= 0:
+                end = start + len(phrase)
+                whole = start in self._edges and end in self._edges
+                if whole:
+                    found.append((start, end))
+                start = self.text.find(phrase, end if whole else start + 1)
+            self._spans_of[phrase] = found
+        return self._spans_of[phrase]
 
 
 def _check_distinct(entities: Sequence[str], chosen: Sequence[tuple[int, ...]]) -> None:
@@ -225,14 +363,19 @@ def _check_distinct(entities: Sequence[str], chosen: Sequence[tuple[int, ...]]) 
 
 def _not_found(phrase: str, prompt: Sequence[Word]) -> str:
     named = list(dict.fromkeys(word.text for word in prompt if any(char.isalnum() for char in word.text)))
+    shown = phrase if len(phrase) <= 200 else phrase[:200] + "…"
     if not named:
-        return f'entities: "{phrase}" is not in the prompt, which has no words'
+        return f'entities: "{shown}" is not in the prompt, which has no words'
     length = len(phrase.split())
-    phrases = [" ".join(word.text for word in prompt[i : i + length]) for i in range(len(prompt) - length + 1)]
-    near = difflib.get_close_matches(phrase.lower(), [*named, *phrases], n=1, cutoff=0.5)
+    near: list[str] = []
+    if len(phrase) <= _HINTED:
+        texts = [word.text for word in prompt]
+        phrases = (" ".join(texts[i : i + length]) for i in range(len(texts) - length + 1))
+        candidates = [one for one in dict.fromkeys([*named, *phrases]) if len(one) <= 2 * _HINTED]
+        near = difflib.get_close_matches(phrase.lower(), candidates[:_CANDIDATES], n=1, cutoff=0.5)
     hint = f'; did you mean "{near[0]}"?' if near else "."
     more = f" … and {len(named) - _LISTED_WORDS} more" if len(named) > _LISTED_WORDS else ""
-    return f'entities: "{phrase}" is not in the prompt{hint} Its words: {", ".join(named[:_LISTED_WORDS])}{more}'
+    return f'entities: "{shown}" is not in the prompt{hint} Its words: {", ".join(named[:_LISTED_WORDS])}{more}'
 
 
 def _ranges(positions: Sequence[int]) -> str:
@@ -251,11 +394,17 @@ def _key(text: str) -> str:
 
 
 def _loose(text: str) -> str:
-    return re.sub(r"[-‐‑_]+", "", _key(text))
+    return re.sub(r"[-‐‑_\\]+", "", _key(text))
 
 
-def _singular(text: str) -> str:
-    word = _loose(text)
+def _numbers(word: str) -> list[str]:
+    """``word``, and what may be its plural or its singular."""
+    single = _singular(word)
+    forms = (word, single, single + "s", single + "es", single[:-1] + "ies" if single.endswith("y") else single)
+    return [form for form in dict.fromkeys(forms) if _singular(form) == single]
+
+
+def _singular(word: str) -> str:
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
     if len(word) > 4 and re.search(r"(?:s|x|z|ch|sh)es$", word):

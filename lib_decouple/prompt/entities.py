@@ -6,18 +6,24 @@ compound ("traffic light"), as written but in lower case, without determiner and
 What counts, where one may differ: places and scenery that the prompt names ("beach", "sky"), parts
 of the body ("hair") and clothes do. Of "a cup of coffee" both do; of "a herd of sheep", "a photo of
 a cat" and "a robot made of glass" only "sheep", "cat" and "robot". A material before a noun is an
-adjective ("leather jacket" is "jacket"). "1girl" is an entity, "solo" is none. Light, weather's mood,
-style, medium, quality, named artists and what follows "no" or "in the style of" do not count.
+adjective ("leather jacket" is "jacket"). "1girl" is an entity, "solo" is none; a tag's bracketed
+qualifier belongs to it (``kiwi \\(bird\\)`` is "kiwi (bird)"). Light, weather's mood, style, medium, quality,
+named artists, words that stand written in the picture, what follows "in the style of", and whatever the
+prompt takes away ("no", "without", a weight of 0 or less) do not count.
+
+The same noun twice is one thing when it is named again ("a cat … the cat"), and two where an article or an
+attribute says so. Two are told apart by the fewest words of the prompt that do ("red apple", "green apple"),
+and where none do by their number ("man", "man@2").
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from .lexicon import Entry, begins_compound, entry, singulars, verbs
-from .syntax import parse
+from .syntax import HOST, Dialect, Span, parse
 
 VISIBLE_FROM = 4
 """A noun counts as drawable from this share (0-9) of its senses."""
@@ -36,6 +42,39 @@ _SAME_PAST = frozenset(["set", "cast", "cut", "hit", "put", "shut", "split", "sp
 _BEING = frozenset(["is", "are", "was", "were", "be", "being", "been"])
 _SUBJECTS = frozenset(["i", "you", "he", "she", "it", "we", "they", "who", "which"])
 _MAKING = frozenset(["made", "out", "crafted", "carved", "built", "sculpted", "constructed", "formed", "woven"])
+_DENIES = frozenset(["minus", "sans", "lacking", "lacks", "lack", "excluding", "exclude", "excludes", "except", "nor"])
+_DENIES |= {"neither", "zero", "0", "avoid", "avoiding", "omit", "omitting", "remove", "removing", "delete", "never"}
+_DENIES |= {"without", "no", "w/o"}
+"""These deny the next noun; so do those of kind N."""
+_DENIES_BY = {
+    "of": ("free", "devoid", "instead", "empty", "bare", "void", "absence", "lack", "none", "clear"),
+    "than": ("rather", "other"),
+}
+"""These do behind one of the words named."""
+_NEGATABLE = frozenset(
+    ["a", "an", "any", "the", "is", "are", "be", "have", "has", "wear", "wearing", "hold", "holding"]
+)
+_NEGATABLE |= {"own", "include", "contain", "show", "carry", "carrying", "draw", "add", "want", "use", "need", "see"}
+_NEGATABLE |= {"depict", "feature", "paint"}
+"""Behind "not" and "n't", what hands the denial on to the next noun: a trophy that doesn't fit into a suitcase does."""
+_DEFINITE = frozenset(["the", "this", "that", "these", "those", "his", "her", "its", "their", "my", "our", "your"])
+_JOINS = frozenset(["and", "vs", "versus", "or", "with"])
+_NO_THING = frozenset(["medium", "style", "artist", "series", "game", "song", "company", "meme", "source", "anime"])
+_NO_THING |= {"manga", "franchise", "film", "movie", "color", "colour", "emotion", "cosplay", "font", "brand", "band"}
+"""A qualifier of these says that the tag names no thing."""
+_QUOTES = {
+    '"': '"',
+    "“": "”",
+    "„": "“”",
+    "«": "»",
+    "‹": "›",
+    "「": "」",
+    "『": "』",
+    "＂": "＂",
+    "'": "'",
+    "‘": "’",
+    "`": "`",
+}
 _NUMBERED = re.compile(r"\d+([a-z]+)")
 _ADJECTIVE = Entry("-", 0, 0, 0, 9)
 _NOUN = Entry("x", 0, 9, 0, 0)
@@ -46,18 +85,47 @@ class Entity:
     """A drawable thing and where the prompt names it."""
 
     text: str
+    """A name that :func:`align.align` understands."""
     start: int
     end: int
+    head: Entry | None = field(default=None, repr=False, compare=False)
+    """What the lexicon knows of its noun."""
+    noun: str = field(default="", repr=False, compare=False)
+    """It without attributes and number."""
+    attributes: tuple[tuple[str, int], ...] = field(default=(), repr=False, compare=False)
+    """The words before it that describe it, each with its start."""
+    determiner: str = field(default="", repr=False, compare=False)
+    joined: bool = field(default=False, repr=False, compare=False)
+    """ "and" or the like stands before it."""
+    part: int = field(default=0, repr=False, compare=False)
+    """How many ``AND``, ``BREAK`` and the like are before it."""
 
 
 @dataclass(frozen=True)
-class _Token:
+class Token:
+    """A word of a clause."""
+
     text: str
+    """In lower case, without "'s"."""
     start: int
     end: int
-    capital: bool
-    owner: bool
+    capital: bool = False
+    owner: bool = False
     """It ends in "'s"."""
+    brackets: int = 0
+    """What stands before it: 1 is a bracket, 2 one that closes and one that opens."""
+    qualifier: str = ""
+    """What stands behind it in escaped brackets, with these."""
+
+
+@dataclass(frozen=True)
+class Clause:
+    """Words between signs that end a phrase."""
+
+    tokens: tuple[Token, ...]
+    sign: str
+    """What stands before it: its punctuation, or the sign's kind."""
+    part: int
 
 
 @dataclass(frozen=True)
@@ -71,77 +139,354 @@ class _Unit:
     plural: bool
     tokens: int
     capital: bool
+    brackets: int = 0
+    qualifier: str = ""
 
 
-def suggest(prompt: str) -> list[str]:
+def suggest(prompt: str, dialect: Dialect = HOST) -> list[str]:
     """The drawable things named in ``prompt``, each once, in the order of their first mention."""
-    return list(dict.fromkeys(entity.text for entity in locate(prompt)))
+    return list(dict.fromkeys(entity.text for entity in locate(prompt, dialect)))
 
 
-def locate(prompt: str) -> tuple[Entity, ...]:
-    """Every mention of a drawable thing in ``prompt``, in order."""
-    found: list[Entity] = []
-    for clause in _clauses(prompt):
-        found.extend(_of_clause(clause))
-    return tuple(found)
+def locate(prompt: str, dialect: Dialect = HOST) -> tuple[Entity, ...]:
+    """Every mention of a drawable thing in ``prompt``, in order; mentions of the same thing have the same text."""
+    spans = parse(prompt, dialect)
+    return _named(mentions(clauses(prompt, spans)), spans)
 
 
-def _clauses(prompt: str) -> Iterator[list[_Token]]:
-    """Runs of words between signs that end a phrase."""
-    clause: list[_Token] = []
-    end, quoted = 0, False
-    for span in parse(prompt):
+def mentions(found: Sequence[Clause]) -> list[Entity]:
+    """The drawable things of each clause."""
+    denied = _denied_lists(found)
+    return [
+        replace(one, part=clause.part)
+        for k, clause in enumerate(found)
+        for one in _of_clause(clause.tokens)
+        if one.start >= denied.get(k, 0)
+    ]
+
+
+def clauses(prompt: str, spans: Sequence[Span]) -> list[Clause]:
+    """The clauses of a prompt whose spans these are. Words in quotes count where they aren't writing in the picture,
+    and where without them the prompt names nothing."""
+    quoted = _quotes(prompt, spans)
+    written = _written(prompt, spans, quoted)
+    found = _split(prompt, spans, quoted, written)
+    return found if not written or mentions(found) else _split(prompt, spans, quoted, set())
+
+
+def _quotes(prompt: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """Each stretch in quotes: where its first and its last quotation mark stand."""
+    signs = [
+        (k, prompt[k])
+        for span in spans
+        if span.kind == "punctuation"
+        for k in range(span.start, span.end)
+        if prompt[k] in _QUOTES or any(prompt[k] in closing for closing in _QUOTES.values())
+    ]
+    last = {char: k for k, char in signs}
+    found: list[tuple[int, int]] = []
+    opened: tuple[int, str] | None = None
+    for k, char in signs:
+        before, after = prompt[k - 1 : k], prompt[k + 1 : k + 2]
+        if opened and char in opened[1] and not (char in "'’" and after.isalnum()):
+            found.append((opened[0], k))
+            opened = None
+        elif (
+            not opened
+            and char in _QUOTES
+            and not (char in "'‘" and before.isalnum())
+            and after.strip()
+            and any(last.get(closing, -1) > k for closing in _QUOTES[char])
+        ):
+            opened = k, _QUOTES[char]
+    return found
+
+
+def _written(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]) -> set[int]:
+    """Which stretches in quotes are writing in the picture: those that a phrase leads to, as "a sign that says" does,
+    rather than an article, and those that are listed behind one."""
+    found: set[int] = set()
+    words: list[Span] = []
+    at = 0
+    for number, (start, _) in enumerate(quoted):
+        begin = quoted[number - 1][1] if number else -1
+        while at < len(spans) and spans[at].start < start:
+            if spans[at].start > begin:
+                words.append(spans[at])
+            at += 1
+        between = [span for span in words if span.start > begin and span.kind not in ("weight", "comment", "network")]
+        words = []
+        texts = [span.text.lower() for span in between if span.kind == "word"]
+        if number and all(text in ("and", "or") for text in texts):
+            led = number - 1 in found
+        else:
+            tail = between[-1] if between else None
+            led = tail is not None and tail.kind == "word" and not _is_small(tail.text.lower(), _ARTICLE)
+            led = led and tail is not None and tail.text.lower() not in _JOINS
+        if led:
+            found.add(number)
+    return found
+
+
+def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]], written: set[int]) -> list[Clause]:
+    found: list[Clause] = []
+    tokens: list[Token] = []
+    end = part = brackets = quote = 0
+    sign, qualifying = "", -1
+
+    def close(kind: str) -> None:
+        nonlocal tokens, sign, brackets, qualifying
+        if tokens:
+            found.append(Clause(tuple(tokens), sign, part))
+            sign = ""
+        tokens, brackets, qualifying = [], 0, -1
+        sign = kind if kind.strip() in ("", ",") and sign in ("", ",") else sign or kind
+
+    for span in spans:
         gap = prompt[end : span.start]
         if "\n" in gap:
-            yield clause
-            clause = []
+            close("\n")
         end = span.end
-        if span.kind == "word" and not quoted:
+        while quote < len(quoted) and quoted[quote][1] < span.start:
+            quote += 1
+        inside = quote < len(quoted) and quoted[quote][0] <= span.start <= quoted[quote][1]
+        if inside and quote in written:
+            close('"')
+        elif qualifying >= 0 and ")" in span.text and span.kind == "punctuation":
+            shut = span.start + span.text.index(")") + 1
+            text = re.sub(r"\\", "", prompt[qualifying:shut].lower())
+            tokens[-1] = replace(tokens[-1], qualifier=f"{tokens[-1].qualifier} {text}", end=shut)
+            qualifying = -1
+            if span.text.strip("\\)") or span.end > shut:
+                close(span.text)
+        elif qualifying >= 0:
+            if span.kind not in ("word", "punctuation", "weight"):
+                close(span.kind)
+        elif span.kind == "punctuation" and tokens and span.text.lstrip("\\").startswith("(") and ")" not in span.text:
+            qualifying = span.start
+        elif span.kind == "word" and span.taken_away:
+            close("taken away")
+        elif span.kind == "word" and span.text == "BREAK":
+            close("break")
+        elif span.kind == "word":
             text = span.text.lower().replace("’", "'")
+            if tokens and text == "o" and tokens[-1].text == "w/" and not gap:
+                tokens[-1] = replace(tokens[-1], text="w/o", end=span.end)
+                continue
             owner = text.endswith("'s")
             text = text.removesuffix("'s")
-            clause.append(_Token(text, span.start, span.start + len(text), span.text[0].isupper(), owner))
-        elif span.kind == "weight" or (span.kind == "punctuation" and set(span.text) <= {"_", "-", "'"} and not gap):
+            tokens.append(Token(text, span.start, span.start + len(text), span.text[0].isupper(), owner, brackets))
+            brackets = 0
+        elif span.kind == "weight":
+            closes = span.text[0] in ":)]"
+            brackets = 2 if brackets == 3 and not closes else 3 if closes else max(brackets, 1)
+        elif span.kind == "punctuation" and tokens and span.text == "/" and tokens[-1].text == "w":
+            tokens[-1] = replace(tokens[-1], text="w/")
+        elif span.kind == "punctuation" and inside and prompt[span.start : span.end].strip("".join(_QUOTES)) == "":
+            close('"')
+        elif span.kind in ("comment", "network") or (span.kind == "punctuation" and not gap and _within(span, tokens)):
             continue
         else:
-            if span.kind == "punctuation" and span.text.count('"') % 2 and (quoted or '"' in prompt[end:]):
-                quoted = not quoted
-            yield clause
-            clause = []
-    yield clause
+            close(span.text if span.kind == "punctuation" else span.kind)
+            part += span.kind in ("and", "break", "keyword")
+    close("")
+    return found
 
 
-def _of_clause(clause: list[_Token]) -> Iterator[Entity]:
+def _within(span: Span, tokens: Sequence[Token]) -> bool:
+    """Whether a sign belongs to a word."""
+    return set(span.text) <= {"_", "-", "'"} or (span.text == "." and bool(tokens) and tokens[-1].text == "vs")
+
+
+def _denied_lists(found: Sequence[Clause]) -> dict[int, int]:
+    """Clause -> where in the prompt it ends to be denied, of "no cats, dogs or birds"."""
+    denied: dict[int, int] = {}
+    for k, clause in enumerate(found):
+        if k in denied or not _ends_denied(clause.tokens):
+            continue
+        for n in range(k + 1, min(k + 6, len(found))):
+            tokens = found[n].tokens
+            choice = next((i for i, token in enumerate(tokens[:4]) if token.text in ("or", "nor")), None)
+            if found[n].sign.strip() != ",":
+                break
+            if choice is not None:
+                last = next(
+                    (i for i in range(choice + 2, len(tokens)) if _is_small(tokens[i].text, _SMALL)), len(tokens)
+                )
+                denied.update({between: found[between].tokens[-1].end for between in range(k + 1, n)})
+                denied[n] = tokens[last - 1].end
+                break
+            if len(tokens) > 2 or any(_is_small(token.text, _SMALL) for token in tokens):
+                break
+    return denied
+
+
+def _ends_denied(tokens: Sequence[Token]) -> bool:
+    """Whether a clause ends in a denied noun."""
+    for k in range(len(tokens) - 1, max(-1, len(tokens) - 5), -1):
+        if _denies(tokens, k):
+            return k < len(tokens) - 1
+        if _is_small(tokens[k].text, "PO") and tokens[k].text not in ("and", "or"):
+            return False
+    return False
+
+
+def _denies(clause: Sequence[Token], i: int) -> bool:
+    """Whether the word denies the next noun."""
+    text, before = clause[i].text, clause[i - 1].text if i else ""
+    after = clause[i + 1].text if i + 1 < len(clause) else ""
+    if text in _DENIES_BY:
+        return before in _DENIES_BY[text]
+    if text == "not" or text.endswith("n't"):
+        return after in _NEGATABLE
+    if before == "not" or before.endswith("n't"):
+        return text in _NEGATABLE
+    return text in _DENIES or _is_small(text, _DENIAL)
+
+
+def _named(found: Sequence[Entity], spans: Sequence[Span]) -> tuple[Entity, ...]:
+    """Names for ``found``, alike for mentions of the same thing alone."""
+    things: dict[str, list[list[int]]] = {}
+    for k, one in enumerate(found):
+        own = things.setdefault(one.text, [])
+        same = next((thing for thing in reversed(own) if _same(one, found[thing[-1]], [found[i] for i in thing])), None)
+        if same is None:
+            own.append([k])
+        else:
+            same.append(k)
+    named = list(found)
+    atoms: tuple[str, list[int]] | None = None
+    for text, own in things.items():
+        if len(own) < 2:
+            continue
+        firsts = [found[thing[0]] for thing in own]
+        taken: set[str] = set()
+        for thing, first in zip(own, firsts):
+            start, name = _told_apart(first, [one for one in firsts if one is not first])
+            if name == text or name in taken:
+                atoms = atoms or _letters(spans)
+                number = _number(text, first.start, atoms)
+                start, name = first.start, text if number == 1 else f"{text}@{number}"
+            taken.add(name)
+            for k in thing:
+                named[k] = replace(found[k], text=name, start=start if k == thing[0] else found[k].start)
+    return tuple(named)
+
+
+def _same(one: Entity, last: Entity, thing: Sequence[Entity]) -> bool:
+    """Whether ``one`` names the thing that the earlier mentions name."""
+    own, known = {text for text, _ in one.attributes}, {text for each in thing for text, _ in each.attributes}
+    alike = not own or not known or own == known
+    if one.part != last.part or one.determiner in _DEFINITE:
+        return alike
+    return alike and not one.determiner and not one.joined
+
+
+def _told_apart(one: Entity, others: Sequence[Entity]) -> tuple[int, str]:
+    """Start and text of the fewest words before its noun that no other has; the noun alone where there are none."""
+    words = [text for text, _ in one.attributes]
+    for count in range(1, len(words) + 1):
+        tail = words[-count:]
+        if all([text for text, _ in other.attributes][-count:] != tail for other in others):
+            return one.attributes[-count][1], " ".join([*tail, one.text])
+    return one.start, one.text
+
+
+_ATOM = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_+")
+
+
+def _letters(spans: Sequence[Span]) -> tuple[str, list[int]]:
+    """What the encoder reads, each of its words with a space before and behind; and where each character stands."""
+    text, where = " ", [-1]
+    for span in spans:
+        if span.kind in ("word", "punctuation", "choice", "wildcard"):
+            for match in _ATOM.finditer(span.text):
+                text += match[0].lower() + " "
+                where += [span.start + match.start()] * (len(match[0].lower()) + 1)
+    return text, where
+
+
+def _number(text: str, start: int, letters: tuple[str, list[int]]) -> int:
+    """Which occurrence of ``text`` begins at ``start``, from 1."""
+    wanted = " " + " ".join(match[0] for match in _ATOM.finditer(text)) + " "
+    found, at = 0, letters[0].find(wanted)
+    while at >= 0:
+        found += 1
+        if letters[1][at + 1] >= start:
+            break
+        at = letters[0].find(wanted, at + len(wanted) - 1)
+    return max(found, 1)
+
+
+def _of_clause(clause: Sequence[Token]) -> Iterator[Entity]:
     """The entities of one clause: it falls into runs of nouns and adjectives between verbs and small words."""
     run: list[_Unit] = []
-    opened = named = skipped = made_of = False
+    opened = named = skipped = made_of = joined = False
+    determiner = ""
+    alive: bool | None = None  # of the noun that was denied last
     i = 0
+
+    def told(boundary: str) -> Iterator[Entity]:
+        nonlocal skipped, alive
+        for one in _of_run(run, opened, boundary, named, made_of):
+            lives = one.head is not None and one.head.kind in "ap"
+            if skipped and alive is not None and alive != lives and determiner not in ("", "any"):
+                skipped = False  # "without a hat and a dog"
+            alive = lives if skipped else None
+            if not skipped:
+                yield replace(one, determiner=determiner, joined=joined)
+
     while i < len(clause) and not _names_style(clause, i):
         text = clause[i].text
-        small = _is_small(text, _SMALL)
+        small = _is_small(text, _SMALL) or _denies(clause, i)
         unit = _unit(clause, i)
-        if not small and not (unit.tokens == 1 and _is_verb(clause, i, run)):
+        if not small and unit.tokens == 1 and _is_verb(clause, i, run) and _leads(clause, i):
+            unit = replace(unit, entry=_ADJECTIVE)
+        elif not small and unit.tokens == 1 and _is_verb(clause, i, run):
+            small = False
+            unit = replace(unit, tokens=0)
+        if not small and unit.tokens:
+            if run and clause[i].brackets and _splits(run[-1], unit, clause[i].brackets):
+                yield from told(",")
+                named, joined, determiner, opened, run = True, False, "", False, []
             run.append(unit)
             i += unit.tokens
-            if not clause[i - 1].owner:
+            if not clause[i - 1].owner and not clause[i - 1].qualifier:
                 continue
-            small, text = True, "'s"
+            small, text = True, "'s" if clause[i - 1].owner else "("
         else:
             i += 1
-        if not skipped:
-            yield from _of_run(run, opened, text, named, made_of)
+        yield from told(text)
         named = named or bool(run)
-        opened = _is_small(text, _ARTICLE) or text == "'s" or (opened and small and not run)
-        denied = _is_small(text, _DENIAL) or (small and _names_artist(clause, i - 1))
-        skipped = denied or (skipped and small and (not run or text == "and"))
+        article = _is_small(text, _ARTICLE)
+        determiner = text if article else "'s" if text == "'s" else determiner if small and not run else ""
+        opened = article or text == "'s" or (opened and small and not run)
+        joined = text in _JOINS or (joined and article and not run)
+        denied = (text not in ("'s", "(") and _denies(clause, i - 1)) or (small and _names_artist(clause, i - 1))
+        skipped = denied or (skipped and (small or text in _NEGATABLE) and (not run or text in ("and", "or", "nor")))
+        alive = alive if skipped and not denied else None
         making = text in ("of", "from") and i > 1 and clause[i - 2].text in _MAKING
         made_of = making or (made_of and small and not run)
         run = []
-    if not skipped:
-        yield from _of_run(run, opened, "", named, made_of)
+    yield from told("")
 
 
-def _names_style(clause: Sequence[_Token], i: int) -> bool:
+def _leads(clause: Sequence[Token], i: int) -> bool:
+    """Whether a participle stands between an article and a noun: "a sleeping cat"."""
+    if not i or not _is_small(clause[i - 1].text, _ARTICLE) or i + 1 == len(clause):
+        return False
+    return clause[i].text.endswith(("ing", "ed", "en")) and not _is_small(clause[i + 1].text, _SMALL)
+
+
+def _splits(last: _Unit, unit: _Unit, brackets: int) -> bool:
+    """Whether brackets between two words of a run part them: not an adjective from what it is said of."""
+    found = last.entry
+    if found is None:
+        return brackets == 2 and unit.entry is not None and _visible(unit.entry)
+    return _may_head(last, True) and not found.described and _visible(found) and found.adjective <= found.noun
+
+
+def _names_style(clause: Sequence[Token], i: int) -> bool:
     """Whether the rest of the clause names a style."""
     words = [token.text for token in clause[i : i + 4]]
     if words[0] in ("style", "styled", "inspired"):
@@ -149,7 +494,7 @@ def _names_style(clause: Sequence[_Token], i: int) -> bool:
     return words[0] == "in" and "style" in words[1:4]
 
 
-def _names_artist(clause: Sequence[_Token], i: int) -> bool:
+def _names_artist(clause: Sequence[Token], i: int) -> bool:
     """Whether ``by`` is followed by a name rather than by a place."""
     if clause[i].text != "by" or i + 1 == len(clause):
         return False
@@ -158,17 +503,25 @@ def _names_artist(clause: Sequence[_Token], i: int) -> bool:
     return not _is_small(text, _ARTICLE) and (clause[i + 1].capital or not known or i == 0)
 
 
-def _unit(clause: Sequence[_Token], i: int) -> _Unit:
+def _unit(clause: Sequence[Token], i: int) -> _Unit:
     """The longest compound that starts at ``i``, or the word itself."""
     for length in (3, 2) if begins_compound(clause[i].text) else ():
         tokens = clause[i : i + length]
-        if len(tokens) < length or any(token.owner for token in tokens[:-1]):
+        if len(tokens) < length or any(token.owner or token.qualifier for token in tokens[:-1]):
+            continue
+        if any(token.brackets == 2 for token in tokens[1:]):
             continue
         text = " ".join(token.text for token in tokens)
         found, plural = _noun(text)
         if found and not all(_describes(token.text) for token in tokens):
-            return _Unit(text, tokens[0].start, tokens[-1].end, found, plural, length, False)
-    token = clause[i]
+            last = tokens[-1]
+            return _Unit(
+                text, tokens[0].start, last.end, found, plural, length, False, tokens[0].brackets, last.qualifier
+            )
+    return replace(_single(clause[i]), brackets=clause[i].brackets, qualifier=clause[i].qualifier)
+
+
+def _single(token: Token) -> _Unit:
     if match := _NUMBERED.fullmatch(token.text):
         found, _ = _noun(match[1])
         counted = found if found and _visible(found) and len(match[1]) > 2 else _ADJECTIVE
@@ -181,7 +534,7 @@ def _unit(clause: Sequence[_Token], i: int) -> _Unit:
             found = _ADJECTIVE
         elif found and token.text[0].isdigit():
             return _Unit(last, token.end - len(last), token.end, found, plural, 1, False)
-    if found is None and (re.search(r"\d", token.text) or len(token.text) < 2):
+    if found is None and (re.search(r"\d", token.text) or len(token.text) < 2 or token.text.endswith("less")):
         found = _ADJECTIVE
     return _Unit(token.text, token.start, token.end, found, plural, 1, token.capital)
 
@@ -202,7 +555,7 @@ def _noun(text: str) -> tuple[Entry | None, bool]:
     return found, False
 
 
-def _is_verb(clause: Sequence[_Token], i: int, run: Sequence[_Unit]) -> bool:
+def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     """Whether the word is a verb or participle here, which no noun phrase goes across."""
     text = clause[i].text
     before = clause[i - 1].text if i else ""
@@ -234,6 +587,9 @@ def _is_verb(clause: Sequence[_Token], i: int, run: Sequence[_Unit]) -> bool:
 
 def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of: bool) -> Iterator[Entity]:
     """The entity that a run of nouns and adjectives names: its head, with the nouns that make a compound of it."""
+    if run and run[-1].qualifier:
+        yield from _qualified(run)
+        return
     while run and run[-1].text.isdigit():
         run = run[:-1]
     head = len(run) - 1
@@ -258,7 +614,21 @@ def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of:
     while first and _modifies(run[first - 1], unit):
         first -= 1
     text = " ".join(part.text for part in run[first : head + 1])
-    yield Entity(text, run[first].start, unit.end)
+    attributes = tuple((part.text, part.start) for part in run[:first])
+    yield Entity(text, run[first].start, unit.end, found, unit.text, attributes)
+
+
+def _qualified(run: list[_Unit]) -> Iterator[Entity]:
+    """The thing of a tag with a bracketed qualifier: all its words but the adjectives that lead."""
+    unit = run[-1]
+    if any(text in _NO_THING for text in re.findall(r"[^\W_]+", unit.qualifier.rpartition("(")[2])):
+        return
+    first = 0
+    while first < len(run) - 1 and (found := run[first].entry) and (found.described or found.adjective > found.noun):
+        first += 1
+    text = " ".join(part.text for part in run[first:]) + unit.qualifier
+    attributes = tuple((part.text, part.start) for part in run[:first])
+    yield Entity(text, run[first].start, unit.end, unit.entry, unit.text, attributes)
 
 
 def _is_small(text: str, kinds: str) -> bool:

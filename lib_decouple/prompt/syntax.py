@@ -5,16 +5,19 @@ networks (``<lora:name:0.8>``), then the text is split at ``AND``; in each part 
 ``[a|b]`` are resolved, and what is left has its attention weights read. Before all of these,
 dynamic-prompts fills in ``{a|b}`` and ``__wildcards__``.
 
-No string is an error. As in AUTOMATIC1111 a closing bracket without its opening one is text, an
-opening bracket without its closing one acts to the end of its part, and a ``|`` outside brackets
-turns prompt editing off for that part.
+No string is an error, and each is read in a time linear in its length. As in AUTOMATIC1111 a closing
+bracket without its opening one is text, an opening bracket without its closing one acts to the end of
+its part, a ``|`` outside brackets turns prompt editing off for that part, and a ``BREAK`` inside a
+weight is an ordinary word. What the host's settings make of these signs is a :class:`Dialect`.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 Kind = Literal[
@@ -29,13 +32,18 @@ Kind = Literal[
     "choice",
     "wildcard",
     "comment",
+    "keyword",
 ]
 """What a span is. Only a ``word`` can be an entity.
 
 ``weight``: a bracket or ``:1.3)``; ``and``: ``AND`` or a part's own ``:0.7``; ``network``: ``<lora:…>``;
 ``editing``: the signs of ``[a:b:0.5]``; ``alternation``: those of ``[a|b]``; ``choice``: those of
-``{a|b}``; the words between such signs are words.
+``{a|b}``; the words between such signs are words; ``keyword``: ``ADDCOL``, ``AND_PERP`` and the like, by
+which other extensions part a prompt.
 """
+
+STEPS = 150
+"""Steps of a sampling whose length is not known: the most that the hosts offer."""
 
 STEP_UP = 1.1
 """What a round bracket multiplies the weight by; a square one divides by it."""
@@ -44,16 +52,64 @@ _COMMENT = re.compile(r"#[^\n]*")
 _NETWORK = re.compile(r"<\w+:[^>]+>")
 _AND = re.compile(r"\bAND\b")
 _BREAK = re.compile(r"\bBREAK\b")
+_KEYWORD = re.compile(r"(?<!\w)(?:ADD(?:COL|ROW|BASE|COMM|P)|AND_[A-Z][A-Z0-9_]*)(?!\w)")
 _PART_WEIGHT = re.compile(r"\s*([-+]?(?:\d+\.?|\d*\.\d+))\s*")
 _WEIGHT_END = re.compile(r":\s*([+-]?[.\d]+)\s*\)")
-_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
-_CHOICE_HEAD = re.compile(r"\s*[~@]?\s*\d*(?:-\d*)?\$\$(?:[^{}|$]*\$\$)?")
-_CHOICE_ODDS = re.compile(r"\s*(?:\d+\.?\d*|\.\d+)::")
+_NUMBER = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+_CHOICE_HEAD = re.compile(r"\s*(?:[~@]\s*)?\d*(?:-\d*)?\$\$(?:[^{}|$]*\$\$)?")
+_CHOICE_ODDS = re.compile(r"\s*(?:\d+(?:\.\d*)?|\.\d+)::")
+
+
+def _combining() -> str:
+    """The marks of the scripts in use, as ranges of a character class."""
+    blocks = ((0x300, 0x1200), (0x1700, 0x1D00), (0x1DC0, 0x1E00), (0x20D0, 0x2100), (0x302A, 0x3030), (0x3099, 0x309B))
+    found = [
+        code
+        for start, end in (*blocks, (0xA66F, 0xAC00), (0xFE00, 0xFE30))
+        for code in range(start, end)
+        if unicodedata.category(chr(code)).startswith("M")
+    ]
+    starts = [code for code in found if code - 1 not in set(found)]
+    ends = [code for code in found if code + 1 not in set(found)]
+    return "".join(f"{chr(a)}-{chr(b)}" for a, b in zip(starts, ends))
+
+
+_MARK = _combining()
+_UNSPACED = (
+    "\u0e01-\u0eff\u0f40-\u0fbc\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u30ff"
+    "\u3105-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_PICTURE = (
+    "\u231a\u231b\u23e9-\u23f3\u25fd\u25fe\u2600-\u27bf\u2b1b\u2b1c\u2b50\u2b55"
+    "\U0001f000-\U0001f1e5\U0001f200-\U0001faff"
+)
+_EMOJI = f"[{_PICTURE}][\ufe0f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*"
+_LETTER = rf"(?:(?![{_UNSPACED}])[^\W_][{_MARK}]*)"
 _LEXEME = re.compile(
     r"(?P<wildcard>(?<!\w)__[\w\-./*]{1,100}?__(?!\w))"
-    r"|(?P<word>\d+\.\d+|[^\W_]+(?:(?:['’]-?|-)[^\W_]+)*)"
-    r"|(?P<punctuation>[^\w\s]+|_+)"
+    rf"|(?P<word>\d+\.\d+|{_LETTER}+(?:(?:['’]-?|-){_LETTER}+)*"
+    rf"|(?![\W_])[{_UNSPACED}][{_MARK}]*|[\U0001f1e6-\U0001f1ff]{{2}}|{_EMOJI}(?:\u200d{_EMOJI})*)"
+    rf"|(?P<punctuation>(?:(?![{_PICTURE}\U0001f1e6-\U0001f1ff])[^\w\s])+|[^\w\s]|_+)"
 )
+
+UNSPACED = re.compile(f"[{_UNSPACED}{_PICTURE}\U0001f1e6-\U0001f1ff]")
+"""A character that is a word of its own here: of a script that puts no spaces between words, or an emoji."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What a host's settings make of a prompt's signs. The defaults are the hosts'."""
+
+    comments: bool = True
+    """``#`` opens a comment (``enable_prompt_comments``); False also for a text whose comments are gone already."""
+    emphasis: str = "Original"
+    """The setting of this name. "None": brackets, weights and ``BREAK`` are text; "Ignore": they are read, but every
+    weight is 1; any other: they are read."""
+    old_scheduling: bool = False
+    """``use_old_scheduling``: a number below 1 in ``[a:b:0.5]`` is a share of the steps, dot or not."""
+
+
+HOST = Dialect()
 
 
 @dataclass(frozen=True)
@@ -69,6 +125,13 @@ class Span:
     """The attention weight in force; 1.0 for whatever is no text."""
     part: int = 0
     """The index of the ``AND`` part."""
+    share: float = 1.0
+    """The weight of its ``AND`` part, or of its section of it where ``AND_PERP`` and the like part that further."""
+
+    @property
+    def taken_away(self) -> bool:
+        """Does the prompt name it only to keep it out?"""
+        return self.weight <= 0 or self.share <= 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +143,17 @@ class Part:
     weight: float
     start: int
     end: int
+    where: Sequence[int] = field(default=(), repr=False)
+    """Of each character of ``text``, its index in the prompt."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A part's text from some step on."""
+
+    text: str
+    where: Sequence[int]
+    """Of each character, its index in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -122,33 +196,35 @@ class _Group:
     pipes: list[int] = field(default_factory=list)
 
 
-def parse(prompt: str) -> tuple[Span, ...]:
+def parse(prompt: str, dialect: Dialect = HOST) -> tuple[Span, ...]:
     """All spans of ``prompt`` in order, without overlap; between them lies white space, or an escape's ``\\``."""
-    source, spans = _strip(prompt)
-    for number, (start, body, end, _) in enumerate(_split(source.text)):
-        spans.extend(_part_spans(source.slice(start, body), number))
+    source, spans = _strip(prompt, dialect)
+    for number, (start, body, end, weight) in enumerate(_split(source.text)):
+        own = list(_part_spans(source.slice(start, body), number, dialect))
+        shares = _sections(source, start, body, weight)
+        spans.extend(own if shares == [(0, 1.0)] else _shared(own, shares))
         spans.extend(_signs(source, body, end, "and", number))
     for number, match in enumerate(_AND.finditer(source.text), start=1):
         spans.extend(source.spans("and", match.start(), match.end(), part=number))
     return tuple(sorted(spans, key=lambda span: span.start))
 
 
-def words(prompt: str) -> tuple[Span, ...]:
+def words(prompt: str, dialect: Dialect = HOST) -> tuple[Span, ...]:
     """The words of ``prompt`` in order, each with the weight in force."""
-    return tuple(span for span in parse(prompt) if span.kind == "word")
+    return tuple(span for span in parse(prompt, dialect) if span.kind == "word")
 
 
-def plain(prompt: str) -> str:
-    """``prompt`` without any syntax: its text alone, one line for each chunk that ``BREAK`` or ``AND`` parts."""
+def plain(prompt: str, dialect: Dialect = HOST) -> str:
+    """``prompt`` without any syntax: its text alone, one line for each chunk that signs part."""
     text = ""
     end = 0
-    for span in parse(prompt):
+    for span in parse(prompt, dialect):
         if prompt[end : span.start].strip("\\"):
             text += " "
         end = span.end
         if span.kind in ("word", "punctuation"):
             text += span.text
-        elif span.kind in ("break", "and"):
+        elif span.kind in ("break", "and", "keyword"):
             text += "\n"
         elif span.kind in ("editing", "alternation", "choice"):
             text += " "
@@ -156,21 +232,40 @@ def plain(prompt: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def parts(prompt: str) -> tuple[Part, ...]:
+def parts(prompt: str, dialect: Dialect = HOST) -> tuple[Part, ...]:
     """The prompts that ``AND`` joins, with their weights; one where there is no ``AND``."""
-    source, _ = _strip(prompt)
+    source, _ = _strip(prompt, dialect)
     found = []
     for start, body, end, weight in _split(source.text):
         first, last = (source.where[start], source.where[end - 1] + 1) if end > start else (0, 0)
-        found.append(Part(source.text[start:body], weight, first, last))
+        found.append(Part(source.text[start:body], weight, first, last, source.where[start:body]))
     return tuple(found)
 
 
-def _strip(prompt: str) -> tuple[_Source, list[Span]]:
+def turns(part: Part, dialect: Dialect = HOST, steps: int = STEPS) -> Iterator[Turn]:
+    """The texts that prompt editing makes of ``part`` in the course of ``steps``, in order: the first, and then those
+    alone that bring characters which none before had."""
+    edits = _edits(part.text)
+    stops = {steps}
+    for edit in edits:
+        if edit.number is None:
+            stops.update(range(1, steps + 1))
+        elif (when := edit.when(steps, dialect)) >= 1:
+            stops.add(when)
+    pieces = list(_active(part.text, edits, sorted(stops), steps, dialect))
+    firsts = sorted({when & -when for _, _, when in pieces if when} | {1})
+    for bit in firsts:
+        kept = [k for start, end, when in pieces if when & bit for k in range(start, end)]
+        yield Turn("".join(part.text[k] for k in kept), [part.where[k] for k in kept])
+
+
+def _strip(prompt: str, dialect: Dialect) -> tuple[_Source, list[Span]]:
     """Take comments and extra networks out."""
     source = _Source(prompt, range(len(prompt)))
     spans: list[Span] = []
     for kind, pattern in (("comment", _COMMENT), ("network", _NETWORK)):
+        if kind == "comment" and not dialect.comments:
+            continue
         # A network needs its ">": what follows the last one can't be any, and needn't be searched.
         limit = len(source.text) if kind == "comment" else source.text.rfind(">") + 1
         gone: set[int] = set()
@@ -179,6 +274,29 @@ def _strip(prompt: str) -> tuple[_Source, list[Span]]:
             gone.update(range(match.start(), match.end()))
         source = source.without(gone)
     return source, spans
+
+
+def _sections(source: _Source, start: int, end: int, weight: float) -> list[tuple[int, float]]:
+    """Where in the prompt each section of a part begins that ``AND_PERP`` and the like make, and its weight."""
+    text, at = source.text, start
+    found: list[tuple[int, float]] = []
+    for match in _KEYWORD.finditer(text, start, end):
+        if match[0].startswith("AND_"):
+            colon = text.rfind(":", at, match.start())
+            own = _PART_WEIGHT.fullmatch(text, colon + 1, match.start()) if colon >= 0 else None
+            found.append((source.where[at] if found else 0, float(own[1]) if own else 1.0))
+            at = match.start()
+    return [*found, (source.where[at] if found else 0, weight)]
+
+
+def _shared(spans: list[Span], sections: list[tuple[int, float]]) -> Iterator[Span]:
+    """``spans`` with the weights of the sections that they stand in."""
+    spans = sorted(spans, key=lambda span: span.start)
+    at = 0
+    for span in spans:
+        while at + 1 < len(sections) and sections[at + 1][0] <= span.start:
+            at += 1
+        yield replace(span, share=sections[at][1])
 
 
 def _split(text: str) -> Iterator[tuple[int, int, int, float]]:
@@ -200,7 +318,7 @@ def _signs(source: _Source, start: int, end: int, kind: Kind, part: int) -> Iter
     return source.spans(kind, left, max(left, start + len(text.rstrip())), part=part)
 
 
-def _part_spans(source: _Source, part: int) -> Iterator[Span]:
+def _part_spans(source: _Source, part: int, dialect: Dialect) -> Iterator[Span]:
     """The spans of one part: choices first, then editing, then weights, as the hosts resolve them."""
     for find in (_choices, _editing):
         gone: set[int] = set()
@@ -208,20 +326,27 @@ def _part_spans(source: _Source, part: int) -> Iterator[Span]:
             yield from _signs(source, start, end, kind, part)
             gone.update(range(start, end))
         source = source.without(gone)
-    yield from _weighted(source, part)
+    yield from (
+        _weighted(source, part, dialect.emphasis == "Ignore")
+        if dialect.emphasis != "None"
+        else _lexemes(source, 0, len(source.text), part=part)
+    )
 
 
 def _choices(text: str) -> Iterator[tuple[int, int, Kind]]:
     """The signs of dynamic-prompts' ``{a|b}``, ``{2$$a|b}`` and ``{0.5::a|b}``."""
     stack: list[_Group] = []
+    braces = 0
     for i, char in enumerate(text):
         if char in "{[":
             stack.append(_Group(char, i))
+            braces += char == "{"
         elif char == "|" and stack:
             stack[-1].pipes.append(i)
         elif char == "]" and stack and stack[-1].sign == "[":
             stack.pop()
-        elif char == "}" and any(group.sign == "{" for group in stack):
+        elif char == "}" and braces:
+            braces -= 1
             while (group := stack.pop()).sign != "{":
                 pass
             head = _CHOICE_HEAD.match(text, group.start + 1, i)
@@ -235,13 +360,53 @@ def _choices(text: str) -> Iterator[tuple[int, int, Kind]]:
                 yield sign, sign + 1, "choice"
 
 
-def _editing(text: str) -> list[tuple[int, int, Kind]]:
-    """The signs of ``[a:b:0.5]``, ``[a:5]``, ``[a::5]`` and ``[a|b]``.
+@dataclass(frozen=True)
+class _Edit:
+    """A closed ``[a:b:0.5]``, ``[a:5]``, ``[a::5]`` or ``[a|b]``."""
 
-    A bracket with a stray bracket, or with more colons than its form allows, is none of these, and
-    neither is a bracket around it.
+    start: int
+    end: int
+    """Of the closing bracket."""
+    marks: tuple[int, ...]
+    """Its colons or bars."""
+    number: str | None
+    """When ``a`` becomes ``b``; None of an alternation."""
+
+    def signs(self) -> Iterator[tuple[int, int, Kind]]:
+        """Its signs, each with start and end."""
+        last = self.end if self.number is None else self.marks[-1]
+        between = self.marks if self.number is None else self.marks[:-1]
+        kind: Kind = "alternation" if self.number is None else "editing"
+        for a, b in ((self.start, self.start + 1), *((mark, mark + 1) for mark in between), (last, self.end + 1)):
+            yield a, b, kind
+
+    def when(self, steps: int, dialect: Dialect) -> int:
+        """The last step, from 1, that has ``a``; 0 or less where none has."""
+        number = float(self.number or 0)
+        share = number < 1 if dialect.old_scheduling else "." in (self.number or "")
+        number = number * steps if share else number
+        return steps if number >= steps else int(max(number, -1.0))
+
+    def options(self) -> list[tuple[int, int]]:
+        """Start and end of what it chooses from."""
+        marks = self.marks if self.number is None else self.marks[:-1]
+        edges = [self.start, *marks, self.end if self.number is None else self.marks[-1]]
+        found = [(a + 1, b) for a, b in pairwise(edges)]
+        return found if self.number is None or len(found) == 2 else [(found[0][0], found[0][0]), *found]
+
+
+def _editing(text: str) -> list[tuple[int, int, Kind]]:
+    """The signs of prompt editing."""
+    return [sign for edit in _edits(text) for sign in edit.signs()]
+
+
+def _edits(text: str) -> list[_Edit]:
+    """Prompt editing, inner ones first.
+
+    A bracket with a stray bracket, or with more colons than its form allows, is none, and neither is a
+    bracket around it.
     """
-    found: list[tuple[int, int, Kind]] = []
+    found: list[_Edit] = []
     stack = [_Group("", -1)]
     i = 0
     while i < len(text):
@@ -258,19 +423,19 @@ def _editing(text: str) -> list[tuple[int, int, Kind]]:
             stack[-1].pipes.append(i)
         elif char in ")]" and len(stack) > 1:
             group = stack.pop()
-            signs = _signs_of(group, text, i)
-            if signs is None:
+            edits = _edits_of(group, text, i)
+            if edits is None:
                 for broken in (group, *stack[1:]):
                     stack[0].pipes.extend(broken.pipes)
                 del stack[1:]
             else:
-                found.extend(signs)
+                found.extend(edits)
         i += 1
     return [] if any(group.pipes for group in stack) else found
 
 
-def _signs_of(group: _Group, text: str, end: int) -> list[tuple[int, int, Kind]] | None:
-    """The signs of a closed bracket: none where it is a weight, None where it has no form at all."""
+def _edits_of(group: _Group, text: str, end: int) -> list[_Edit] | None:
+    """What a closed bracket edits: nothing where it is a weight, None where it has no form at all."""
     colons, pipes = group.colons, group.pipes
     if group.sign + text[end] not in ("()", "[]"):
         return None
@@ -278,16 +443,52 @@ def _signs_of(group: _Group, text: str, end: int) -> list[tuple[int, int, Kind]]
         return None if pipes or len(colons) > 1 else []
     if not pipes and not colons:
         return []
-    opening, closing = (group.start, group.start + 1), (end, end + 1)
     if not colons:
-        return [(a, b, "alternation") for a, b in (opening, *((pipe, pipe + 1) for pipe in pipes), closing)]
-    if not pipes and len(colons) <= 2 and _NUMBER.fullmatch(text, colons[-1] + 1, end):
-        between = [(colon, colon + 1) for colon in colons[:-1]]
-        return [(a, b, "editing") for a, b in (opening, *between, (colons[-1], end + 1))]
+        return [_Edit(group.start, end, tuple(pipes), None)]
+    if not pipes and len(colons) <= 2 and (number := _NUMBER.fullmatch(text, colons[-1] + 1, end)):
+        return [_Edit(group.start, end, tuple(colons), number[1])]
     return None
 
 
-def _weighted(source: _Source, part: int) -> Iterator[Span]:
+def _active(
+    text: str, edits: Sequence[_Edit], stops: Sequence[int], steps: int, dialect: Dialect
+) -> Iterator[tuple[int, int, int]]:
+    """``text`` without the signs of editing, as ranges, each with the ``stops`` that have it: bit k for the k-th."""
+    masks: list[tuple[int, int, int]] = []
+    signs: dict[int, int] = {}
+    for edit in edits:
+        signs.update((start, end) for start, end, _ in edit.signs())
+        options = edit.options()
+        if edit.number is None:
+            own = [0] * len(options)
+            for k, step in enumerate(stops):
+                own[(step - 1) % len(options)] |= 1 << k
+        else:
+            before = sum(1 << k for k, step in enumerate(stops) if step <= edit.when(steps, dialect))
+            own = [before, (1 << len(stops)) - 1 - before]
+        masks.extend((start, end, mask) for (start, end), mask in zip(options, own) if end > start)
+    masks.sort(key=lambda one: (one[0], -one[1]))
+    around = [(len(text), (1 << len(stops)) - 1)]
+    at = start = 0
+    for k in range(len(text) + 1):
+        changed = k in signs or k == len(text)
+        while len(around) > 1 and around[-1][0] <= k:
+            changed = True
+            if start < k:
+                yield start, k, around[-1][1]
+                start = k
+            around.pop()
+        if (changed or (at < len(masks) and masks[at][0] == k)) and start < k:
+            yield start, k, around[-1][1]
+            start = k
+        while at < len(masks) and masks[at][0] == k:
+            around.append((masks[at][1], around[-1][1] & masks[at][2]))
+            at += 1
+        if k in signs:
+            start = max(start, signs[k])
+
+
+def _weighted(source: _Source, part: int, ignored: bool = False) -> Iterator[Span]:
     """Words, punctuation and BREAK with their weights, and the signs of those weights."""
     text = source.text
     segments: list[tuple[int, int]] = []
@@ -327,7 +528,7 @@ def _weighted(source: _Source, part: int) -> Iterator[Span]:
             close(sign, factor)
     weights = zip(_products(closed["("], len(segments)), _products(closed["["], len(segments)))
     for (first, last), (up, down) in zip(segments, weights):
-        yield from _lexemes(source, first, last, up * down, part)
+        yield from _lexemes(source, first, last, up * down, part, breaks=True, ignored=ignored)
 
 
 def _products(groups: list[tuple[int, int, float]], count: int) -> Iterator[float]:
@@ -355,13 +556,30 @@ def _weight_at(text: str, colon: int) -> tuple[float, int] | None:
         return None
 
 
-def _lexemes(source: _Source, start: int, end: int, weight: float, part: int) -> Iterator[Span]:
-    """The words, wildcards, BREAKs and punctuation of a text of one weight."""
-    for match in _BREAK.finditer(source.text, start, end):
-        yield from _lexemes_between(source, start, match.start(), weight, part)
-        yield from source.spans("break", match.start(), match.end(), part=part)
-        start = match.end()
-    yield from _lexemes_between(source, start, end, weight, part)
+def _lexemes(
+    source: _Source,
+    start: int,
+    end: int,
+    weight: float = 1.0,
+    part: int = 0,
+    breaks: bool = False,
+    ignored: bool = False,
+) -> Iterator[Span]:
+    """The words, wildcards, keywords, punctuation and, where they count, BREAKs of a text of one weight."""
+    told = 1.0 if ignored else weight
+    signs = sorted(
+        [(m.start(), m.end(), "break") for m in _BREAK.finditer(source.text, start, end) if breaks]
+        + [(m.start(), m.end(), "keyword") for m in _KEYWORD.finditer(source.text, start, end)]
+    )
+    for first, last, kind in signs:
+        yield from _lexemes_between(source, start, first, told, part)
+        if kind == "break" and weight != 1:
+            # The hosts weigh their mark as if it were text, and then no longer know it.
+            yield from source.spans("word", first, last, 1.0 if ignored else -weight, part)
+        else:
+            yield from source.spans(kind, first, last, part=part)  # type: ignore[arg-type]
+        start = last
+    yield from _lexemes_between(source, start, end, told, part)
 
 
 def _lexemes_between(source: _Source, start: int, end: int, weight: float, part: int) -> Iterator[Span]:

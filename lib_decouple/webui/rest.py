@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field
 from ..profiles import Profile
 from ..prompt import lexicon
 from ..prompt.align import Piece
+from ..prompt.syntax import HOST, Dialect
 from . import callers, preset_routes, run_routes, schema, tokens
 from .answers import sayable, shown
 from .infotext import join_list, split_list
@@ -43,10 +44,10 @@ class Host:
 
     tokenize: Callable[[str], Sequence[Piece]]
     """The tokens of one ``AND`` part: the loaded model's, or while none is loaded the bundled tokenizer's."""
-    variants: Callable[[str], Sequence[str]]
-    """The texts that prompt editing makes of one part, each once."""
     preset_folder: Callable[[], Path]
     """That of the user's presets."""
+    dialect: Callable[[], Dialect] = lambda: HOST
+    """What the WebUI's settings make of a prompt's signs."""
     credentials: str = ""
     """``user:password``s by comma, as ``--api-auth`` has them."""
     origins: Sequence[str] = ()
@@ -92,6 +93,14 @@ class Entity(BaseModel):
     problem: str
 
 
+class LeftOut(BaseModel):
+    """A thing that is named but not kept apart by itself; see :class:`tokens.LeftOut`."""
+
+    text: str
+    words: list[int]
+    why: str
+
+
 class ModelProfile(BaseModel):
     """What fills settings that are left open; see :class:`lib_decouple.profiles.Profile`. ``window``: the guided steps'
     beginning and end as shares of all, None for the first half."""
@@ -107,13 +116,14 @@ class ModelProfile(BaseModel):
 
 
 class Tokens(BaseModel):
-    """A prompt's words; suggestions as lists of indexes of words; the entities that were typed, then those that were
-    clicked, and how the field would hold them; the entities' colours, or the suggestions' where there are no entities;
-    how many tokens it has; the model whose tokens they are, "" where none is loaded and the bundled tokenizer answers,
-    and its profile; and what a job of this prompt would be told."""
+    """A prompt's words; suggestions as lists of indexes of words; what is named but left out; the entities that were
+    typed, then those that were clicked, and how the field would hold them; the entities' colours, or the suggestions'
+    where there are no entities; how many tokens it has; the model whose tokens they are, "" where none is loaded and
+    the bundled tokenizer answers, and its profile; and what a job of this prompt would be told."""
 
     words: list[Word]
     suggested: list[list[int]]
+    left_out: list[LeftOut]
     entities: list[Entity]
     field: str
     colours: list[str]
@@ -148,13 +158,14 @@ def add(app: Any, host: Host) -> None:
             for name, given in (("prompt", body.prompt), *(("entities", one) for one in typed)):
                 if given != sayable(given):
                     raise ValueError(f"{name}: {shown(given)} holds half a character (a lone surrogate)")
-            found = tokens.describe(body.prompt, host.tokenize, host.variants, typed, body.selected)
+            found = tokens.describe(body.prompt, host.tokenize, typed, body.selected, host.dialect())
         except ValueError as error:
             raise HTTPException(status_code=422, detail=f"{error}") from None
         chosen = found["entities"]
         return {
             **found,
             "words": [asdict(word) for word in found["words"]],
+            "left_out": [asdict(one) for one in found["left_out"]],
             "entities": [asdict(entity) for entity in chosen],
             "field": join_list(entity.text for entity in chosen),
             "model": host.model(),
@@ -227,7 +238,7 @@ def of_webui(runs: Runs, live: Live) -> Host:
     """The WebUI that this runs in."""
     from modules import images, prompt_parser, sd_models, shared
 
-    from ..hosts import detect
+    from ..hosts import detect, sampling
     from ..hosts.family import profile_of_model
     from . import bundled
     from . import options as chosen
@@ -265,14 +276,8 @@ def of_webui(runs: Runs, live: Live) -> Host:
         model = loaded()
         return None if model is None else profile_of_model(model)
 
-    def variants(text: str) -> list[str]:
-        if "[" not in text:
-            return [text]
-        try:
-            schedule = prompt_parser.get_learned_conditioning_prompt_schedules([text], 150)[0]
-        except Exception:  # a prompt that the host can't draw either, such as one nested too deeply
-            return [text]
-        return list(dict.fromkeys(own for _, own in schedule))
+    def dialect() -> Dialect:
+        return sampling.dialect(comments=getattr(shared.opts, "enable_prompt_comments", False))
 
     options = shared.cmd_opts
     origins = [one.strip() for one in (getattr(options, "cors_allow_origins", None) or "").split(",") if one.strip()]
@@ -285,4 +290,4 @@ def of_webui(runs: Runs, live: Live) -> Host:
         font=images.get_font,
     )
     users = getattr(options, "api_auth", None) or ""
-    return Host(tokenize, variants, chosen.preset_folder, users, origins, seen, name, warnings, profile)
+    return Host(tokenize, chosen.preset_folder, dialect, users, origins, seen, name, warnings, profile)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..prompt import align, syntax
-from ..prompt.entities import locate
+from ..prompt.entities import Entity
+from ..prompt.relations import choose
 from .palette import colours
 
-Kind = Literal["word", "weight", "break", "and", "lora", "embedding", "edit", "comment", "punctuation"]
+Kind = Literal["word", "weight", "break", "and", "lora", "embedding", "edit", "comment", "punctuation", "keyword"]
 
 _KINDS: dict[str, Kind] = {
     **{"word": "word", "weight": "weight", "break": "break", "and": "and", "network": "lora", "comment": "comment"},
     **{"editing": "edit", "alternation": "edit", "choice": "edit", "wildcard": "edit", "punctuation": "punctuation"},
+    "keyword": "keyword",
 }
-_READ = ("word", "punctuation", "choice", "wildcard")
+_READ = ("word", "punctuation", "choice", "wildcard", "keyword")
 """Kinds of spans that the text encoder reads."""
 
-_ATOM = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_+")
-"""About what CLIP takes for a word: letters, one digit, or signs."""
+MOST_ENTITIES = 200
+"""Entities that are looked up, or words' lists that are given names, at once."""
+
+MOST_READ = 60_000
+"""Characters that are tokenised for one prompt: prompt editing can make many texts of one. Words that come into it
+later can't be chosen."""
+
+_HINTED = 5
+"""Of so many entities that are not found, what they may have meant is told."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,13 @@ class Chosen:
     """Why a job would not find it; "" where it does."""
 
 
-Turns = list[list[align.Piece]]
-"""The tokens of all ``AND`` parts in one context (part k from ``k * align.PART``), for each turn of prompt editing."""
+@dataclass(frozen=True)
+class LeftOut:
+    """A thing that the prompt names and that isn't kept apart by itself."""
+
+    text: str
+    words: tuple[int, ...]
+    why: str
 
 
 @dataclass
@@ -71,160 +83,234 @@ class _Found:
     tokens: tuple[int, ...] = ()
     embedding: bool = False
     occurrence: int = 1
-    pieces: Sequence[align.Piece] = field(default=(), repr=False)
+    turn: int = 0
+    """In which of its part's texts it was found."""
+
+
+class _Context:
+    """A prompt's spans with their tokens, and its texts as entities are looked up in them.
+
+    The tokens of all ``AND`` parts stand in one context, part k from ``k * align.PART``.
+    """
+
+    def __init__(self, prompt: str, tokenize: Callable[[str], Sequence[align.Piece]], dialect: syntax.Dialect) -> None:
+        self.prompt = prompt
+        self.found = [_Found(span) for span in syntax.parse(prompt, dialect)]
+        self.total = 0
+        self._starts = [one.span.start for one in self.found]
+        self._left = MOST_READ
+        first: list[align.Piece] = []
+        later: list[tuple[int, list[align.Piece]]] = []
+        for number, part in enumerate(syntax.parts(prompt, dialect)):
+            for turn, text in enumerate(syntax.turns(part, dialect)):
+                self._left -= len(text.text)
+                if turn and self._left < 0:
+                    break
+                pieces = tokenize(text.text)
+                self._place(text, pieces, turn)
+                shifted = [replace(piece, position=number * align.PART + piece.position) for piece in pieces]
+                if turn:
+                    later.append((number, shifted))
+                else:
+                    first += shifted
+                    self.total += len(pieces)
+        self.readings = [align.Reading(first), *(align.Reading(pieces) for _, pieces in later)]
+        """The first reads the texts of all parts at the first step, the others one part's at a later one."""
+        self._number(later)
+
+    def _place(self, text: syntax.Turn, pieces: Sequence[align.Piece], turn: int) -> None:
+        """Give the words of a text that have none yet their tokens."""
+        there = dict.fromkeys(self._index(k) for k in text.where)
+        own = [self.found[k] for k in there if k >= 0 and self.found[k].span.kind in _READ]
+        embedded = {piece.position for piece in pieces if piece.embedding}
+        for one, tokens in zip(own, align.place([one.span.text for one in own], pieces)):
+            if tokens and not one.tokens:
+                one.tokens, one.turn = tokens, turn
+                one.embedding = not embedded.isdisjoint(tokens)
+
+    def _index(self, k: int) -> int:
+        """Which span holds the prompt's character ``k``; -1 for none."""
+        at = bisect_left(self._starts, k + 1) - 1
+        return at if at >= 0 and k < self.found[at].span.end else -1
+
+    def _number(self, later: Sequence[tuple[int, Sequence[align.Piece]]]) -> None:
+        """Say which occurrence of its text each word is."""
+        readings = {0: self.readings[0]}
+        places: dict[tuple[int, str], dict[int, int]] = {}
+        turns: dict[tuple[int, int], int] = {}
+        for k, (part, _) in enumerate(later, start=1):
+            turns[part, 1 + sum(own == part for own, _ in later[: k - 1])] = k
+            readings[k] = self.readings[k]
+
+        def numbers(k: int, text: str) -> dict[int, int]:
+            if (k, text) not in places:
+                own = next(iter(readings[k].occurrences(text)))
+                places[k, text] = {place[0]: n for n, place in enumerate(own, start=1)}
+            return places[k, text]
+
+        for one in self.found:
+            if not one.tokens:
+                one.occurrence = 0
+                continue
+            text, start = one.span.text.lower(), one.span.part * align.PART
+            reading = turns.get((one.span.part, one.turn), 0)
+            own = numbers(reading, text).get(start + one.tokens[0], 0)
+            if own and reading:
+                own += bisect_left(list(numbers(0, text)), start)
+            one.occurrence = own
+
+    def look_up(self, entities: Sequence[str], words: Sequence[PromptWord]) -> list[Chosen]:
+        """The entities as a job would find them."""
+        told = 0
+        try:
+            places = align.align(entities, self.readings[0], missing="skip")
+        except ValueError as error:
+            places, conflict = [()] * len(entities), str(error)
+        else:
+            conflict = ""
+        chosen = []
+        for entity, place in zip(entities, places):
+            problem = conflict
+            if not place:
+                place, alone = self._alone(entity, told < _HINTED)
+                problem = alone or conflict
+                told += bool(alone)
+            chosen.append(Chosen(entity, () if problem else self._hit(place, words), problem))
+        return chosen
+
+    def _alone(self, entity: str, hint: bool) -> tuple[tuple[int, ...], str]:
+        """Where the first of the texts that names the entity has it, or why none does."""
+        problem = ""
+        for reading in self.readings:
+            try:
+                if place := align.align([entity], reading, missing="skip")[0]:
+                    return place, ""
+            except ValueError as error:
+                problem = str(error)
+        if problem or not hint:
+            return (), problem or f'entities: "{entity[:200]}" is not in the prompt'
+        try:
+            align.align([entity], self.readings[0])
+        except ValueError as error:
+            problem = str(error)
+        return (), problem
+
+    def _hit(self, place: Sequence[int], words: Sequence[PromptWord]) -> tuple[int, ...]:
+        wanted = set(place)
+        return tuple(
+            k
+            for k, word in enumerate(words)
+            if word.selectable and any(token in wanted for token in self._tokens(word))
+        )
+
+    def name(self, selected: Sequence[Sequence[int]], words: Sequence[PromptWord]) -> list[Chosen]:
+        """Words that were clicked, under names that a job would understand."""
+        wanted = []
+        for indexes in selected:
+            for k in indexes:
+                if not 0 <= k < len(words) or not words[k].selectable:
+                    raise ValueError(f"selected: {k} is not allowed; the index of a selectable word")
+            wanted.append(tuple(sorted(set(indexes))))
+        ways = [list(self._names(indexes, words)) for indexes in wanted]
+        names = [own[0] for own in ways]
+        for k in range(1, max((len(own) for own in ways), default=0) + 1):
+            found = self.look_up(names, words)
+            wrong = [i for i, one in enumerate(found) if one.words != wanted[i] or one.problem]
+            if not wrong:
+                return found
+            for i in wrong:
+                names[i] = ways[i][min(k, len(ways[i]) - 1)]
+        plain = [one.words == indexes for one, indexes in zip(self.look_up(names, words), wanted)]
+        return [
+            Chosen(name, indexes, "")
+            if fits
+            else Chosen(own[0], indexes, f'entities: "{own[0]}" can\'t be named; choose words that stand together')
+            for name, own, indexes, fits in zip(names, ways, wanted, plain)
+        ]
+
+    def _names(self, indexes: Sequence[int], words: Sequence[PromptWord]) -> Iterator[str]:
+        """Names of one place, the best first: its words, these with their number, its tokens."""
+        first, last = words[indexes[0]], words[indexes[-1]]
+        phrase = " ".join(words[k].text for k in indexes)
+        if any(not words[k].selectable for k in range(indexes[0], indexes[-1])):
+            phrase = self._written(first, last)
+        elif any(syntax.UNSPACED.search(words[k].text) for k in indexes):
+            phrase = self.prompt[first.start : last.end]
+        tokens = (word_token for k in indexes for word_token in self._tokens(words[k]))
+        positions = sorted(set(tokens))
+        number = next((found for reading in self.readings if (found := reading.number(phrase, positions))), 0)
+        if number < 2:
+            yield phrase
+        if number:
+            yield f"{phrase}@{number}"
+        yield f"#{positions[0]}-{positions[-1]}" if len(positions) > 1 else f"#{positions[0]}"
+
+    def _tokens(self, word: PromptWord) -> Iterator[int]:
+        return (word.part * align.PART + token for token in word.tokens)
+
+    def _written(self, first: PromptWord, last: PromptWord) -> str:
+        """What the encoder reads from one word to another, with the bracket that closes behind."""
+        text, end, opened = "", first.start, 0
+        for one in self.found[self._index(first.start) :]:
+            span = one.span
+            if span.start >= last.end and not (opened > 0 and span.kind == "punctuation" and span.text[0] == ")"):
+                break
+            if span.kind in _READ:
+                gap = self.prompt[end : span.start]
+                text += (" " if gap.strip("\\") else "") + (span.text if span.start < last.end else ")")
+                opened += span.text.count("(") - span.text.count(")")
+            end = span.end
+        return text
+
+    def words_of(self, entity: Entity, words: Sequence[PromptWord], starts: Sequence[int]) -> list[int]:
+        """The indexes of an entity's selectable words."""
+        first = max(bisect_left(starts, entity.start + 1) - 1, 0)
+        last = bisect_left(starts, entity.end)
+        return [k for k in range(first, last) if words[k].selectable and words[k].end > entity.start]
 
 
 def describe(
     prompt: str,
     tokenize: Callable[[str], Sequence[align.Piece]],
-    variants: Callable[[str], Sequence[str]] = lambda text: [text],
     entities: Sequence[str] = (),
     selected: Sequence[Sequence[int]] = (),
+    dialect: syntax.Dialect = syntax.HOST,
 ) -> dict[str, Any]:
-    """``{"words", "suggested", "entities", "colours", "tokens": total}`` of a prompt as typed.
+    """``{"words", "suggested", "left_out", "entities", "colours", "tokens": total}`` of a prompt as typed.
 
-    ``tokenize``: the host's, of the text of one ``AND`` part. ``variants``: the texts that prompt editing
-    makes of one part in the course of the steps, in order, each once. A suggestion is the list of the
-    indexes of its words at their first mention; ``tokens`` counts the text tokens of the first step.
-    ``entities`` are looked up as a job would, ``selected``, lists of indexes of words, are given names that
-    a job would understand; both come back as :class:`Chosen`. The colours are the entities', or the suggestions' where
-    there are no entities. Raises ValueError for an index that is no
-    selectable word's.
+    ``tokenize``: the host's, of the text of one ``AND`` part. A suggestion is the list of the indexes of its
+    words at their first mention; :class:`LeftOut` is what the prompt names, too, but is not kept apart;
+    ``tokens`` counts the text tokens of the first step. ``entities`` are looked up as a job would,
+    ``selected``, lists of indexes of words, are given names that a job would understand; both come back as
+    :class:`Chosen`. The colours are the entities', or the suggestions' where there are no entities.
+    ``dialect``: what the host's settings make of the prompt's signs. Raises ValueError for an index that is no
+    selectable word's, and for more than :data:`MOST_ENTITIES`.
     """
-    found = [_Found(span) for span in syntax.parse(prompt)]
-    total = 0
-    before: list[align.Piece] = []  # of the parts so far; their positions are another context's
-    turns: list[list[align.Piece]] = []
-    for number, part in enumerate(syntax.parts(prompt)):
-        own = [one for one in found if one.span.part == number and one.span.kind in _READ]
-        first: Sequence[align.Piece] = ()
-        for turn, text in enumerate(variants(part.text)):
-            if turn and all(one.tokens for one in own):
-                break
-            pieces = tokenize(text)
-            turns += [[]] if turn == len(turns) else []
-            turns[turn] += [replace(piece, position=number * align.PART + piece.position) for piece in pieces]
-            _place(own, pieces)
-            if not turn:
-                total += len(pieces)
-                first = pieces
-        _number(own, before)
-        before += [replace(piece, position=-1) for piece in first]
-    words = list(_words(prompt, found))
-    chosen = _looked_up(entities, words, turns) + _named(selected, words, turns)
-    suggested = _suggested(prompt, words)
+    for field_name, given in (("entities", entities), ("selected", selected)):
+        if len(given) > MOST_ENTITIES:
+            raise ValueError(f"{field_name}: {len(given)} are not allowed; at most {MOST_ENTITIES}")
+    context = _Context(prompt, tokenize, dialect)
+    words = list(_words(prompt, context.found))
+    starts = [word.start for word in words]
+    chosen = context.look_up(entities, words) + context.name(selected, words)
+    choice = choose(prompt, dialect)
+    suggested: dict[str, list[int]] = {}
+    for entity in choice.apart:
+        if own := context.words_of(entity, words, starts):
+            suggested.setdefault(entity.text, own)
+    left_out = [
+        LeftOut(one.entity.text, tuple(own), one.why())
+        for one in choice.left_out
+        if (own := context.words_of(one.entity, words, starts))
+    ]
     return {
         "words": words,
         "suggested": list(suggested.values()),
+        "left_out": left_out,
         "entities": chosen,
         "colours": colours([one.text for one in chosen] or list(suggested)),
-        "tokens": total,
+        "tokens": context.total,
     }
-
-
-def _looked_up(entities: Sequence[str], words: Sequence[PromptWord], turns: Turns) -> list[Chosen]:
-    try:
-        places = align.align(entities, turns[0] if turns else [], missing="skip")
-    except ValueError as error:
-        return [Chosen(entity, (), _alone(entity, turns)[1] or str(error)) for entity in entities]
-    chosen = []
-    for entity, place in zip(entities, places):
-        place, problem = (place, "") if place else _alone(entity, turns)
-        chosen.append(Chosen(entity, _hit(place, words), problem))
-    return chosen
-
-
-def _alone(entity: str, turns: Turns) -> tuple[tuple[int, ...], str]:
-    """Where the first of the ``turns`` that names the entity has it, or why none does."""
-    problem = ""
-    for pieces in turns or [[]]:
-        try:
-            return align.find(entity, pieces), ""
-        except ValueError as error:
-            problem = problem or str(error)
-    return (), problem
-
-
-def _named(selected: Sequence[Sequence[int]], words: Sequence[PromptWord], turns: Turns) -> list[Chosen]:
-    wanted = []
-    for indexes in selected:
-        for k in indexes:
-            if not 0 <= k < len(words) or not words[k].selectable:
-                raise ValueError(f"selected: {k} is not allowed; the index of a selectable word")
-        wanted.append(tuple(sorted(set(indexes))))
-    phrases = [" ".join(words[k].text for k in indexes) for indexes in wanted]
-    names = list(phrases)
-    for k, indexes in enumerate(wanted):
-        for name in (phrases[k], *_exact(phrases[k], [words[i] for i in indexes], turns)):
-            names[k] = name
-            if set(_looked_up(names, words, turns)[k].words) == set(indexes):
-                break
-        else:
-            names[k] = phrases[k]
-    return [
-        one
-        if set(one.words) == set(indexes)
-        else Chosen(one.text, indexes, f'entities: "{one.text}" can\'t be named; choose words that stand together')
-        for one, indexes in zip(_looked_up(names, words, turns), wanted)
-    ]
-
-
-def _exact(phrase: str, chosen: Sequence[PromptWord], turns: Turns) -> Iterator[str]:
-    """Names of one place: with the occurrence's number, and by tokens."""
-    positions = [word.part * align.PART + token for word in chosen for token in word.tokens]
-    for pieces in turns:
-        if number := align.occurrence(phrase, positions, pieces):
-            yield f"{phrase}@{number}"
-    tokens = sorted(set(positions))
-    if tokens:
-        yield f"#{tokens[0]}-{tokens[-1]}" if len(tokens) > 1 else f"#{tokens[0]}"
-
-
-def _hit(place: Sequence[int], words: Sequence[PromptWord]) -> tuple[int, ...]:
-    return tuple(
-        k for k, word in enumerate(words) if any(word.part * align.PART + token in place for token in word.tokens)
-    )
-
-
-def _place(own: Sequence[_Found], pieces: Sequence[align.Piece]) -> None:
-    """Give words of one part that have none yet their tokens among ``pieces``."""
-    theirs = align.words(pieces)
-    embedded = {piece.position for piece in pieces if piece.embedding}
-    atoms = [(_key(match[0]), one) for one in own for match in _ATOM.finditer(one.span.text)]
-    keys = [_key(word.text) for word in theirs]
-    places: dict[int, list[int]] = {}
-
-    def give(k: int, word: align.Word) -> None:
-        places.setdefault(id(atoms[k][1]), []).extend(word.positions)
-
-    matcher = difflib.SequenceMatcher(None, [key for key, _ in atoms], keys, autojunk=False)
-    for tag, a, b, c, d in matcher.get_opcodes():
-        if tag == "equal":
-            for k, word in zip(range(a, b), theirs[c:d]):
-                give(k, word)
-        elif tag == "replace":
-            # Where both read the same but part words otherwise ("dog's" is two of CLIP's words), letters decide.
-            ours = [k for k in range(a, b) for _ in atoms[k][0]]
-            whose = [word for key, word in zip(keys[c:d], theirs[c:d]) for _ in key]
-            if "".join(atoms[k][0] for k in range(a, b)) == "".join(keys[c:d]):
-                for k, word in dict.fromkeys(zip(ours, whose)):
-                    give(k, word)
-    for one in own:
-        if not one.tokens and id(one) in places:
-            one.tokens = tuple(sorted(set(places[id(one)])))
-            one.embedding = bool(embedded & set(one.tokens))
-            one.pieces = pieces
-
-
-def _number(own: Sequence[_Found], before: Sequence[align.Piece]) -> None:
-    """Say which occurrence of its text each word is, behind the parts ``before``."""
-    text = "".join(_key(word.text) for word in align.words(before))
-    text += "".join(_key(one.span.text) for one in own)
-    for one in own:
-        if not one.tokens:
-            one.occurrence = 0
-        elif text.count(_key(one.span.text)) > 1:
-            one.occurrence = align.occurrence(one.span.text, one.tokens, [*before, *one.pieces])
 
 
 def _words(prompt: str, found: Sequence[_Found]) -> Iterator[PromptWord]:
@@ -233,7 +319,7 @@ def _words(prompt: str, found: Sequence[_Found]) -> Iterator[PromptWord]:
     while i < len(found):
         one, last = found[i], found[i]
         i += 1
-        while one.embedding and i < len(found) and found[i].tokens == one.tokens:
+        while i < len(found) and one.tokens and found[i].tokens == one.tokens and _is_one(one, last, found[i]):
             last = found[i]
             i += 1
         span = one.span
@@ -249,16 +335,7 @@ def _words(prompt: str, found: Sequence[_Found]) -> Iterator[PromptWord]:
         )
 
 
-def _suggested(prompt: str, words: Sequence[PromptWord]) -> dict[str, list[int]]:
-    """Each suggestion, and the indexes of its selectable words at its first mention."""
-    first: dict[str, list[int]] = {}
-    for entity in locate(prompt):
-        own = [k for k, word in enumerate(words) if word.start < entity.end and entity.start < word.end]
-        chosen = [k for k in own if words[k].selectable]
-        if chosen:
-            first.setdefault(entity.text, chosen)
-    return first
-
-
-def _key(text: str) -> str:
-    return "".join(unicodedata.normalize("NFC", text).lower().split())
+def _is_one(one: _Found, last: _Found, next: _Found) -> bool:
+    """Whether spans of the same tokens can only be chosen together."""
+    unspaced = one.span.kind == next.span.kind == "word" and syntax.UNSPACED.match(next.span.text)
+    return one.embedding or (last.span.end == next.span.start and unspaced is not None)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lib_decouple.prompt.entities import suggest
 
-SETS = ("entities.jsonl", "entities_2.jsonl")
+SETS = ("entities.jsonl", "entities_2.jsonl", "entities_3.jsonl")
 """What they are, and what is labelled, is in ``README.md``."""
 
 

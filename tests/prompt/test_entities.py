@@ -115,7 +115,7 @@ def test_style_tails_add_nothing(tail: str) -> None:
         ("2boys, 3girls, 1cat", ["2boys", "3girls", "1cat"]),
         ("a 3d render of a cat, 35mm", ["cat"]),
         ("red_scarf, street_lamp", ["scarf", "street lamp"]),
-        (r"bow \(weapon\), (red dress:1.2)", ["bow", "weapon", "dress"]),
+        (r"bow \(weapon\), (red dress:1.2)", ["bow (weapon)", "dress"]),
         ("[cat:dog:0.5] {fox|wolf} __animal__", ["cat", "dog", "fox", "wolf"]),
         ("a lion AND a tiger BREAK a bear", ["lion", "tiger", "bear"]),
         ("a sign that says 'hello', \"a cat\" on it", ["sign"]),
@@ -131,7 +131,7 @@ def test_each_mention_is_located() -> None:
     assert [(found.text, prompt[found.start : found.end]) for found in locate(prompt)] == [
         ("cat", "Cat"),
         ("street lamp", "street_lamp"),
-        ("cat", "cat"),
+        ("cat@2", "cat"),
     ]
 
 

@@ -23,7 +23,7 @@ def tokenize(text):
 
 def client(app=None, folder=Path, **host):
     app = app or fastapi.FastAPI()
-    rest.add(app, rest.Host(tokenize, lambda text: [text], folder, **host))
+    rest.add(app, rest.Host(tokenize, folder, **host))
     return TestClient(app)
 
 
@@ -198,7 +198,7 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path):
 @pytest.mark.parametrize(("model", "warnings"), [("", []), ("flux", ["This model (Flux) can't be guided."])])
 def test_whose_tokens_they_are_and_what_is_wrong_with_the_model_is_told(model, warnings):
     app = fastapi.FastAPI()
-    rest.add(app, rest.Host(tokenize, lambda text: [text], Path, model=lambda: model, warnings=lambda: warnings))
+    rest.add(app, rest.Host(tokenize, Path, model=lambda: model, warnings=lambda: warnings))
     answer = TestClient(app).post("/decouple/v1/tokens", json={"prompt": "a cat"})
     assert answer.status_code == 200
     assert (answer.json()["model"], answer.json()["warnings"]) == (model, warnings)

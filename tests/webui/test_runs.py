@@ -58,7 +58,7 @@ def runs():
 
 def client(**seen):
     app = fastapi.FastAPI()
-    rest.add(app, rest.Host(lambda text: [], lambda text: [text], Path, seen=run_routes.Seen(**seen)))
+    rest.add(app, rest.Host(lambda text: [], Path, seen=run_routes.Seen(**seen)))
     return TestClient(app, headers={"X-Decouple-Caller": SECRET})
 
 
@@ -339,7 +339,7 @@ def test_these_routes_let_in_whom_the_others_do(runs):
     app = fastapi.FastAPI()
     seen = run_routes.Seen(runs=runs)
     runs.keep(job(), 5)
-    rest.add(app, rest.Host(lambda text: [], lambda text: [text], Path, credentials="ann:secret", seen=seen))
+    rest.add(app, rest.Host(lambda text: [], Path, credentials="ann:secret", seen=seen))
     web = TestClient(app)
     for path in ("runs", "trace/last", "trace/last/csv", "maps/last", "maps/last/0/unguided.png", "live"):
         assert web.get(f"/decouple/v1/{path}").status_code == 401
