@@ -11,8 +11,10 @@ from ..core.trace import ImageTrace, StepRecord
 
 def moved(trace: ImageTrace, total: int) -> str:
     """``9 of 20 steps by 12.3 %``: how many of the ``total`` steps moved the image, and the sum of their updates, each
-    as a share of the latents' length."""
+    as a share of the latents' length. ``0 of 20 steps`` where none did."""
     updates = [record.update_norm for record in trace.steps if record.update_norm > 0]
+    if not updates:
+        return f"0 of {total} steps"
     return f"{len(updates)} of {total} steps by {100 * sum(updates):.1f} %"
 
 

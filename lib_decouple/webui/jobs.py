@@ -222,11 +222,7 @@ class Jobs:
         comparison.p.n_iter = comparison.batches
 
         def told(number: int) -> str:
-            image = divmod(number, comparison.size)
-            aside = run.result(infotext.STOOD_ASIDE, *image)
-            if not run.guided(*image):
-                return "not decoupled: stood aside"
-            return "decoupled, then stood aside" if aside else "decoupled"
+            return run.label(*divmod(number, comparison.size))
 
         try:
             run.notes.append(compare.add_pictures(comparison, processed, told))

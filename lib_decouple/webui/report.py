@@ -17,9 +17,6 @@ from .infotext import BATCH, BY_UPDATE, FOUND, HIRES, MOVED, RESULTS, RUN, STOOD
 NOT_REACHED = "another script or extension drew it in its own way, past the WebUI's sampling, where guidance works"
 ONLY_HIRES = "only the second pass of hires fix was drawn; “Hires pass too” guides that"
 NO_STEP = "sampling ended before the first guided step"
-LEFT_ALONE = (
-    "no update was made at any guided step: its loss was at most the threshold (“Stop when decoupled”), or had no slope"
-)
 
 
 class Pass(Protocol):
@@ -82,12 +79,15 @@ class Run:
         told = [_told(key, one, position) for one in guided if one.hires is hires]
         return told[0] or None if told else None
 
-    def guided(self, iteration: int, position: int) -> bool:
-        """Could guidance move this image at any step?"""
-        return any(
-            one.iteration == iteration and position < len(one.traces) and was_guided(one, position)
-            for one in self.passes
-        )
+    def label(self, iteration: int, position: int) -> str:
+        """What stands above an image beside its plain one."""
+        own = [one for one in self.passes if one.iteration == iteration and position < len(one.traces)]
+        aside = self.result(STOOD_ASIDE, iteration, position)
+        if not any(was_guided(one, position) for one in own):
+            return "not decoupled: stood aside"
+        if not any(record.update_norm > 0 for one in own for record in one.traces[position].steps):
+            return "left alone"
+        return "decoupled, then stood aside" if aside else "decoupled"
 
     def _reasons(self, own: Sequence[Pass], iteration: int, position: int) -> str:
         """Why an image was not guided, or not to its end; "" while it is being drawn, and where it was."""
@@ -164,13 +164,21 @@ class Run:
         for keys, start in (((FOUND, MOVED, BY_UPDATE), ""), (tuple(HIRES.values()), "hires: ")):
             entities, moved, iou = (self.result(key, *image) for key in keys)
             if entities:
-                parts.append(f"{start}{entities}: moved at {moved} of the latents' length")
+                parts.append(f"{start}{entities}: {self._moved(moved or '')}")
                 parts += [f"overlap (IoU) by the update {iou}"] if iou else []
         if parts and (unused := self._unused(image)):
             parts.insert(1, f"not in this prompt: {unused}")
         if reason := self.result(STOOD_ASIDE, *image):
             parts.append(f"stood aside: {reason}")
         return "; ".join(parts) or "not drawn to its end"
+
+    def _moved(self, moved: str) -> str:
+        """:func:`effect.moved` in words."""
+        if not moved.startswith("0 "):
+            return f"moved at {moved} of the latents' length"
+        if self.settings.stop == "on":
+            return f"left alone, as its loss was at most {self.settings.stop_below:g} at every guided step"
+        return "not moved, as its loss gave no direction at any guided step"
 
     def _costs(self) -> list[str]:
         """Whose settings, and what they cost, where anything was guided."""
@@ -215,12 +223,9 @@ def reason_of(one: Pass, position: int, drawn: bool = True) -> str:
     """Why a pass did not guide an image, or not to its end; empty when it did. ``drawn``: is it over?"""
     if one.stood_aside:
         return one.stood_aside
-    if not was_guided(one, position):
-        return one.left_alone[position] or (NO_STEP if drawn else "")
-    trace = one.traces[position]
-    if drawn and not any(record.update_norm > 0 for record in trace.steps):
-        return LEFT_ALONE
-    return ""
+    if was_guided(one, position):
+        return ""
+    return one.left_alone[position] or (NO_STEP if drawn else "")
 
 
 def _told(key: str, one: Pass, position: int) -> str:

@@ -297,6 +297,7 @@ def test_plain_batches_of_a_comparison_have_no_reason(host):
     ("moved", "reason", "label"),
     [
         (0.1, "", "decoupled"), (0.1, "at step 3 of 6: out of memory", "decoupled, then stood aside"),
+        (0.0, "", "left alone"),
         (None, "", "not decoupled: stood aside"), (None, "a reason", "not decoupled: stood aside"),
     ],
 )  # fmt: skip
@@ -308,8 +309,8 @@ def test_only_a_picture_that_was_guided_is_called_decoupled(host, monkeypatch, m
     p = job()
     host.jobs.begin(p, "txt2img", [{"compare": True}])
     run = p.attention_decoupling
-    if moved or reason:
-        steps = [StepRecord(0, 0.0, Measures({}, {}, {}, {}, {}, {}), update_norm=moved)] if moved else []
+    if moved is not None or reason:
+        steps = [StepRecord(0, 0.0, Measures({}, {}, {}, {}, {}, {}), update_norm=moved)] if moved is not None else []
         run.passes.append(
             SimpleNamespace(iteration=1, hires=False, traces=[ImageTrace((), steps)], left_alone=[""],
                             stood_aside=reason, seconds=0.0, step=6, total=6)

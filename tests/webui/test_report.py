@@ -98,7 +98,7 @@ def test_an_image_that_was_left_alone_says_why_and_has_no_result():
     ("one", "reason"),
     [
         (Pass([trace()], [""], total=6), report.NO_STEP),  # interrupted before guidance began
-        (Pass([trace((0.5, None, 0.0))], [""]), report.LEFT_ALONE),
+        (Pass([trace((0.5, None, 0.0))], [""]), None),  # it was left alone, which is no failure
         (Pass([trace((0.5, None, 0.0))], [""], stood_aside="at step 2: x"), "at step 2: x"),
         (Pass([trace((0.5, None, 0.1))], [""]), None),
         (Pass([trace()], ["no cat"], hires=True), "hires: no cat"),
@@ -110,6 +110,14 @@ def test_an_image_that_nothing_moved_says_why(one, reason):
     assert Run(Settings(enabled=True), passes, drawn={0}).result(STOOD_ASIDE, 0, 0) == reason
     if reason:
         assert reason.removeprefix("hires: ") in " ".join(Run(Settings(enabled=True), passes, drawn={0}).lines())
+
+
+def test_an_image_that_no_update_moved_is_said_to_be_left_alone():
+    still = [Pass([trace((0.5, None, 0.0))], [""])]
+    stopped = Run(Settings(enabled=True, stop="on", stop_below=0.81), still, drawn={0})
+    assert stopped.lines()[0] == "cat, dog: left alone, as its loss was at most 0.81 at every guided step"
+    assert stopped.result(MOVED, 0, 0) == "0 of 6 steps"
+    assert "gave no direction" in Run(Settings(enabled=True), still, drawn={0}).lines()[0]
 
 
 def test_nothing_is_told_of_an_image_that_is_not_drawn_yet():
