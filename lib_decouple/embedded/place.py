@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,33 @@ TOKENIZER = HERE / "tokenizer"
 TEXT_ENCODER = "extensions/attention-decoupling/lib_decouple/embedded/tokenizer"
 """The text encoder's folder for an extension installed under its own name, from the WebUI's root."""
 
+
+@dataclass(frozen=True)
+class Layout:
+    """What differs between the checkpoints that this project trains; sides in pixels and in latents."""
+
+    name: str
+    side: int
+    width: int
+    attended: list[int]
+    """Factors by which the latents are shrunk where there is cross-attention."""
+    heads: int
+    context: int
+    autoencoder: list[int]
+    """Its levels' widths as multiples of 32."""
+
+    @property
+    def latents(self) -> int:
+        """Side of the latents."""
+        return self.side // 8
+
+
+TINY = Layout("decouple-tiny", 96, 64, [2], 4, 64, [1, 1, 2, 2])
+DRAWN = Layout("decouple-drawn", 128, 96, [1, 2], 8, 128, [1, 1, 2, 4])
+"""The model of drawn things (`lab/model/emoji`), in training; not in the project yet."""
+
 YAML = """\
-# Layout of decouple-tiny.safetensors for WebUIs that read a yaml beside a checkpoint.
+# Layout of {layout.name}.safetensors for WebUIs that read a yaml beside a checkpoint.
 # `version` is the folder of the text encoder's configuration and tokenizer, as seen from the WebUI's root.
 model:
   base_learning_rate: 1.0e-4
@@ -27,7 +53,7 @@ model:
     timesteps: 1000
     first_stage_key: jpg
     cond_stage_key: txt
-    image_size: 12
+    image_size: {layout.latents}
     channels: 4
     cond_stage_trainable: false
     conditioning_key: crossattn
@@ -40,14 +66,14 @@ model:
         image_size: 32
         in_channels: 4
         out_channels: 4
-        model_channels: 64
-        attention_resolutions: [2]
+        model_channels: {layout.width}
+        attention_resolutions: {layout.attended}
         num_res_blocks: 1
         channel_mult: [1, 2]
-        num_heads: 4
+        num_heads: {layout.heads}
         use_spatial_transformer: true
         transformer_depth: 1
-        context_dim: 64
+        context_dim: {layout.context}
         use_checkpoint: false
         legacy: false
     first_stage_config:
@@ -58,11 +84,11 @@ model:
         ddconfig:
           double_z: true
           z_channels: 4
-          resolution: 96
+          resolution: {layout.side}
           in_channels: 3
           out_ch: 3
           ch: 32
-          ch_mult: [1, 1, 2, 2]
+          ch_mult: {layout.autoencoder}
           num_res_blocks: 1
           attn_resolutions: []
           dropout: 0.0
@@ -75,9 +101,9 @@ model:
 """
 
 
-def yaml_text(text_encoder: str) -> str:
+def yaml_text(text_encoder: str, layout: Layout = TINY) -> str:
     """The yaml that a WebUI reads beside the checkpoint; ``text_encoder`` is a folder."""
-    return YAML.format(version=text_encoder)
+    return YAML.format(version=text_encoder, layout=layout)
 
 
 def add_parser(commands: Any) -> None:

@@ -102,6 +102,29 @@ FAMILIES: dict[str, dict[str, Mapping[str, Any]]] = {
             "pad_token_id": 49407,
         },
     },
+    "drawn": {
+        "model_index": _MODEL_INDEX,
+        "scheduler": _SCHEDULER,
+        "vae": {**_VAE, "block_out_channels": [32, 32, 64, 128], "layers_per_block": 1, "sample_size": 128},
+        "unet": {
+            **_UNET,
+            "sample_size": 16,
+            "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+            "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+            "block_out_channels": [96, 192],
+            "layers_per_block": 1,
+            "cross_attention_dim": 128,
+        },
+        "text_encoder": {
+            **_CLIP_L,
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "projection_dim": 128,
+            "pad_token_id": 49407,
+        },
+    },
     "sd1": {
         "model_index": _MODEL_INDEX,
         "scheduler": _SCHEDULER,
@@ -196,7 +219,7 @@ def family_of(path: Path) -> str:
             f"checkpoint: {path} is not a Stable Diffusion 1.x, 2.x or SDXL checkpoint; it holds {len(keys)} tensors "
             f"under {first or 'no names'}"
         )
-    family = {64: "tiny", 768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(width)
+    family = {64: "tiny", 128: "drawn", 768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(width)
     if family is None or channels != 4:
         raise Unsupported(
             f"checkpoint: {path} has cross-attention of width {width} and {channels} input channels; supported are "
