@@ -1,15 +1,14 @@
 """Cross-attention maps of chosen tokens, read beside the attention itself.
 
-Hooks on the ``to_q`` and ``to_k`` of each needed cross-attention module see what the module is about to
-attend with: the kernel that the host chose stays as it is, and a host's patch that calls the projections
-itself (Forge's IP-Adapter does) is read as well. After the last needed module the pass is ended, since
-nothing later is used.
+Hooks on the modules that make each needed layer's queries and keys see what it is about to attend with:
+the kernel that the host chose stays as it is, and a host's patch that calls the projections itself (Forge's
+IP-Adapter does) is read as well. After the last needed layer the pass is ended, since nothing later is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -24,14 +23,41 @@ Part = Literal["all", "down", "middle", "up", "last"]
 
 
 @dataclass(frozen=True)
+class Projections:
+    """What an architecture makes a layer's map of: softmax of ``scale * norm(query) @ norm(key)`` in each head."""
+
+    query: nn.Module
+    """Its output, ``[batch, pixels, heads * channels]``, is the queries."""
+    key: nn.Module
+    """Its output, ``[batch, tokens, heads * channels]``, is the keys; it runs after ``query``."""
+    heads: int
+    scale: float | None = None
+    """None: ``channels ** -0.5`` of one head."""
+    query_norm: Callable[[Tensor], Tensor] | None = None
+    """Of ``[batch, heads, pixels, channels]``."""
+    key_norm: Callable[[Tensor], Tensor] | None = None
+
+
+Reader = Callable[[nn.Module], Projections]
+"""Finds a cross-attention module's projections, anew for each pass: a host may have wrapped them meanwhile."""
+
+
+def to_q_and_to_k(module: nn.Module) -> Projections:
+    """The reader of ldm's, sgm's and diffusers' cross-attention, with or without norms."""
+    parts: Any = module
+    norms = [norm if callable(norm := getattr(module, name, None)) else None for name in ("norm_q", "norm_k")]
+    return Projections(parts.to_q, parts.to_k, int(parts.heads), getattr(module, "scale", None) or None, *norms)
+
+
+@dataclass(frozen=True)
 class CrossAttentionLayer:
     """One cross-attention module of a denoiser, as a host adapter names it, in order of execution."""
 
     name: str
     module: nn.Module
-    """Has ``to_q``, ``to_k`` and ``heads``; a ``scale`` is used where it has one."""
     factor: int
     """Downsampling: the latents' side over the side of this layer's maps."""
+    reader: Reader = to_q_and_to_k
 
     @property
     def part(self) -> Part:
@@ -56,6 +82,21 @@ class Entity:
             raise ValueError(f"entity {self.name!r}: tokens {self.tokens} must be one or more positions from 0")
 
 
+@dataclass(frozen=True)
+class ImagePlan:
+    """What is needed of one image: its entities, and the number of its prompts joined by AND."""
+
+    entities: tuple[Entity, ...]
+    parts: int = 1
+    end: int | None = None
+    """Position of the end token, for Attend-and-Excite's treatment; None takes the context's last."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The entities' names, in order."""
+        return tuple(entity.name for entity in self.entities)
+
+
 def level_size(height: int, width: int, factor: int) -> tuple[int, int]:
     """Size of the maps ``factor`` times below latents ``height x width``: every halving rounds up.
 
@@ -68,43 +109,56 @@ def level_size(height: int, width: int, factor: int) -> tuple[int, int]:
     return height, width
 
 
-def token_maps(module: nn.Module, hidden: Tensor, context: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast is off inside, which would undo ``.float()`` in front of every matrix product."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except RuntimeError:  # a device that has no autocast
+        return nullcontext()
+
+
+def token_maps(
+    module: nn.Module,
+    hidden: Tensor,
+    context: Tensor,
+    tokens: Sequence[int] | None = None,
+    reader: Reader = to_q_and_to_k,
+) -> Tensor:
     """Attention of chosen tokens, softmax over all tokens, averaged over heads.
 
     ``hidden`` ``[batch, pixels, channels]`` and ``context`` ``[batch, tokens, channels]`` are the
     module's own inputs. Returns float32 (of a float64 module float64) ``[batch, len(tokens), pixels]``
     in [0, 1]; all tokens when ``tokens`` is None. Raises ValueError for a position outside the context.
     """
-    parts: Any = module
-    return _shares(module, parts.to_q(hidden), parts.to_k(context), tokens)
+    parts = reader(module)
+    return _attention(parts, parts.query(hidden), parts.key(context), tokens)
 
 
-def _shares(module: nn.Module, query: Tensor, key: Tensor, tokens: Sequence[int] | None) -> Tensor:
-    """:func:`token_maps` of the projections ``[batch, pixels or tokens, heads * channels]``."""
+def _attention(parts: Projections, query: Tensor, key: Tensor, tokens: Sequence[int] | None) -> Tensor:
+    """:func:`token_maps` of the projections' outputs."""
     wanted = range(key.shape[1]) if tokens is None else tokens
     if wanted and not 0 <= min(wanted) <= max(wanted) < key.shape[1]:
         raise ValueError(f"tokens: {sorted(wanted)} reach outside a context of {key.shape[1]} tokens")
-    parts: Any = module
-    heads = int(parts.heads)
-    query = rearrange(query, "b n (k d) -> b k n d", k=heads)
-    key = rearrange(key, "b t (k d) -> b k t d", k=heads)
-    if callable(getattr(module, "norm_q", None)):
-        query = parts.norm_q(query)
-    if callable(getattr(module, "norm_k", None)):
-        key = parts.norm_k(key)
-    scale = getattr(module, "scale", None) or query.shape[-1] ** -0.5
-    if query.dtype != torch.float64:
-        query, key = query.float(), key.float()
-    logits = (query * float(scale)) @ key.transpose(-1, -2)
-    if tokens is None:
-        share = logits.softmax(-1)
-    else:
-        share = (logits[..., list(tokens)] - logits.logsumexp(-1, keepdim=True)).exp()
-    return reduce(share, "b k n t -> b t n", "mean")
+    query = rearrange(query, "b n (k d) -> b k n d", k=parts.heads)
+    key = rearrange(key, "b t (k d) -> b k t d", k=parts.heads)
+    query = parts.query_norm(query) if parts.query_norm else query
+    key = parts.key_norm(key) if parts.key_norm else key
+    with full_precision(query.device):
+        if query.dtype != torch.float64:
+            query, key = query.float(), key.float()
+        logits = (query * float(parts.scale or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
+        if tokens is None:
+            share = logits.softmax(-1)
+        else:
+            share = (logits[..., list(tokens)] - logits.logsumexp(-1, keepdim=True)).exp()
+        return reduce(share, "b k n t -> b t n", "mean")
 
 
-class PassEnded(Exception):
-    """Raised inside a guided pass after its last needed layer; :func:`captured` takes it back."""
+class PassEnded(BaseException):
+    """Raised inside a guided pass after its last needed layer; :func:`captured` takes it back.
+
+    No :class:`Exception`: those that other extensions catch around the denoiser are failures to them.
+    """
 
 
 @dataclass
@@ -156,7 +210,8 @@ def captured(
         raise ValueError("layers: none to read maps from")
     capture = Capture(None if tokens is None else tuple(tokens))
 
-    def readers(layer: CrossAttentionLayer) -> Any:
+    def hooked(layer: CrossAttentionLayer) -> Any:
+        parts = layer.reader(layer.module)
         queries: list[Tensor] = []
 
         def read_query(module: nn.Module, args: tuple[Any, ...], query: Tensor) -> None:
@@ -165,15 +220,16 @@ def captured(
         def read_key(module: nn.Module, args: tuple[Any, ...], key: Tensor) -> None:
             if not queries:
                 raise ValueError(f"layers: {layer.name} projects its keys before its queries")
-            capture.maps[layer.name] = _shares(layer.module, queries.pop(), key, capture.tokens)
+            capture.maps[layer.name] = _attention(parts, queries.pop(), key, capture.tokens)
             if stop and layer is layers[-1]:
                 raise PassEnded
 
-        parts: Any = layer.module
-        return parts.to_q.register_forward_hook(read_query), parts.to_k.register_forward_hook(read_key)
+        return parts.query.register_forward_hook(read_query), parts.key.register_forward_hook(read_key)
 
-    handles = [handle for layer in layers for handle in readers(layer)]
+    handles: list[Any] = []
     try:
+        for layer in layers:
+            handles += hooked(layer)
         yield capture
     except PassEnded:
         pass
@@ -236,3 +292,47 @@ def entity_maps(
         own = token_grids[entity.part, [column[token] for token in entity.tokens]]
         maps.append(own.mean(0) if combine == "mean" else own.amax(0))
     return torch.stack(maps)
+
+
+@dataclass(frozen=True)
+class MapReader:
+    """Reads the entity maps of a batch's images beside a pass of the denoiser.
+
+    The pass's rows are image-major, an image's AND parts consecutive.
+    """
+
+    layers: Sequence[CrossAttentionLayer]
+    images: Sequence[ImagePlan]
+    treatment: Treatment = "raw"
+    combine: Combine = "mean"
+    stop: bool = True
+    """End the pass at the last layer; see :func:`captured`."""
+
+    @property
+    def named(self) -> list[int]:
+        """The images that have entities."""
+        return [i for i, plan in enumerate(self.images) if plan.entities]
+
+    @property
+    def tokens(self) -> list[int] | None:
+        """The positions whose attention is needed; None for all."""
+        if self.treatment == "attend-excite":
+            return None
+        return sorted({t for plan in self.images for entity in plan.entities for t in entity.tokens})
+
+    def reading(self) -> AbstractContextManager[Capture]:
+        """Capture what :meth:`maps` needs of the pass that the body runs."""
+        return captured(self.layers, self.tokens, self.stop)
+
+    def maps(self, capture: Capture, size: Sequence[int], images: Sequence[int]) -> list[Tensor]:
+        """Entity maps ``[entities, h, w]`` of each of ``images``, whose rows the pass had; ``size`` is the latents'
+        height and width."""
+        height, width = size
+        grids = capture.average(height, width, self.layers)
+        found, row = [], 0
+        for index in images:
+            plan = self.images[index]
+            own = grids[row : row + plan.parts]
+            found.append(entity_maps(own, capture.tokens, plan.entities, self.treatment, self.combine, plan.end))
+            row += plan.parts
+        return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from . import losses
+from .observe import Observation
 
 Moment = Literal["unguided", "first", "last"]
 """``unguided``: at sampling's first step, before anything was moved; ``first``: at the first guided step, after its
@@ -38,6 +39,41 @@ class Measures:
         return sum(self.iou.values()) / len(self.iou) if self.iou else 0.0
 
 
+@dataclass(frozen=True)
+class Unmeasured:
+    """Maps ``[entities, h, w]`` whose measures nobody has asked for yet."""
+
+    names: tuple[str, ...]
+    maps: Tensor
+
+
+class _MeasuredWhenRead:
+    """A field that is given :class:`Measures`, :class:`Unmeasured` or None, and is measured when it is first read."""
+
+    def __init__(self, optional: bool) -> None:
+        self._optional = optional
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, record: None, owner: type) -> None: ...
+    @overload
+    def __get__(self, record: StepRecord, owner: type) -> Any: ...
+    def __get__(self, record: StepRecord | None, owner: type) -> Any:
+        if record is None:
+            if self._optional:
+                return None  # the default
+            raise AttributeError(self._name)
+        value = vars(record)[self._name]
+        if isinstance(value, Unmeasured):
+            value = vars(record)[self._name] = measure(value.names, value.maps)
+        return value
+
+    def __set__(self, record: StepRecord, value: Measures | Unmeasured | None) -> None:
+        vars(record)[self._name] = value
+
+
 @dataclass
 class StepRecord:
     """One image at one step that was looked at."""
@@ -45,10 +81,10 @@ class StepRecord:
     step: int
     loss: float
     """Before the update."""
-    before: Measures
-    """Before the update, or without one."""
-    after: Measures | None = None
-    """After it, where a second look was asked for."""
+    before: _MeasuredWhenRead = _MeasuredWhenRead(optional=False)
+    """:class:`Measures` before the update, or without one."""
+    after: _MeasuredWhenRead = _MeasuredWhenRead(optional=True)
+    """:class:`Measures` after it, where a second look was asked for, or None."""
     guided: bool = True
     """Could this step move the image, or was it only looked at?"""
     update_norm: float = 0.0
@@ -112,12 +148,57 @@ def measure(names: tuple[str, ...], maps: Tensor) -> Measures:
     return Measures(*found)
 
 
-def look(step: int, loss: float, names: tuple[str, ...], maps: Tensor, keep: bool, guided: bool = True) -> StepRecord:
-    """A record of one image's maps ``[entities, h, w]`` before a step's update."""
-    own = maps.detach().float().cpu() if keep else None
-    return StepRecord(step, loss, measure(names, maps), guided=guided, maps=own)
-
-
 def kept(step: int, names: tuple[str, ...], maps: Tensor) -> KeptMaps:
     """Maps ``[entities, h, w]`` of a moment, small and on the CPU."""
     return KeptMaps(step, names, maps.detach().to("cpu", torch.float16))
+
+
+@dataclass
+class Tracer:
+    """The observer that writes a run's traces, one an image.
+
+    ``everything``: looks before the first guided step are recorded, too, not for their moment alone.
+    ``keep_maps`` puts each look's maps into its record, ``keep_moments`` those of the three moments into the trace.
+    """
+
+    traces: list[ImageTrace]
+    everything: bool = False
+    keep_maps: bool = False
+    keep_moments: bool = False
+
+    def __call__(self, seen: Observation) -> None:
+        """Write what was seen into its image's trace."""
+        trace = self.traces[seen.image]
+        behind = any(record.guided for record in trace.steps)
+        if seen.guided or behind or self.everything:
+            trace.steps.append(self._record(seen))
+        else:
+            trace.looks += seen.passes
+        trace.looks += seen.after is not None
+        if self.keep_moments:
+            self._keep(trace, seen, behind)
+
+    def _record(self, seen: Observation) -> StepRecord:
+        return StepRecord(
+            seen.step,
+            seen.loss,
+            Unmeasured(seen.names, seen.maps),
+            None if seen.after is None else Unmeasured(seen.names, seen.after),
+            seen.guided,
+            seen.update,
+            seen.passes,
+            seen.maps.float().cpu() if self.keep_maps else None,
+        )
+
+    def _keep(self, trace: ImageTrace, seen: Observation, behind: bool) -> None:
+        moments = trace.moments
+        if seen.step == 0:
+            moments["unguided"] = kept(seen.step, seen.names, seen.maps)
+        if not seen.guided:
+            if behind:
+                moments["last"] = kept(seen.step, seen.names, seen.maps)
+            return
+        moments.pop("last", None)
+        if seen.after is not None:
+            after = kept(seen.step, seen.names, seen.after)
+            moments.update({"last": after} if behind else {"first": after, "last": after})

@@ -8,7 +8,7 @@ from typing import Any
 from modules import prompt_parser, sd_samplers_common, shared
 from torch import Tensor, nn
 
-from ..core.guidance import Pass
+from ..core.gradient import Pass
 from ..prompt.align import Piece
 from . import sampling
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ..core.guidance import Guide, ImagePlan, NonFinite, Pass, Refinement
+from ..core.gradient import Context, LossGradient, NonFinite, Pass
+from ..core.guidance import Guide, Refinement
 from ..core.losses import WeightedLoss
-from ..core.maps import CrossAttentionLayer, Part
+from ..core.maps import CrossAttentionLayer, ImagePlan, MapReader, Part
+from ..core.observe import Observer, Observers
 from ..core.schedule import Schedule, StepRule
 from ..settings import Settings
 
@@ -69,29 +72,36 @@ def make_guide(
     layers: Sequence[CrossAttentionLayer],
     images: Sequence[ImagePlan],
     default: Level,
-    observe: bool = False,
-    watch: bool = False,
-    keep_maps: bool = False,
+    pick: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list,
+    observers: Iterable[Observer] = (),
+    looking: Looking | None = None,
+    recomputing: Context = nullcontext,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Guide:
-    """A guide as the settings say, for one sampling run. Raises ValueError as :func:`choose_layers` does."""
+    """A guide as the settings say, for one sampling run.
+
+    ``layers`` are all of the model's; ``pick`` chooses among those of the level that the settings name.
+    Raises ValueError as :func:`choose_layers` does.
+    """
     settings = settings.fixed()
-    return Guide(
-        model=model,
-        layers=choose_layers(layers, settings.factor, settings.layers, default),
-        images=images,
-        loss=WeightedLoss.parse(settings.loss),
-        schedule=Schedule(settings.steps, settings.every, settings.start),
-        rule=StepRule(settings.rule, settings.size),  # type: ignore[arg-type]
-        treatment=settings.treatment,  # type: ignore[arg-type]
-        combine=settings.combine,  # type: ignore[arg-type]
-        refinement=Refinement(settings.refine_steps, settings.refine_threshold, settings.refine_rounds),
-        stop_below=settings.stop_below if settings.stop == "on" else None,
+    chosen = pick(choose_layers(layers, settings.factor, settings.layers, default))
+    schedule = Schedule(settings.steps, settings.every, settings.start)
+    gradient = LossGradient(
+        model,
+        MapReader(chosen, images, settings.treatment, settings.combine),  # type: ignore[arg-type]
+        WeightedLoss.parse(settings.loss),
         one_at_a_time=settings.one_at_a_time,
-        checkpoint=settings.recompute,
-        observe=observe,
-        watch=watch,
-        keep_maps=keep_maps,
+        recompute=settings.recompute,
+        recomputing=recomputing,
+    )
+    return Guide(
+        gradient,
+        schedule,
+        StepRule(settings.rule, settings.size),  # type: ignore[arg-type]
+        Refinement(settings.refine_steps, settings.refine_threshold, settings.refine_rounds),
+        settings.stop_below if settings.stop == "on" else None,
+        look_after=(looking or Looking()).behind(schedule),
+        observers=Observers(observers),
         interrupted=interrupted,
     )
 
@@ -103,16 +113,32 @@ class Looking:
     after: bool = False
     """Measure each update's effect by one more look."""
     moments: bool = False
-    """Keep the maps of three moments; see :class:`Guide`."""
+    """Keep the maps of three moments: at the first step before anything was moved, behind the first guided step's
+    update, and behind the last one's."""
     live: Callable[[], bool] = lambda: False
-    """Does anybody want to see the maps of the very next step? Asked before each."""
+    """Does anybody want to see the maps of this step? Asked at each."""
+
+    def behind(self, schedule: Schedule) -> Callable[[int, int], bool]:
+        """Of a step and their number, is a look behind its update wanted? One that no step follows shows the last."""
+
+        def wanted(step: int, total: int) -> bool:
+            place, count = schedule.place(step, total)
+            only_here = place == 0 or (place == count - 1 and schedule.window(total) == total)
+            return self.after or (self.moments and only_here)
+
+        return wanted
 
 
 @dataclass
 class Session:
-    """A guide that never costs the host its image: after a failure it stands aside for the rest of the run."""
+    """A guide that never costs the host its image: after a failure it stands aside for the rest of the run.
+
+    ``looks(step, total)``: are the maps of a step wanted at which nothing moves? With ``moves`` off none does.
+    """
 
     guide: Guide
+    looks: Callable[[int, int], bool] = lambda step, total: False
+    moves: bool = True
     stood_aside: str = field(default="", init=False)
     """Why guidance ended early; empty while it works."""
 
@@ -121,7 +147,13 @@ class Session:
         if self.stood_aside:
             return latents
         try:
-            return self.guide.step(latents, step, total, run, sigma)
+            if self.moves:
+                moved = self.guide.step(latents, step, total, run, sigma)
+                if self.guide.schedule.guided(step, total):
+                    return moved
+            if self.looks(step, total):
+                self.guide.look(latents, step, run)
+            return latents
         except NonFinite as error:
             reason = f"{error}"
         except Exception as error:

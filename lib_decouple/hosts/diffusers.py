@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.guidance import ImagePlan
-from ..core.maps import CrossAttentionLayer, Entity
-from ..core.trace import ImageTrace
+from ..core.maps import CrossAttentionLayer, Entity, ImagePlan
+from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
 from ..prompt.align import Piece, align
 from ..settings import Settings
@@ -129,7 +128,7 @@ def generate(
     keep_latents: bool = False,
     output: str = "pil",
     progress: Callable[[int, int], None] | None = None,
-    layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] | None = None,
+    layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list,
 ) -> Picture:
     """Draw one image a prompt with the pipeline's own loop, its latents guided as the settings say.
 
@@ -153,22 +152,15 @@ def generate(
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     noise = first_noise(unet, generators, height // scale, width // scale)
 
-    session = None
+    session, traces = None, [ImageTrace(tuple(names)) for names in entities]
     if settings.enabled or observe:
         settings = closed(settings, profile_of(unet), steps)
         plans = [plan_image(pipe, p, names, settings.skip_missing) for p, names in zip(prompts, entities)]
-        guide = make_guide(
-            settings,
-            unet,
-            cross_attention_layers(unet),
-            plans,
-            default_level(unet),
-            observe=observe,
-            watch=watch,
-            keep_maps=keep_maps,
-        )
-        guide.layers = layers(list(guide.layers)) if layers else guide.layers
-        session = Session(guide)
+        traces = [ImageTrace(plan.names) for plan in plans]
+        tracer = Tracer(traces, everything=True, keep_maps=keep_maps)
+        level = default_level(unet)
+        guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers, [tracer])
+        session = Session(guide, looks=lambda *_: observe or watch, moves=not observe)
     embeds, extra = _conditioning(pipe, list(prompts), height, width)
 
     scheduler.set_timesteps(steps, device=device)
@@ -225,7 +217,6 @@ def generate(
         callback_on_step_end=after_step,
         callback_on_step_end_tensor_inputs=["latents"],
     )
-    traces = session.guide.traces if session else [ImageTrace(tuple(names)) for names in entities]
     return Picture(list(result.images), traces, session.stood_aside if session else "", kept)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from ..core.guidance import Pass
+from ..core.gradient import Pass
 from ..prompt.align import Piece
 from . import features, sampling
 from .ldm import Unsupported

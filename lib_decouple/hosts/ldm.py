@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core.guidance import ImagePlan
-from ..core.maps import CrossAttentionLayer, Entity
+from ..core.maps import CrossAttentionLayer, Entity, ImagePlan
 from ..prompt.align import PART, Piece, align
 from ..prompt.entities import suggest
 from .base import Level

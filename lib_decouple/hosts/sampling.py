@@ -19,10 +19,12 @@ import torch
 from modules import prompt_parser, sd_samplers, shared
 from torch import Tensor, nn
 
-from ..core.guidance import ImagePlan, Pass
+from ..core.gradient import Pass
 from ..core.losses import OVERLAP_LOSSES, WeightedLoss
+from ..core.maps import ImagePlan
+from ..core.observe import Observation
 from ..core.schedule import Schedule
-from ..core.trace import ImageTrace, KeptMaps, kept
+from ..core.trace import ImageTrace, KeptMaps, Tracer, kept
 from ..prompt.align import Piece
 from ..prompt.syntax import Dialect
 from ..settings import Settings
@@ -57,6 +59,21 @@ def dialect(comments: bool = False) -> Dialect:
         if emphasis == "None" and len(inspect.signature(parsing.parse_prompt_attention).parameters) == 1:
             emphasis = "Ignore"
     return Dialect(comments, emphasis, bool(getattr(shared.opts, "use_old_scheduling", False)))
+
+
+class GuidedSampler:
+    """Stands in the place of a sampler's function until it is called, once."""
+
+    def __init__(self, sampling: SamplingPass, sampler: Any) -> None:
+        functools.update_wrapper(self, sampler.func)  # the hosts look at its name and its arguments
+        self.sampling, self.sampler, self.sample = sampling, sampler, sampler.func
+
+    def __call__(self, denoiser: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Sample as the host's own function does, guided."""
+        self.sampler.func = self.sample
+        # txt2img hands this very tensor to other scripts, and the update is made in place.
+        with self.sampling.guiding(self.sample, denoiser, kwargs) as guided:
+            return self.sample(denoiser, x.clone() if guided else x, *args, **kwargs)
 
 
 class SamplingPass:
@@ -122,30 +139,29 @@ class SamplingPass:
     def attach(self, x: Tensor | None = None) -> None:
         """Guide what ``p.sampler`` is about to sample; ``x`` is like the latents, for an estimate of the memory."""
         sampler = self.p.sampler
-        self.replaces, sample = getattr(sampler.func, "waiting", (None, sampler.func))
-        sampler.func = sample
+        if isinstance(sampler.func, GuidedSampler):
+            self.replaces, sampler.func = sampler.func.sampling, sampler.func.sample
         if x is not None:
             try:
                 cross_attention_layers(self.unet())
                 self.reserve(x)
             except Exception as error:
                 return self.stand_aside(_in_words(error))
+        sampler.func = GuidedSampler(self, sampler)
 
-        @functools.wraps(sample)
-        def guided(denoiser: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            sampler.func = sample
-            try:
-                name = getattr(sample, "__name__", str(sample))
-                calls = main_calls(name, _schedule_length(name, denoiser, kwargs))
-            except Exception as error:
-                self.stand_aside(_in_words(error))
-                return sample(denoiser, x, *args, **kwargs)
-            with self._hooked(denoiser, calls, "timesteps" not in kwargs):
-                # txt2img hands this very tensor to other scripts, and our update is made in place.
-                return sample(denoiser, x.clone(), *args, **kwargs)
-
-        guided.waiting = (self, sample)  # type: ignore[attr-defined]
-        sampler.func = guided
+    @contextmanager
+    def guiding(self, sample: Any, denoiser: Any, given: dict[str, Any]) -> Iterator[bool]:
+        """Inside, ``denoiser`` is guided while the sampler's function ``sample``, given what it is given, calls it;
+        gives whether it is."""
+        try:
+            name = getattr(sample, "__name__", str(sample))
+            calls = main_calls(name, _schedule_length(name, denoiser, given))
+        except Exception as error:
+            self.stand_aside(_in_words(error))
+            yield False
+            return
+        with self._hooked(denoiser, calls, "timesteps" not in given):
+            yield True
 
     def stand_aside(self, reason: str, logged: bool = False) -> None:
         """Leave the rest of this pass to the host, and tell the user why."""
@@ -206,39 +222,23 @@ class SamplingPass:
     ) -> None:
         """Move ``x`` in place, as the settings say for this step."""
         session = self._prepare(denoiser, given["cond"])
-        guided = self._schedule.guided(step, total)
-        session.guide.watch = self._looked = step >= self._schedule.window(total)
-        session.guide.keep_maps = self._watched()
         with self.differentiable():
             run = self.conditional_pass(denoiser, sigma, given)
             level = sigma.reshape(-1)[0] if sigmas else None
             moved = session.before_step(x.detach().clone(), step, total, run, level)
-        self._show(step)
+        self._looked = step >= self._schedule.window(total)
         if session.stood_aside:
             return self.stand_aside(session.stood_aside, logged=True)
-        if guided:
+        if self._schedule.guided(step, total):
             if denoiser.mask is not None:
                 moved = x + (moved - x) * denoiser.nmask
             with torch.no_grad():
                 x.copy_(moved)
 
-    def _watched(self) -> bool:
-        """Does anybody want to see this step's maps? Whoever asks must not disturb the run."""
-        try:
-            return self.looking.live()
-        except Exception:
-            log.debug("the live panel failed", exc_info=True)
-            return False
-
-    def _show(self, step: int) -> None:
-        """Take this step's maps, where they were kept, out of the traces."""
-        shown: dict[int, KeptMaps] = {}
-        for i, trace in enumerate(self.traces):
-            record = trace.steps[-1] if trace.steps else None
-            if record is not None and record.maps is not None:
-                shown[i] = kept(step, tuple(record.before.intensity), record.maps)
-                record.maps = None
-        self.maps = shown or self.maps
+    def _show(self, seen: Observation) -> None:
+        """The observer that keeps a step's maps for whoever watches."""
+        if self.looking.live():
+            self.maps = {**self.maps, seen.image: kept(seen.step, seen.names, seen.maps)}
 
     def _prepare(self, denoiser: Any, cond: Any) -> Session:
         """The session with a guide for the model and the prompts of this very step."""
@@ -253,13 +253,12 @@ class SamplingPass:
             state = shared.state
             guide = make_guide(
                 self.settings, unet, layers, plans, default_level(layers),
-                interrupted=lambda: state.interrupted or state.skipped,
+                observers=(Tracer(self.traces, keep_moments=self.looking.moments), self._show), looking=self.looking,
+                recomputing=self.recomputing, interrupted=lambda: state.interrupted or state.skipped,
             )  # fmt: skip
-            guide.keep_moments, guide.look_after = self.looking.moments, self.looking.after
-            guide.again, guide.traces = self.recomputing, self.traces
             for trace, plan in zip(self.traces, plans):
                 trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))
-            self._session, self._planned = Session(guide), planned
+            self._session, self._planned = Session(guide, looks=lambda *_: True), planned
         return self._session
 
     def _plan(self, index: int, texts: Sequence[str], others: Sequence[str]) -> ImagePlan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,27 +14,51 @@ from torch import Tensor
 from toy import Runner, Toy, contexts, noise
 
 from lib_decouple.core import losses
-from lib_decouple.core.guidance import Guide, ImagePlan, NonFinite, Refinement, frozen
+from lib_decouple.core.gradient import LossGradient, NonFinite, frozen
+from lib_decouple.core.guidance import Guide, Refinement
 from lib_decouple.core.losses import LOSSES, WeightedLoss
-from lib_decouple.core.maps import Entity
+from lib_decouple.core.maps import Entity, ImagePlan, MapReader
+from lib_decouple.core.observe import Observation, Observers
 from lib_decouple.core.schedule import Schedule, StepRule
-from lib_decouple.core.trace import measure
+from lib_decouple.core.trace import ImageTrace, Tracer, measure
+from lib_decouple.hosts.base import Looking
 
 CAT, DOG, COW = Entity("cat", (2,)), Entity("dog", (4, 5)), Entity("cow", (1,))
 PLAN = ImagePlan((CAT, DOG))
 PLANS = [PLAN, ImagePlan((COW, DOG, CAT)), ImagePlan((DOG, COW))]
 
 
-def guide_for(model: Toy, plans: list[ImagePlan], **changes: Any) -> Guide:
+@dataclass
+class Guided:
+    """A guide and the traces of its images."""
+
+    guide: Guide
+    traces: list[ImageTrace]
+
+    def step(self, *given: Any) -> Tensor:
+        return self.guide.step(*given)
+
+    def look(self, *given: Any) -> None:
+        self.guide.look(*given)
+
+    def gradient(self, latents: Tensor, images: list[int], run: Any) -> Any:
+        return self.guide.gradient(latents, images, run)
+
+    def maps(self, latents: Tensor, images: list[int], run: Any) -> list[Tensor]:
+        return self.guide.gradient.look(latents, images, run)[1]
+
+
+def guide_for(model: Toy, plans: list[ImagePlan], **changes: Any) -> Guided:
     values = {
-        "model": model,
-        "layers": model.layers("coarse", "coarse2"),
-        "images": plans,
-        "loss": LOSSES["iou"],
-        "schedule": Schedule(4),
-        "rule": StepRule("relative", 0.3),
-    }
-    return Guide(**{**values, **changes})
+        "loss": LOSSES["iou"], "treatment": "raw", "combine": "mean", "schedule": Schedule(4),
+        "rule": StepRule("relative", 0.3), "looking": Looking(), "everything": False, "keep_maps": False, **changes,
+    }  # fmt: skip
+    reader = MapReader(model.layers("coarse", "coarse2"), plans, values.pop("treatment"), values.pop("combine"))
+    gradient = LossGradient(model, reader, values.pop("loss"), one_at_a_time=values.pop("one_at_a_time", False))
+    traces, looking = [ImageTrace(plan.names) for plan in plans], values.pop("looking")
+    tracer = Tracer(traces, values.pop("everything"), values.pop("keep_maps"), looking.moments)
+    values["look_after"] = looking.behind(values["schedule"])
+    return Guided(Guide(gradient, observers=Observers([tracer]), **values), traces)
 
 
 def explicit_loss(model: Toy, latents: Tensor, context: Tensor) -> Tensor:
@@ -218,9 +242,12 @@ class TestBatch:
     def test_no_entities_at_all_needs_no_pass(self, observe: bool) -> None:
         model = Toy()
         run = Runner(model, contexts(2))
-        guide = guide_for(model, [ImagePlan(()), ImagePlan(())], observe=observe)
+        guide = guide_for(model, [ImagePlan(()), ImagePlan(())])
         latents = noise(2)
-        assert torch.equal(guide.step(latents, 0, 8, run), latents)
+        if observe:
+            guide.look(latents, 0, run)
+        else:
+            assert torch.equal(guide.step(latents, 0, 8, run), latents)
         assert run.calls == []
 
     @pytest.mark.parametrize("treatment", ["raw", "attend-excite"])
@@ -354,25 +381,91 @@ class TestStopping:
 
 
 class TestObserve:
-    def test_changes_nothing_and_sees_every_step(self) -> None:
+    def test_looks_are_seen_at_every_step_and_change_nothing(self) -> None:
         model, rows = Toy(), contexts(3)
-        guide = guide_for(model, PLANS, observe=True, keep_maps=True)
+        guide = guide_for(model, PLANS, everything=True, keep_maps=True)
         for step in range(8):
             latents = noise(3, seed=step)
             before = latents.clone()
-            assert torch.equal(guide.step(latents, step, 8, Runner(model, rows)), before)
+            guide.look(latents, step, Runner(model, rows))
+            assert torch.equal(latents, before)
         for trace in guide.traces:
             assert [record.step for record in trace.steps] == list(range(8))
             assert all(record.update_norm == 0 and record.maps is not None for record in trace.steps)
+            assert not any(record.guided for record in trace.steps)
 
     def test_sees_what_a_guided_step_sees(self) -> None:
         model, rows, latents = Toy(), contexts(3), noise(3)
-        looking, guiding = guide_for(model, PLANS, observe=True), guide_for(model, PLANS)
-        looking.step(latents, 0, 8, Runner(model, rows))
+        looking, guiding = guide_for(model, PLANS, everything=True), guide_for(model, PLANS)
+        looking.look(latents, 0, Runner(model, rows))
         guiding.step(latents, 0, 8, Runner(model, rows))
         for seen, guided in zip(looking.traces, guiding.traces):
             assert seen.steps[0].loss == pytest.approx(guided.steps[0].loss, abs=1e-6)
             assert seen.steps[0].before.iou == pytest.approx(guided.steps[0].before.iou, abs=1e-6)
+
+    @pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError(), KeyError("names")])
+    def test_observers_cannot_disturb(self, error: Exception, caplog: Any) -> None:
+        model, rows, latents = Toy(), contexts(3), noise(3)
+        expected = guide_for(model, PLANS).step(latents, 0, 8, Runner(model, rows))
+        shown: list[Observation] = []
+
+        def failing(_: Observation) -> None:
+            raise error
+
+        guide = guide_for(model, PLANS).guide
+        guide.observers = Observers([failing, shown.append])
+        run = Runner(model, rows)
+        assert torch.equal(guide.step(latents, 0, 8, run), expected)
+        assert [(one.step, one.image, one.names) for one in shown] == [(0, i, p.names) for i, p in enumerate(PLANS)]
+        assert len(run.calls) == 1
+        assert caplog.text.count("is left out of this run") == 1  # told once, and shown no more
+        assert type(error).__name__ in caplog.text
+
+    def test_an_observation_is_what_the_step_did(self) -> None:
+        model, rows, latents = Toy(), contexts(1), noise(1)
+        shown: list[Observation] = []
+        guide = guide_for(model, [PLAN], looking=Looking(after=True)).guide
+        guide.observers = Observers([shown.append])
+        moved = guide.step(latents, 0, 8, Runner(model, rows))
+        (seen,) = shown
+        losses, _, maps = guide.gradient(latents, [0], Runner(model, rows))
+        assert seen.loss == losses.item()
+        assert torch.equal(seen.maps, maps[0])
+        assert not seen.maps.requires_grad
+        assert seen.update == pytest.approx(float((moved - latents).norm() / latents.norm()), rel=1e-5)
+        assert seen.after is not None
+        assert torch.equal(seen.after, guide.gradient.look(moved, [0], Runner(model, rows))[1][0])
+
+    def test_a_step_that_fails_is_not_shown(self) -> None:
+        model, shown = Toy(), list[Observation]()
+        guide = guide_for(model, [PLAN], refinement=Refinement((0,), -1.0, 3)).guide
+        guide.observers = Observers([shown.append])
+        run = Runner(model, contexts(1))
+
+        def second_fails(latents: Tensor, images: Any) -> None:
+            if run.calls:
+                raise RuntimeError("injected")
+            run(latents, images)
+
+        with pytest.raises(RuntimeError, match="injected"):
+            guide.step(noise(1), 0, 8, second_fails)
+        assert shown == []
+
+    def test_nobody_measures_before_somebody_reads(self, monkeypatch: Any) -> None:
+        from lib_decouple.core import trace as module
+
+        measured = []
+        monkeypatch.setattr(module, "measure", lambda *given: measured.append(given) or measure(*given))
+        model, rows = Toy(), contexts(1)
+        guide = guide_for(model, [PLAN], looking=Looking(after=True, moments=True))
+        for step in range(3):
+            guide.step(noise(1), step, 8, Runner(model, rows))
+        assert measured == []
+        (first, _, _) = guide.traces[0].steps
+        expected = measure(PLAN.names, guide.maps(noise(1), [0], Runner(model, rows))[0])
+        assert first.before.iou == pytest.approx(expected.iou)
+        assert first.before is first.before
+        assert len(measured) == 1
 
 
 def states(model: torch.nn.Module) -> list[bool]:
@@ -540,7 +633,7 @@ class TestCheckpointing:
         plan = ImagePlan((Entity("a", (1,)), Entity("b", (3,))))
         found, kept = [], []
         for checkpoint in (False, True):
-            guide = Guide(unet, layers, [plan], LOSSES["com"], checkpoint=checkpoint)
+            gradient = LossGradient(unet, MapReader(layers, [plan]), LOSSES["com"], recompute=checkpoint)
             sizes = []
 
             def pack(tensor, sizes=sizes):
@@ -548,7 +641,7 @@ class TestCheckpointing:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                found.append(guide.gradient(latents, [0], lambda x, _: unet(x, 5, encoder_hidden_states=context)))
+                found.append(gradient(latents, [0], lambda x, _: unet(x, 5, encoder_hidden_states=context)))
             kept.append(sum(sizes))
         assert torch.allclose(found[0][1], found[1][1], atol=1e-7)
         assert found[0][1].abs().max() > 0
@@ -559,7 +652,7 @@ class TestCheckpointing:
 class TestLooks:
     """Maps of three moments, and figures after each update."""
 
-    def looking(self, steps: range, images: int = 1, **options: object) -> tuple[Guide, Runner]:
+    def looking(self, steps: range, images: int = 1, **options: Any) -> tuple[Guided, Runner]:
         model = Toy()
         guide = guide_for(model, PLANS[:images], **options)
         run = Runner(model, contexts(3))
@@ -570,12 +663,12 @@ class TestLooks:
 
     def test_after_is_a_look_at_the_moved_latents(self) -> None:
         model, rows, latents = Toy(), contexts(3), noise(3)
-        guide = guide_for(model, PLANS, look_after=True)
+        guide = guide_for(model, PLANS, looking=Looking(after=True))
         run = Runner(model, rows)
         moved = guide.step(latents, 0, 8, run)
         assert run.calls == [[0, 1, 2]] * 2
-        seen = guide_for(model, PLANS, observe=True)
-        seen.step(moved, 0, 8, Runner(model, rows))
+        seen = guide_for(model, PLANS, everything=True)
+        seen.look(moved, 0, Runner(model, rows))
         for ours, theirs in zip(guide.traces, seen.traces):
             (record,), (expected,) = ours.steps, theirs.steps
             assert record.after is not None
@@ -585,10 +678,10 @@ class TestLooks:
             assert (ours.passes, record.passes, ours.looks) == (2, 1, 1)
 
     @pytest.mark.parametrize("options", [{}, {"one_at_a_time": True}, {"refinement": Refinement((0,), -1.0, 3)}])
-    def test_looks_change_nothing(self, options: dict[str, object]) -> None:
+    def test_looks_change_nothing(self, options: dict[str, Any]) -> None:
         plain, _ = self.looking(range(6), 3, **options)
         model, rows, ours, theirs = Toy(), contexts(3), noise(3), noise(3)
-        looking = guide_for(model, PLANS, look_after=True, keep_moments=True, **options)
+        looking = guide_for(model, PLANS, looking=Looking(after=True, moments=True), **options)
         guide = guide_for(model, PLANS, **options)
         state = torch.random.get_rng_state()
         for step in range(6):
@@ -601,18 +694,24 @@ class TestLooks:
             assert other.moments == {}
 
     def test_the_three_moments(self) -> None:
-        guide, run = self.looking(range(4), keep_moments=True, schedule=Schedule(4))
+        guide, run = self.looking(range(4), looking=Looking(moments=True), schedule=Schedule(4))
         moments = guide.traces[0].moments
         assert list(moments) == ["unguided", "first"]
         assert len(run.calls) == 5  # one look, after the first step
-        guide.watch = True
-        guide.step(noise(1, seed=3), 4, 8, run)
+        guide.look(noise(1, seed=3), 4, run)
         assert {name: one.step for name, one in moments.items()} == {"unguided": 0, "first": 0, "last": 4}
         assert all(one.maps.dtype == torch.float16 and one.names == PLANS[0].names for one in moments.values())
         assert not torch.equal(moments["unguided"].maps, moments["first"].maps)
 
     def test_a_later_start_costs_a_look_at_the_first_pass(self) -> None:
-        guide, run = self.looking(range(3), keep_moments=True, schedule=Schedule(4, start=2))
+        model = Toy()
+        guide, run = (
+            guide_for(model, PLANS[:1], looking=Looking(moments=True), schedule=Schedule(4, start=2)),
+            Runner(model, contexts(3)),
+        )
+        guide.look(noise(1), 0, run)
+        for step in range(3):
+            guide.step(noise(1), step, 8, run)
         assert {name: one.step for name, one in guide.traces[0].moments.items()} == {
             "unguided": 0,
             "first": 2,
@@ -624,7 +723,7 @@ class TestLooks:
 
     @pytest.mark.parametrize(("every", "guided", "last"), [(1, 8, 7), (2, 4, 6), (3, 3, 6)])
     def test_the_last_moment_where_no_step_follows(self, every: int, guided: int, last: int) -> None:
-        guide, run = self.looking(range(8), keep_moments=True, schedule=Schedule(8, every))
+        guide, run = self.looking(range(8), looking=Looking(moments=True), schedule=Schedule(8, every))
         assert {name: one.step for name, one in guide.traces[0].moments.items()} == {
             "unguided": 0, "first": 0, "last": last,
         }  # fmt: skip

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from toy import PlainAttention, Toy, contexts, noise
 
 from lib_decouple.core import maps as core_maps
-from lib_decouple.core.maps import Capture, CrossAttentionLayer, Entity, captured, entity_maps, level_size, token_maps
+from lib_decouple.core.maps import (
+    Capture,
+    CrossAttentionLayer,
+    Entity,
+    Projections,
+    captured,
+    entity_maps,
+    level_size,
+    token_maps,
+)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -83,6 +92,60 @@ class TestTokenMaps:
         half = token_maps(attention.to(dtype), hidden.to(dtype), context.to(dtype), [1, 2])
         assert half.dtype == torch.float32
         torch.testing.assert_close(half, fine[:, [1, 2]], rtol=0.1, atol=0.02)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_under_autocast_only_the_projections_are_rounded(self, dtype: torch.dtype) -> None:
+        """Map and gradient from there on are those of the rounded queries and keys in float64."""
+        attention = PlainAttention(8, 6, 2)
+        hidden, context = 2 * randn(1, 35, 8), 2 * randn(1, 9, 6, seed=1)
+        kept: list[Tensor] = []
+
+        def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+            output.retain_grad()
+            kept.append(output)
+
+        for projection in (attention.to_q, attention.to_k):
+            projection.register_forward_hook(keep)
+        with torch.autocast("cpu", dtype):
+            maps = token_maps(attention, hidden.requires_grad_(), context, [1, 2])
+            with core_maps.full_precision(maps.device):
+                maps.square().sum().backward()
+        assert [one.dtype for one in kept] == [dtype, dtype]
+        query, key = (one.detach().double().unflatten(-1, (2, 4)).transpose(1, 2) for one in kept)
+        query.requires_grad_()
+        exact = ((query @ key.mT) / 2).softmax(-1).mean(1).mT[:, [1, 2]]
+        assert (maps - exact).abs().max() < 1e-6
+        (slope,) = torch.autograd.grad(exact.square().sum(), query)
+        found = kept[0].grad.double().unflatten(-1, (2, 4)).transpose(1, 2)
+        assert (found - slope).norm() < torch.finfo(dtype).eps * slope.norm()  # rounded once, on its way into `dtype`
+
+    def test_an_architecture_is_read_by_its_own_reader(self) -> None:
+        """Other names and norms, as in Anima: q_norm(q_proj(x)), k_norm(k_proj(context)), heads counted elsewhere."""
+
+        class Normed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.q_proj, self.k_proj = nn.Linear(8, 12, bias=False), nn.Linear(6, 12, bias=False)
+                self.q_norm, self.k_norm = nn.LayerNorm(4), nn.LayerNorm(4)
+                self.n_heads = 3
+
+            def forward(self, x: Tensor, context: Tensor) -> Tensor:
+                q = self.q_norm(self.q_proj(x).unflatten(-1, (3, 4))).transpose(1, 2)
+                k = self.k_norm(self.k_proj(context).unflatten(-1, (3, 4))).transpose(1, 2)
+                self.probs = (q @ k.mT * 0.7).softmax(-1)
+                return x
+
+        def reader(module: Any) -> Projections:
+            return Projections(module.q_proj, module.k_proj, module.n_heads, 0.7, module.q_norm, module.k_norm)
+
+        module, hidden, context = Normed(), randn(2, 12, 8), randn(2, 5, 6, seed=1)
+        layer = CrossAttentionLayer("own", module, 1, reader)
+        with torch.no_grad(), captured([layer], [3, 1], stop=False) as capture:
+            module(hidden, context)
+            explicit = module.probs.mean(1).mT[:, [3, 1]]
+            assert explicit.std() > 0.02
+            torch.testing.assert_close(capture.maps["own"], explicit, rtol=0, atol=1e-6)
+            torch.testing.assert_close(token_maps(module, hidden, context, [3, 1], reader), explicit, rtol=0, atol=1e-6)
 
     def test_large_logits_stay_finite(self) -> None:
         attention = PlainAttention(8, 6, 2)
@@ -248,6 +311,22 @@ class TestCaptured:
         with hooks_are_off(model), pytest.raises(error), captured(model.layers("fine", "coarse"), [1]):
             model(noise(1), contexts(1))
         hook.remove()
+
+    def test_the_end_is_no_exception_to_those_who_catch_around_the_denoiser(self) -> None:
+        """sd-webui-controlnet's wrapper moves its weights away on any Exception, before the gradient is taken."""
+        model, moved_away = Toy(), []
+
+        def wrapped(*args: Tensor) -> None:
+            try:
+                model(*args)
+            except Exception:
+                moved_away.append(True)
+                raise
+
+        with captured(model.layers("fine", "coarse"), [1]) as capture:
+            wrapped(noise(1), contexts(1))
+        assert list(capture.maps) == ["fine", "coarse"]
+        assert moved_away == []
 
     def test_hooks_come_off_after_success_and_after_a_bad_position(self, hooks_are_off: Any) -> None:
         model = Toy()

@@ -5,25 +5,23 @@ PREPARE (code, or "") and H (the differences' length over the latents'). For eac
 the gradient by differences, over the gradient's norm (1 is exact). The loss is to be smooth, or kinks spoil it.
 """
 
-import torch
 from modules import processing, scripts, shared
 from modules.call_queue import queue_lock
 
-from lib_decouple.core.guidance import Guide
+from lib_decouple.core.gradient import LossGradient
 
-whole = Guide.gradient
+whole = LossGradient.__call__
 slopes = []
 
 
 def gradient(self, latents, images, run):
     found = whole(self, latents, images, run)
-    slope = found[1]
+    slope = found.gradient
     length = slope.norm()
     move = slope / length * latents.norm() * H  # noqa: F821
 
     def loss(x):
-        with torch.no_grad():
-            return float(sum(self.loss(own[None]).double().sum() for own in self.maps(x, images, run)))
+        return float(self.look(x, images, run)[0].double().sum())
 
     slopes.append((loss(latents + move) - loss(latents - move)) / (2 * float(move.norm())) / float(length))
     return found
@@ -56,11 +54,11 @@ def before_every_sampling(p, *args, **kwargs):
     return hook(p, *args, **kwargs)
 
 
-Guide.gradient, runner.process_before_every_sampling = gradient, before_every_sampling
+LossGradient.__call__, runner.process_before_every_sampling = gradient, before_every_sampling
 try:
     with queue_lock:
         processed = processing.process_images(p)
 finally:
-    Guide.gradient = whole
+    LossGradient.__call__ = whole
     del runner.process_before_every_sampling
 result = {"slopes": slopes, "info": processed.infotexts[0]}

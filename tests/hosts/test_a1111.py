@@ -345,15 +345,15 @@ def test_fault_costs_nothing(host, plain, fault):
 def test_not_finite_loss_from_the_third_step_on(host, plain):
     inject = """
 import torch
-from lib_decouple.core import guidance
-whole = guidance.Guide.maps
-kept["fault"] = (guidance.Guide, "maps", whole)
+from lib_decouple.core.maps import MapReader
+whole = MapReader.maps
+kept["fault"] = (MapReader, "maps", whole)
 calls = []
 def maps(self, *args):
     calls.append(1)
     found = whole(self, *args)
     return [m * float("nan") for m in found] if len(calls) > 3 else found  # two updates, and the look behind the first
-guidance.Guide.maps = maps
+MapReader.maps = maps
 result = True
 """
     host.inside(inject)

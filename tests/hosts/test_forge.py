@@ -690,8 +690,8 @@ def test_fault_costs_nothing(forge, plain, fault):
 TIGHT = """
 import resource
 from pathlib import Path
-from lib_decouple.core.guidance import Guide
-kept["gradient"] = Guide.gradient
+from lib_decouple.core.gradient import LossGradient
+kept["gradient"] = LossGradient.__call__
 def gradient(self, *args, **kwargs):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -700,13 +700,13 @@ def gradient(self, *args, **kwargs):
         return kept["gradient"](self, *args, **kwargs)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-Guide.gradient = gradient
+LossGradient.__call__ = gradient
 result = True
 """
 WIDE = """
 import gc
-from lib_decouple.core.guidance import Guide
-Guide.gradient = kept["gradient"]
+from lib_decouple.core.gradient import LossGradient
+LossGradient.__call__ = kept["gradient"]
 result = sum(type(one).__name__ == "OrdinaryTensors" for one in gc.get_objects())
 """
 

@@ -11,7 +11,7 @@ import torch
 from tiny import SCHEDULE
 from torch import Tensor, nn
 
-from lib_decouple.core.guidance import ImagePlan
+from lib_decouple.core.maps import ImagePlan
 from lib_decouple.hosts.base import Level, choose_layers, make_guide
 from lib_decouple.hosts.diffusers import cross_attention_layers, generate, plan_image
 from lib_decouple.prompt.align import EntityNotFound
@@ -367,14 +367,15 @@ class TestSettingsReachTheGuide:
         )
         plan = ImagePlan(())
         guide = make_guide(settings, sd1.unet, cross_attention_layers(sd1.unet), [plan], Level(2))
-        assert str(guide.loss) == "iou + 0.5*intensity"
+        gradient, reader = guide.gradient, guide.gradient.reader
+        assert str(gradient.loss) == "iou + 0.5*intensity"
         assert (guide.schedule.steps, guide.schedule.every) == (7, 2)
         assert (guide.rule.name, guide.rule.size) == ("attend-excite", 20.0)
-        assert {layer.factor for layer in guide.layers} == {1}
-        assert (guide.treatment, guide.combine) == ("attend-excite", "max")
+        assert {layer.factor for layer in reader.layers} == {1}
+        assert (reader.treatment, reader.combine) == ("attend-excite", "max")
         assert (guide.refinement.steps, guide.refinement.threshold, guide.refinement.rounds) == ((0, 3), 0.25, 4)
-        assert (guide.stop_below, guide.one_at_a_time) == (0.125, True)
-        assert make_guide(Settings(stop_below=0.1), sd1.unet, guide.layers, [plan], Level(1)).stop_below is None
+        assert (guide.stop_below, gradient.one_at_a_time) == (0.125, True)
+        assert make_guide(Settings(stop_below=0.1), sd1.unet, reader.layers, [plan], Level(1)).stop_below is None
 
     @pytest.mark.parametrize(
         "changes",

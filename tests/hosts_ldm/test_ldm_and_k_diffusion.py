@@ -21,9 +21,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_decouple.core.guidance import Guide, ImagePlan
+from lib_decouple.core.gradient import LossGradient
+from lib_decouple.core.guidance import Guide
 from lib_decouple.core.losses import LOSSES
-from lib_decouple.core.maps import CrossAttentionLayer, Entity, captured
+from lib_decouple.core.maps import CrossAttentionLayer, Entity, ImagePlan, MapReader, captured
+from lib_decouple.core.observe import Observation, Observers
 from lib_decouple.core.schedule import Schedule, StepRule
 
 NODEPS = "pip install --no-deps -r requirements-test-nodeps.txt"
@@ -287,7 +289,9 @@ def test_samplers_go_on_with_the_guided_latents(
     size: tuple[int, int],
 ) -> None:
     layers = [layer for layer in walk(unet) if layer.factor == 2]
-    guide = Guide(unet, layers, PLANS[:batch], LOSSES[loss], Schedule(GUIDED), rule)
+    seen: list[Observation] = []
+    gradient = LossGradient(unet, MapReader(layers, PLANS[:batch]), LOSSES[loss])
+    guide = Guide(gradient, Schedule(GUIDED), rule, observers=Observers([seen.append]))
     ours: list[Tensor] = []
     with hooks_are_off(unet):
         end = getattr(sampling, sampler)(
@@ -302,8 +306,8 @@ def test_samplers_go_on_with_the_guided_latents(
         theirs = reference(unet, batch, size, loss, sampler, rule)
     for step, (a, b) in enumerate(zip([*ours, end], theirs, strict=True)):
         assert (a - b).abs().max() < 1e-4, f"latents {step}"
-    assert min(record.update_norm for trace in guide.traces for record in trace.steps) > 1e-4
-    assert [len(trace.steps) for trace in guide.traces] == [GUIDED] * batch
+    assert min(one.update for one in seen) > 1e-4
+    assert sorted(one.image for one in seen) == sorted(list(range(batch)) * GUIDED)
     assert all(parameter.requires_grad for parameter in unet.parameters())
 
 

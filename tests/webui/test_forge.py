@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib_decouple.core.guidance import Guide
+from lib_decouple.core.gradient import LossGradient
 from lib_decouple.hosts import detect
 from lib_decouple.settings import Settings
 
@@ -67,15 +67,15 @@ def untouched(job, func=euler):
 
 @pytest.fixture
 def gradients(monkeypatch):
-    """What the guide finds in a job: latents, gradient, and the run's arguments."""
-    found, whole = [], Guide.gradient
+    """What is found in a job: latents and gradient."""
+    found, whole = [], LossGradient.__call__
 
     def gradient(self, latents, images, run):
         result = whole(self, latents, images, run)
-        found.append((latents.clone(), result[1]))
+        found.append((latents.clone(), result.gradient))
         return result
 
-    monkeypatch.setattr(Guide, "gradient", gradient)
+    monkeypatch.setattr(LossGradient, "__call__", gradient)
     return found
 
 

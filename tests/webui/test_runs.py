@@ -19,7 +19,7 @@ pytest.importorskip("httpx", reason="httpx is not installed")
 from fastapi.testclient import TestClient  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from lib_decouple.core.trace import ImageTrace, KeptMaps, kept, look  # noqa: E402
+from lib_decouple.core.trace import ImageTrace, KeptMaps, StepRecord, Unmeasured, kept  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
 from lib_decouple.webui import callers, heatmaps, rest, run_routes  # noqa: E402
 from lib_decouple.webui.palette import colours  # noqa: E402
@@ -36,7 +36,7 @@ def sampling(iteration=0, hires=False, images=2, left_alone="", maps=None):
     traces = [ImageTrace(()) for _ in range(images)]
     for k, trace in enumerate(traces[: images - bool(left_alone)]):
         trace.entities = NAMES
-        trace.steps.append(look(0, 0.5 + k, NAMES, LEFT, False))
+        trace.steps.append(StepRecord(0, 0.5 + k, Unmeasured(NAMES, LEFT)))
         trace.moments["unguided"] = kept(0, NAMES, LEFT * (k + 1) / 2)
     return SimpleNamespace(
         iteration=iteration, hires=hires, traces=traces, left_alone=[""] * (images - 1) + [left_alone],

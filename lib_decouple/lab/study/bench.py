@@ -37,9 +37,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...core import guidance
-from ...core.guidance import Guide, ImagePlan
-from ...core.maps import CrossAttentionLayer, Entity, captured, level_size
+from ...core.guidance import Guide
+from ...core.maps import CrossAttentionLayer, Entity, ImagePlan, MapReader, captured, level_size
 from ...hosts.base import make_guide
 from ...hosts.checkpoints import CHECKPOINT, FAMILIES, open_pipeline
 from ...hosts.diffusers import cross_attention_layers, default_level, first_noise, generate, plan_image
@@ -120,7 +119,7 @@ SAME_ON_SD15 = {"default layers": "all layers", "up to the middle": "down path a
 @contextmanager
 def never_ending() -> Iterator[None]:
     """Guided passes inside run to the UNet's end; the product has no use for that, so no option either."""
-    with patch.object(guidance, "captured", partial(captured, stop=False)):
+    with patch.object(MapReader, "reading", lambda reader: captured(reader.layers, reader.tokens, stop=False)):
         yield
 
 
@@ -181,9 +180,7 @@ class Stand:
         """A guide of one image for this UNet."""
         plans = [ImagePlan(self.entities, end=6)]
         layers, default = cross_attention_layers(self.unet), default_level(self.unet)
-        made = make_guide(way.settings(settings), self.unet, layers, plans, default)
-        made.layers = way.layers(list(made.layers))
-        return made
+        return make_guide(way.settings(settings), self.unet, layers, plans, default, way.layers)
 
 
 def stand_for(model: str) -> Stand:
@@ -221,7 +218,7 @@ def calls(way: Way, stand: Stand) -> Calls:
     if way.kind == "late":
 
         def late() -> None:
-            own_pass(guide, stand.latents, stand.run)
+            own_pass(guide.gradient, stand.latents, stand.run)
             with torch.no_grad():
                 stand.run(stand.latents, row=0)
 
@@ -245,7 +242,7 @@ def _rival_calls(stand: Stand) -> Calls:
     """
     unet = stand.unet
     rival = make_rival(unet=unet)
-    level = stand.guide(Way()).layers[0].factor
+    level = stand.guide(Way()).gradient.reader.layers[0].factor
     height, width = stand.latents.shape[-2:]
     home = sys.modules[type(rival).__module__]
     rival.attention_store = home.AttentionStore(level_size(height, width, level))
@@ -351,7 +348,7 @@ def measure(model: str, name: str, rounds: int) -> Record:
         "flops": flops,
         "seconds": {key: statistics.median(values) for key, values in spent.items()},
         "memory": None if before is None or after is None else max(0, after - before),
-        "last": stand.guide(way).layers[-1].name if way.kind in ("guide", "late") else "",
+        "last": stand.guide(way).gradient.reader.layers[-1].name if way.kind in ("guide", "late") else "",
         "threads": torch.get_num_threads(),
     }
     if stand.pipe is not None:
@@ -475,7 +472,11 @@ def _draw_rival(pipe: Any, arm: Arm, group: Sequence[Case], steps: int) -> Drawn
     prompts = [caption(list(case.entities)) for case in group]
     plans = [plan_image(pipe, prompt, case.entities) for prompt, case in zip(prompts, group)]
     side = pipe.unet.config.sample_size
-    level = make_guide(EXACT, unet, cross_attention_layers(unet), plans, default_level(unet)).layers[0].factor
+    level = (
+        make_guide(EXACT, unet, cross_attention_layers(unet), plans, default_level(unet))
+        .gradient.reader.layers[0]
+        .factor
+    )
     noise = first_noise(unet, [torch.Generator("cpu").manual_seed(case.seed) for case in group])
     counted = {"passes": 0, "gradients": 0}
     update = rival._update_latent

@@ -8,42 +8,40 @@ For the benchmark: SD 1.x and 2.x, DDIM and other samplers whose model input is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core.guidance import Guide, frozen
-from ...core.maps import CrossAttentionLayer, captured, entity_maps
-from ...core.trace import ImageTrace, look
+from ...core.gradient import LossGradient, frozen
+from ...core.guidance import Guide
+from ...core.maps import CrossAttentionLayer
+from ...core.trace import ImageTrace, StepRecord, Unmeasured
 from ...hosts.base import make_guide
 from ...hosts.diffusers import Picture, cross_attention_layers, default_level, first_noise, plan_image
 from ...settings import Settings
 
 
 def own_pass(
-    guide: Guide, latents: Tensor, run: Callable[[Tensor], Tensor]
+    gradient: LossGradient, latents: Tensor, run: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The host's conditional prediction ``run(latents)``, and what its maps say on the way.
 
     Returns the prediction and the gradient, both like ``latents`` ``[batch, ...]``, between them the
     losses ``[batch]``, and each image's maps ``[entities, h, w]``.
     """
-    with torch.enable_grad(), frozen(guide.model):
+    reader = replace(gradient.reader, stop=False)
+    with torch.enable_grad(), frozen(gradient.model):
         leaf = latents.detach().clone().requires_grad_()
         # FlopCounterMode cannot follow a leaf that enters the model itself.
-        with captured(guide.layers, None, stop=False) as capture:
+        with reader.reading() as capture:
             predicted = run(leaf * 1)
-        height, width = latents.shape[-2:]
-        grids = capture.average(height, width, guide.layers)
-        maps = [
-            entity_maps(grids[i : i + 1], None, plan.entities, guide.treatment, guide.combine, plan.end)
-            for i, plan in enumerate(guide.images)
-        ]
-        losses = torch.cat([guide.loss(own[None]) for own in maps])
-        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-    return predicted.detach(), losses.detach(), gradient, maps
+        maps = reader.maps(capture, latents.shape[-2:], range(len(reader.images)))
+        losses = torch.cat([gradient.loss(own[None]) for own in maps])
+        (found,) = torch.autograd.grad(losses.sum(), leaf)
+    return predicted.detach(), losses.detach(), found, [own.detach() for own in maps]
 
 
 def _moved(guide: Guide, step: int, steps: int, losses: Tensor, gradient: Tensor, latents: Tensor) -> Tensor:
@@ -65,7 +63,7 @@ def generate_late(
     steps: int = 50,
     guidance_scale: float = 7.5,
     output: str = "pil",
-    layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] | None = None,
+    layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list,
 ) -> Picture:
     """Draw one image a prompt as :func:`~lib_decouple.hosts.diffusers.generate` does, its updates one step late.
 
@@ -76,8 +74,8 @@ def generate_late(
     if scheduler.init_noise_sigma != 1:
         raise ValueError(f"sampler: {type(scheduler).__name__} scales the model's input; take DDIM")
     plans = [plan_image(pipe, prompt, names) for prompt, names in zip(prompts, entities)]
-    guide = make_guide(settings, unet, cross_attention_layers(unet), plans, default_level(unet))
-    guide.layers = layers(list(guide.layers)) if layers else guide.layers
+    guide = make_guide(settings, unet, cross_attention_layers(unet), plans, default_level(unet), layers)
+    traces = [ImageTrace(plan.names) for plan in plans]
     named, unnamed = pipe.encode_prompt(list(prompts), device, 1, True, negative_prompt=[""] * len(prompts))
     latents = first_noise(unet, [torch.Generator("cpu").manual_seed(seed) for seed in seeds])
     scheduler.set_timesteps(steps, device=device)
@@ -90,18 +88,15 @@ def generate_late(
             return unet(x, timestep, encoder_hidden_states=context, return_dict=False)[0]
 
         if settings.enabled and guide.schedule.guided(step, steps):
-            predicted, losses, gradient, maps = own_pass(guide, latents, run)
+            predicted, losses, gradient, maps = own_pass(guide.gradient, latents, run)
             move = partial(_moved, guide, step, steps, losses, gradient)
-            for i, trace in enumerate(guide.traces):
-                record = look(step, float(losses[i]), plans[i].names, maps[i], keep=False)
-                record.passes = 0
-                trace.steps.append(record)
+            for trace, plan, own, loss in zip(traces, plans, maps, losses.tolist()):
+                trace.steps.append(StepRecord(step, loss, Unmeasured(plan.names, own), passes=0))
         else:
             predicted = run(latents)
         rest = run(latents, unnamed)
         noise = rest + guidance_scale * (predicted - rest)
         latents = scheduler.step(noise, timestep, latents, return_dict=False)[0]
-    traces: list[ImageTrace] = guide.traces
     if output == "latent":
         return Picture(list(latents), traces)
     image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]

@@ -72,7 +72,7 @@ def test_a_pass_costs_less_the_sooner_it_ends(stand: Stand) -> None:
 
 def test_which_layers_each_way_reads(stand: Stand) -> None:
     def names(way: str) -> list[str]:
-        return [layer.name.split(".attentions")[0] for layer in stand.guide(WAYS[way]).layers]
+        return [layer.name.split(".attentions")[0] for layer in stand.guide(WAYS[way]).gradient.reader.layers]
 
     down, middle, up = "down_blocks.1", "mid_block", "up_blocks.0"
     assert names("all layers") == names("whole pass") == [down, middle, up, up]
@@ -81,7 +81,7 @@ def test_which_layers_each_way_reads(stand: Stand) -> None:
     assert names("up to the middle") == [down, middle]
     assert names("down path alone") == [down]
     with pytest.raises(ValueError, match="none on the path 'down'"):
-        WAYS["down path alone"].layers(stand.guide(WAYS["first up layer alone"]).layers)
+        WAYS["down path alone"].layers(stand.guide(WAYS["first up layer alone"]).gradient.reader.layers)
 
 
 def test_the_rival_collects_maps_of_the_level_and_leaves_no_processors(

@@ -102,9 +102,9 @@ def test_out_of_memory_in_guidance_finishes_plain_and_says_so(tmp_path, monkeypa
     def full(*_, **__):
         raise torch.cuda.OutOfMemoryError("full")
 
-    from lib_decouple.core.guidance import Guide
+    from lib_decouple.core.gradient import LossGradient
 
-    monkeypatch.setattr(Guide, "gradient", full)
+    monkeypatch.setattr(LossGradient, "__call__", full)
     out = tmp_path / "out"
     assert main(["generate", "a cat and a dog", "--entities", "cat,dog", "--out", str(out), *FAST]) == 0
     assert "decoupling stood aside at step 1 of 4: out of memory" in capsys.readouterr().out
