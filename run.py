@@ -109,7 +109,12 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}")
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.exit(__doc__)
-    if arguments[0] == "test":
+    if arguments[0] == "embedded":  # needs no package, and is called with a WebUI's own Python, too
+        sys.path.insert(0, str(HERE))  # which the embeddable Python of a WebUI in one folder leaves out
+        from lib_decouple.embedded import place
+
+        sys.exit(place.main(arguments))
+    elif arguments[0] == "test":
         set_up(["requirements.txt", "requirements-test.txt", "requirements-test-nodeps.txt"])
         call(PYTHON, "-m", "ruff", "format", "--check", "-q", ".")
         call(PYTHON, "-m", "ruff", "check", "-q", ".")

@@ -12,7 +12,7 @@ detect.check_webui()
 from modules import script_callbacks, scripts, shared  # noqa: E402
 from modules.ui_components import InputAccordion  # noqa: E402
 
-from lib_decouple.webui import api, callers, infotext, options, rest, ui, xyz  # noqa: E402
+from lib_decouple.webui import api, callers, infotext, options, rest, try_out, ui, xyz  # noqa: E402
 from lib_decouple.webui.jobs import Jobs  # noqa: E402
 
 if getattr(shared.cmd_opts, "decouple_debug", False):
@@ -42,7 +42,7 @@ class Script(scripts.Script):
 
     def ui(self, is_img2img: bool) -> list[Any]:
         """The controls, in the order of a positional argument list."""
-        made, self.status_line = ui.controls(InputAccordion, self.elem_id)
+        made, self.status_line = ui.controls(InputAccordion, self.elem_id, try_out.folder_of_webui())
         self.infotext_fields = [(made[name], paste) for name, paste in infotext.PASTE.items()]
         self.infotext_fields.append((self.status_line, ui.pasted_status))
         self.paste_field_names = list(infotext.PASTE.values())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "decouple-tiny.safetensors"
 TOKENIZER = HERE / "tokenizer"
+CHECKPOINTS = Path("models", "Stable-diffusion")
+"""A WebUI's folder of checkpoints, from its root."""
+HOW = "draw at 96x96 px, CFG 3"
 TEXT_ENCODER = "extensions/attention-decoupling/lib_decouple/embedded/tokenizer"
 """The text encoder's folder for an extension installed under its own name, from the WebUI's root."""
 
@@ -106,23 +111,61 @@ def yaml_text(text_encoder: str, layout: Layout = TINY) -> str:
     return YAML.format(version=text_encoder, layout=layout)
 
 
+def put(folder: Path, overwrite: bool = False) -> Path:
+    """Copy the checkpoint into a WebUI's ``folder`` of checkpoints, its yaml beside it, whole or not at all.
+
+    Gives the copy's path. Raises FileNotFoundError, FileExistsError.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist")
+    target = folder / CHECKPOINT.name
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists")
+    target.with_suffix(".yaml").write_text(yaml_text(TOKENIZER.as_posix()), encoding="utf-8")
+    half = target.with_suffix(".part")
+    shutil.copyfile(CHECKPOINT, half)
+    half.replace(target)
+    return target
+
+
+def webui_around(extension: Path = HERE.parents[1]) -> Path | None:
+    """The root of the WebUI under whose ``extensions`` this stands, if it does."""
+    root = extension.parents[1]
+    return root if extension.parent.name == "extensions" and (root / CHECKPOINTS).is_dir() else None
+
+
 def add_parser(commands: Any) -> None:
     """Describe the command's options."""
     parser = commands.add_parser("embedded", help="copy the embedded checkpoint into a WebUI", description=__doc__)
-    parser.add_argument("--webui", type=Path, required=True, help="the WebUI's root (or its --data-dir)")
+    around = webui_around()
+    parser.add_argument(
+        "--webui", type=Path, required=around is None, default=around,
+        help="the WebUI's root (or its --data-dir); by default the one whose extension this is",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier copy")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Copy the file and write its yaml. Raises FileNotFoundError, FileExistsError."""
-    folder = arguments.webui / "models" / "Stable-diffusion"
+    folder = arguments.webui / CHECKPOINTS
     if not folder.is_dir():
         raise FileNotFoundError(f"webui: {folder} does not exist; is {arguments.webui} a WebUI's root?")
-    target = folder / CHECKPOINT.name
-    if target.exists() and not arguments.overwrite:
-        raise FileExistsError(f"webui: {target} exists; --overwrite replaces it")
-    shutil.copyfile(CHECKPOINT, target)
-    target.with_suffix(".yaml").write_text(yaml_text(TOKENIZER.as_posix()), encoding="utf-8")
-    print(f"{target}\nRefresh the WebUI's checkpoint list and choose {CHECKPOINT.stem}; draw at 96x96 px, CFG 3.")
+    try:
+        target = put(folder, arguments.overwrite)
+    except FileExistsError as error:
+        raise FileExistsError(f"webui: {error}; --overwrite replaces it") from None
+    print(f"{target}\nRefresh the WebUI's checkpoint list and choose {CHECKPOINT.stem}; {HOW}.")
     return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command alone: needs no more than Python."""
+    top = argparse.ArgumentParser(prog="python run.py")
+    add_parser(top.add_subparsers(required=True))
+    chosen = top.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

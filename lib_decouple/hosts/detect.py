@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from .ldm import Unsupported
@@ -33,6 +34,11 @@ def check_webui() -> None:
             f"Attention Decoupling is left out: this WebUI has no {', '.join(lacking)}; "
             "Forge Neo, Forge, Forge Classic and AUTOMATIC1111 v1.10 have"
         )
+
+
+def reads_layouts() -> bool:
+    """Does this WebUI build a model by the yaml beside its checkpoint? The Forges know the large families alone."""
+    return importlib.util.find_spec("ldm") is not None and importlib.util.find_spec("modules_forge") is None
 
 
 def adapter(model: Any) -> Any:

@@ -26,7 +26,7 @@ TEMPLATE = FOLDER / "template.json.txt"
 """Not ``.json``: the WebUI would offer it as a language."""
 
 _SAID = re.compile(r'\b(?:say|decoupleSay)\(\s*("(?:[^"\\]|\\.)*")')
-_SHOWN = re.compile(r'_(?:paragraph|table)\((?:\w+ or )?\s*("(?:[^"\\]|\\.)*")')
+_SHOWN = re.compile(r'[_.](?:paragraph|table)\((?:\w+ or )?\s*("(?:[^"\\]|\\.)*")')
 _HEAD = re.compile(r"<th>([^<{]+)</th>")
 _TEXTS = ("label", "info", "placeholder")
 
@@ -62,7 +62,7 @@ def _collected() -> list[str]:
     from . import options, ui
 
     accordion = _component(found, "")
-    ui.controls(lambda _, **given: accordion(**given), lambda name: name)
+    ui.controls(lambda _, **given: accordion(**given), lambda name: name, FOLDER)
     for one in options.OPTIONS.values():
         found += [one.label, f"({one.help})"]  # as the settings page has it
     found += [options.SECTION[1], options.DEFAULTS_TEXT]

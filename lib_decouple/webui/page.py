@@ -20,3 +20,8 @@ def place(name: str) -> str:
 def heading(text: str, tag: str = "h3") -> None:
     """A group's title, put where gradio stands."""
     gr.HTML(f"<{tag}>{escape(text)}</{tag}>", elem_classes=["decouple-heading"])
+
+
+def paragraph(text: str) -> str:
+    """A sentence as HTML."""
+    return f"<p>{escape(text)}</p>"

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from html import escape
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from ..settings import Group, Settings, Spec, specs
-from . import page, presets_ui
+from . import page, presets_ui, try_out
 from .api import ORDER, TITLE
 from .infotext import pasted_problem, to_text
 
@@ -28,12 +29,15 @@ EXPERT: dict[Group, str] = {
 _told = count(1)
 
 
-def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tuple[dict[str, Any], Any]:
+def controls(
+    accordion: Callable[..., Any], elem_id: Callable[[str], str], checkpoints: Path | None = None
+) -> tuple[dict[str, Any], Any]:
     """Build the accordion; gives the control of every field, in the order of a
     positional list, and the status line.
 
     ``accordion`` is the host's ``InputAccordion``, whose state is the field ``enabled``; ``elem_id``
-    makes an element's id from its name. Nothing outside the accordion is touched.
+    makes an element's id from its name; into ``checkpoints`` the embedded model can be put. Nothing outside the
+    accordion is touched.
     """
     made: dict[str, Any] = {}
     with accordion(False, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
@@ -58,6 +62,7 @@ def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tu
             for group, title in EXPERT.items():
                 page.heading(title, "h4")
                 _grid(group, made, elem_id)
+            try_out.add(checkpoints, elem_id)
         with share:
             presets_ui.add(choice, made, elem_id)
     return {name: made[name] for name in ORDER}, status
@@ -65,11 +70,18 @@ def controls(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> tu
 
 def _grid(group: Group, made: dict[str, Any], elem_id: Callable[[str], str]) -> None:
     """A group's controls, side by side where there is room."""
+    about = specs()
     defaults = {item.name: item.default for item in fields(Settings)}
     with gr.Row(elem_id=elem_id(f"group_{group}"), elem_classes=["decouple-grid"]):
-        for name, spec in specs().items():
-            if spec.group == group and name != "enabled":
-                made[name] = _control(spec, defaults[name], elem_id(name))
+        for name in sorted(about, key=_place):
+            if about[name].group == group and name != "enabled":
+                made[name] = _control(about[name], defaults[name], elem_id(name))
+
+
+def _place(name: str) -> float:
+    """A setting's place on the page: that of the model, but where guidance begins stands before where it ends."""
+    names = list(specs())
+    return names.index("steps") - 0.5 if name == "start" else names.index(name)
 
 
 def _control(spec: Spec, default: Any, elem_id: str) -> Any:

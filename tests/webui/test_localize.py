@@ -49,7 +49,7 @@ def test_the_page_under_the_real_gradio_shows_no_text_that_the_template_lacks():
     from tests.webui.test_ui import input_accordion
 
     with gr.Blocks(analytics_enabled=False) as demo:
-        ui.controls(input_accordion, lambda name: name)
+        ui.controls(input_accordion, lambda name: name, localize.FOLDER)
     known = set(TEXTS)
     for item in demo.config["components"]:
         props = item["props"]

@@ -18,8 +18,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 gr = pytest.importorskip("gradio", reason="gradio is not installed here; `run.py test` runs this under both versions")
 
 from lib_decouple import presets  # noqa: E402
+from lib_decouple.embedded import place  # noqa: E402
 from lib_decouple.settings import Settings, specs  # noqa: E402
-from lib_decouple.webui import presets_ui, ui  # noqa: E402
+from lib_decouple.webui import presets_ui, try_out, ui  # noqa: E402
 from lib_decouple.webui.api import BESIDE, ORDER, settings_from  # noqa: E402
 from lib_decouple.webui.infotext import to_text  # noqa: E402
 
@@ -172,3 +173,21 @@ def test_an_import_that_is_there_already_offers_to_replace_nothing(folder):
     assert "saved already" in told.message
     assert asked is None
     assert not told.question
+
+
+def test_the_tiny_model_is_offered_where_it_can_be_loaded_and_is_not_there(tmp_path):
+    def offered(folder):
+        with gr.Blocks(analytics_enabled=False) as demo:
+            ui.controls(input_accordion, lambda name: name, folder)
+        return any(item["props"].get("elem_id") == "try_out" for item in demo.config["components"])
+
+    assert not offered(None)
+    assert offered(tmp_path)
+    told, button = try_out.put(tmp_path)
+    assert place.CHECKPOINT.stem in told
+    assert not button["visible"]
+    assert (tmp_path / place.CHECKPOINT.name).stat().st_size == place.CHECKPOINT.stat().st_size
+    assert not offered(tmp_path)
+    told, button = try_out.put(tmp_path / "nowhere")
+    assert "does not exist" in told
+    assert "visible" not in button
