@@ -64,10 +64,7 @@
 
         // What stands in for a value that is left to the loaded model, and for the 0 that means half of the steps.
         tellWhatIsLeftOpen() {
-            const now = (name) => {
-                const box = decouple.find(this.tab, name);
-                return (box?.querySelector("input:checked") ?? box?.querySelector("input[type=number], input"))?.value ?? "";
-            };
+            const now = (name) => decouple.value(this.tab, name);
             const profile = decouple.profiles?.[this.tab];
             const percent = (share) => Math.round(100 * share);
             const window = !profile?.window ? decoupleSay("the first half of the run")

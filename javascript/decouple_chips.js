@@ -23,6 +23,8 @@
                 place: () => gradioApp().querySelector(`${own}tokens .decouple-chips`),
                 prompt: () => gradioApp().querySelector(`#${tab}_prompt textarea`),
                 field: () => gradioApp().querySelector(`${own}entities textarea, ${own}entities input`),
+                sampler: () => gradioApp().querySelector(`#${tab}_sampling input`),
+                steps: () => gradioApp().querySelector(`#${tab}_steps input[type=number]`),
                 checkpoint: () => gradioApp().querySelector("#setting_sd_model_checkpoint input"),
             };
             this.tab = tab;
@@ -48,7 +50,15 @@
         }
 
         now() {
-            return {prompt: this.find.prompt()?.value ?? "", entities: this.find.field()?.value ?? ""};
+            const settings = {};
+            for (const name of ["loss", "steps", "start", "every", "size", "rule"]) {
+                const value = decouple.value(this.tab, name);
+                if (value !== "") settings[name] = value;
+            }
+            return {
+                prompt: this.find.prompt()?.value ?? "", entities: this.find.field()?.value ?? "", settings,
+                sampler: this.find.sampler()?.value ?? "", steps: Math.max(0, Math.trunc(this.find.steps()?.value ?? 0) || 0),
+            };
         }
 
         // Nothing is asked while the accordion is closed, nor while an answer is on its way.
@@ -56,7 +66,7 @@
             const place = this.find.place();
             if (!place || place.offsetParent === null || this.asking) return;
             const now = this.now();
-            const same = place.firstChild && this.shown?.prompt === now.prompt && this.shown?.entities === now.entities;
+            const same = place.firstChild && JSON.stringify(this.shown) === JSON.stringify(now);
             if (same && !this.modelMayHaveChanged()) return;
             this.asking = true;
             const answer = await this.ask(now);

@@ -34,6 +34,12 @@ Object.assign(globalThis.decouple ??= {}, {
         return made;
     },
 
+    // A control's value as a text.
+    value(tab, name) {
+        const box = this.find(tab, name);
+        return (box?.querySelector("input:checked") ?? box?.querySelector("input[type=number], input"))?.value ?? "";
+    },
+
     // Can a person see it?
     seen(element) {
         return element?.offsetParent !== null && document.visibilityState === "visible";

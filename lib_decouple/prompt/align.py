@@ -50,6 +50,14 @@ _LISTED_WORDS = 80
 _CANDIDATES = 400
 _HINTED = 60
 """Characters of the longest phrase for which a near word is looked for."""
+_LITTLE = frozenset(
+    {
+        *("a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "into", "is", "it", "its", "no", "not", "of"),
+        *("on", "onto", "or", "over", "than", "that", "the", "their", "these", "this", "those", "to", "under", "up"),
+        *("with", "without"),
+    }
+)
+"""Words that nobody means as an entity."""
 
 
 class EntityNotFound(ValueError):
@@ -371,7 +379,11 @@ def _not_found(phrase: str, prompt: Sequence[Word]) -> str:
     if len(phrase) <= _HINTED:
         texts = [word.text for word in prompt]
         phrases = (" ".join(texts[i : i + length]) for i in range(len(texts) - length + 1))
-        candidates = [one for one in dict.fromkeys([*named, *phrases]) if len(one) <= 2 * _HINTED]
+        candidates = [
+            one
+            for one in dict.fromkeys([*named, *phrases])
+            if len(phrase) <= 2 * len(one) <= 4 * _HINTED and one.lower() not in _LITTLE
+        ]
         near = difflib.get_close_matches(phrase.lower(), candidates[:_CANDIDATES], n=1, cutoff=0.5)
     hint = f'; did you mean "{near[0]}"?' if near else "."
     more = f" … and {len(named) - _LISTED_WORDS} more" if len(named) > _LISTED_WORDS else ""

@@ -9,7 +9,9 @@ come from another site's page are refused.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
-from ..profiles import Profile
+from ..profiles import UNKNOWN, Profile
 from ..prompt import lexicon
 from ..prompt.align import Piece
 from ..prompt.syntax import HOST, Dialect
-from . import callers, preset_routes, run_routes, schema, tokens
+from . import beforehand, callers, preset_routes, run_routes, schema, tokens
 from .answers import sayable, shown
 from .infotext import join_list, split_list
 from .runs import Live, Runs
@@ -58,6 +60,8 @@ class Host:
     """The loaded model's name; "" while none is loaded."""
     warnings: Callable[[], list[str]] = list
     """Why the loaded model would not be guided."""
+    sampler: Callable[[str], str] = lambda name: ""
+    """The name of a sampler's function by its name on the page; "" for an unknown one."""
     profile: Callable[[], Profile | None] = lambda: None
     """What fills the settings that are left open; None while no model is loaded."""
 
@@ -68,6 +72,12 @@ class Prompt(BaseModel):
     prompt: str = Field(..., max_length=MOST_CHARACTERS)
     entities: str = Field("", max_length=MOST_CHARACTERS)
     selected: list[list[int]] = []
+    settings: dict[str, str] = {}
+    """As the controls hold them, for the warnings; any subset."""
+    sampler: str = Field("", max_length=100)
+    """Its name on the page."""
+    steps: int = Field(0, ge=0, le=10_000)
+    """Of the sampler; 0 where they are not known."""
 
 
 class Word(BaseModel):
@@ -133,6 +143,10 @@ class Tokens(BaseModel):
     warnings: list[str]
 
 
+def _text_of(words: Sequence[tokens.PromptWord], indexes: Sequence[int]) -> str:
+    return " ".join(words[k].text for k in indexes)
+
+
 def add(app: Any, host: Host) -> None:
     """Add the routes to ``app``, with the checks that stand before them."""
     lexicon.load()  # nobody's first keystroke is to wait for it
@@ -162,6 +176,11 @@ def add(app: Any, host: Host) -> None:
         except ValueError as error:
             raise HTTPException(status_code=422, detail=f"{error}") from None
         chosen = found["entities"]
+        profile = host.profile()
+        asked = beforehand.warnings(
+            [one.text for one in chosen] or [_text_of(found["words"], one) for one in found["suggested"]],
+            body.settings, profile or UNKNOWN, body.steps, host.sampler(body.sampler),
+        )  # fmt: skip
         return {
             **found,
             "words": [asdict(word) for word in found["words"]],
@@ -169,8 +188,8 @@ def add(app: Any, host: Host) -> None:
             "entities": [asdict(entity) for entity in chosen],
             "field": join_list(entity.text for entity in chosen),
             "model": host.model(),
-            "profile": asdict(profile) if (profile := host.profile()) else None,
-            "warnings": host.warnings(),
+            "profile": asdict(profile) if profile else None,
+            "warnings": [*host.warnings(), *(asked if body.prompt.strip() else ())],
         }
 
     preset_routes.add(router, host.preset_folder, [Depends(users.admit_writing)])
@@ -276,6 +295,15 @@ def of_webui(runs: Runs, live: Live) -> Host:
         model = loaded()
         return None if model is None else profile_of_model(model)
 
+    def sampler(name: str) -> str:
+        for kind in ("k_diffusion", "timesteps", "lcm"):
+            with suppress(ImportError):
+                module = importlib.import_module(f"modules.sd_samplers_{kind.replace('_', '')}")
+                for label, function, *_ in getattr(module, f"samplers_{kind}", ()):
+                    if label == name:
+                        return str(getattr(function, "__name__", function))
+        return ""
+
     def dialect() -> Dialect:
         return sampling.dialect(comments=getattr(shared.opts, "enable_prompt_comments", False))
 
@@ -290,4 +318,4 @@ def of_webui(runs: Runs, live: Live) -> Host:
         font=images.get_font,
     )
     users = getattr(options, "api_auth", None) or ""
-    return Host(tokenize, chosen.preset_folder, dialect, users, origins, seen, name, warnings, profile)
+    return Host(tokenize, chosen.preset_folder, dialect, users, origins, seen, name, warnings, sampler, profile)

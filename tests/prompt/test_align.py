@@ -97,6 +97,15 @@ def test_not_found_suggests_phrases_for_phrases() -> None:
 
 
 @pytest.mark.parametrize(
+    ("entity", "prompt"), [("cat", "a dog"), ("cats", "look at a dog"), ("elephant", "the dog"), ("ant", "an owl")]
+)
+def test_no_word_is_suggested_that_nobody_means(entity, prompt) -> None:
+    with pytest.raises(EntityNotFound) as error:
+        find(entity, pieces(prompt))
+    assert "did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("entity", "message"),
     [
         ("dog@3", '"dog" occurs 2 times'),

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from lib_decouple import presets  # noqa: E402
 from lib_decouple.presets import BUILT_IN  # noqa: E402
+from lib_decouple.profiles import of_context  # noqa: E402
 from lib_decouple.prompt.align import Piece  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
 from lib_decouple.webui import api, callers, rest, schema  # noqa: E402
@@ -199,9 +200,44 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path):
 def test_whose_tokens_they_are_and_what_is_wrong_with_the_model_is_told(model, warnings):
     app = fastapi.FastAPI()
     rest.add(app, rest.Host(tokenize, Path, model=lambda: model, warnings=lambda: warnings))
-    answer = TestClient(app).post("/decouple/v1/tokens", json={"prompt": "a cat"})
+    answer = TestClient(app).post("/decouple/v1/tokens", json={"prompt": "a cat and a dog"})
     assert answer.status_code == 200
     assert (answer.json()["model"], answer.json()["warnings"]) == (model, warnings)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"prompt": ""}, ""),
+        ({"prompt": "a cat and a dog"}, ""),
+        ({"prompt": "beautiful, sharp"}, "no entity was found"),
+        ({"prompt": "a cat"}, "only “cat” was found in the prompt, and com keeps"),
+        ({"prompt": "a cat", "settings": {"loss": "intensity"}}, ""),
+        ({"prompt": "a cat and a dog", "entities": "dog", "settings": {"loss": "kl + iou"}}, "only “dog”"),
+        ({"prompt": "a cat and a dog", "settings": {"loss": "iuo"}}, "loss: 'iuo' is not one of"),
+        ({"prompt": "a cat and a dog", "settings": {"steps": "14", "start": "5"}, "steps": 4}, "sampler makes 4"),
+        ({"prompt": "a cat and a dog", "settings": {"steps": "14", "start": "5"}, "steps": 20}, ""),
+        ({"prompt": "a cat and a dog", "settings": {"start": "5"}, "steps": 8}, "only the first 4 may be"),
+        ({"prompt": "a cat and a dog", "settings": {"start": "5"}}, ""),  # a client that tells no number of steps
+        ({"prompt": "a cat and a dog", "sampler": "LCM", "steps": 8}, "LCM"),
+        ({"prompt": "a cat and a dog", "sampler": "Euler", "steps": 8}, ""),
+        ({"prompt": "a cat and a dog", "settings": {"other": "x", "enabled": "True"}}, ""),
+    ],
+)
+def test_what_a_job_would_be_told_is_told_before_it_is_drawn(body, words):
+    functions = {"LCM": "sample_lcm", "Euler": "sample_euler"}
+    app = fastapi.FastAPI()
+    rest.add(app, rest.Host(tokenize, Path, sampler=lambda name: functions.get(name, "")))
+    answer = TestClient(app).post("/decouple/v1/tokens", json=body).json()
+    assert words in " ".join(answer["warnings"])
+    assert bool(answer["warnings"]) == bool(words)
+
+
+def test_a_profile_that_begins_later_begins_sooner_with_few_steps():
+    app = fastapi.FastAPI()
+    rest.add(app, rest.Host(tokenize, Path, profile=lambda: of_context(64)))
+    body = {"prompt": "a cat and a dog", "settings": {"steps": "-1", "start": "-1", "loss": "auto"}, "steps": 1}
+    assert TestClient(app).post("/decouple/v1/tokens", json=body).json()["warnings"] == []
 
 
 @pytest.mark.parametrize(
