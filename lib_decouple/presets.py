@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 import unicodedata
 import zlib
 from collections.abc import Mapping
@@ -240,9 +240,9 @@ def save(preset: Preset, folder: Path, overwrite: bool = False) -> Path:
     if there is not None and not overwrite:
         raise PresetExists(f"name: there is a preset {there.name.removesuffix(_SUFFIX)!r} already")
     path = there or folder / f"{preset.name}{_SUFFIX}"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".preset-", suffix=".tmp")
+    temporary = folder / f".preset-{secrets.token_hex(8)}.tmp"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:  # with the mode that the umask gives, as every file of the WebUI
             file.write(to_json(preset))
             file.flush()
             os.fsync(file.fileno())
@@ -253,11 +253,11 @@ def save(preset: Preset, folder: Path, overwrite: bool = False) -> Path:
     except FileExistsError:
         raise PresetExists(f"name: there is a file {path.name!r} already") from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
 
 
-def _rename_new(source: str, target: Path) -> None:
+def _rename_new(source: Path, target: Path) -> None:
     """Rename, or FileExistsError; nothing can come between looking and renaming where links exist."""
     try:
         os.link(source, target)

@@ -77,6 +77,20 @@ def test_saved_listed_loaded_deleted(tmp_path):
         presets.load("balnced", folder)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600), (0o027, 0o640)])
+def test_the_umask_decides_who_may_read_a_preset(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        path = presets.save(MINE, tmp_path)
+        assert path.stat().st_mode & 0o777 == mode
+        path.chmod(0o600)
+        assert presets.save(MINE, tmp_path, overwrite=True).stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_nothing_is_overwritten_unasked(tmp_path):
     presets.save(MINE, tmp_path)
     other = replace(MINE, name="mINE", settings={"loss": "cc"})

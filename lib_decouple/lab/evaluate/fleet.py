@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,9 @@ LEASE_MARGIN = 60.0
 """Seconds beyond the time of a batch after which a lent endpoint is free again: its borrower died."""
 
 
+AUTH_VARIABLE = "DECOUPLE_API_AUTH"
+
+
 class NoEndpoint(Exception):
     """There has been none for longer than the plan's patience."""
 
@@ -41,14 +48,19 @@ class How:
     part: BackendPart
     sampling: Sampling
     folder: Path
-    auth: str = ""
+    auth: str = field(default="", repr=False)
+    """``user:password``. Ray's objects do not carry it: its workers find it in their environment."""
     maps: bool = False
     expected: str = ""
     """The run's checkpoint, as :class:`About` has it."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "auth": ""}
+
     def open(self, name: str) -> Backend:
         """The backend of an endpoint; opened once a process."""
-        return _opened(self, name if self.part.kind == "webui" else "")
+        own = replace(self, auth=self.auth or os.environ.get(AUTH_VARIABLE, ""))
+        return _opened(own, name if self.part.kind == "webui" else "")
 
     def names(self) -> list[str]:
         """The endpoints as they are known now. Raises ValueError for a bad address, FileNotFoundError."""
@@ -224,29 +236,60 @@ def draw_all(how: How, batches: Sequence[Sequence[Job]], tell: Callable[[str], N
 
     No more tasks are given to Ray than there are endpoints; ``tell`` hears of those that join, fail and return.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise ValueError("backend: several endpoints or workers need Ray; pip install ray") from None
-    if ray.is_initialized():
-        raise ValueError("ray: runs in this process already; the run needs its own")
     here = str(Path(__file__).resolve().parents[3])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, before]))  # Ray's workers inherit it
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    # Ray's workers inherit these.
+    given = {
+        "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "PYTHONPATH": path,
+        AUTH_VARIABLE: how.auth, **_guard(),
+    }  # fmt: skip
+    with _environment(given):
+        try:
+            import ray
+        except ImportError:
+            raise ValueError("backend: several endpoints or workers need Ray; pip install ray") from None
+        if ray.is_initialized():
+            raise ValueError("ray: runs in this process already; the run needs its own")
+        try:
+            ray.init(
+                address="local", num_cpus=max(1, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False,
+                _node_ip_address="127.0.0.1", object_store_memory=200 * 1024 * 1024, logging_level=logging.ERROR,
+            )  # fmt: skip
+            tell(ports_of_ray(ray.__version__))
+            yield from _drawn(ray, how, batches, tell)
+        finally:
+            ray.shutdown()
+
+
+@lru_cache(maxsize=1)
+def _guard() -> dict[str, str]:
+    """What makes Ray (2.52 on) ask for a token. It reads that once a process, when it is imported."""
+    return {} if "ray" in sys.modules else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def ports_of_ray(version: str) -> str:
+    """Who may reach the Ray that a run starts, in a sentence."""
+    start = f"Ray {version} runs beside this run and listens on ports of this machine until it ends"
+    if find_spec("ray._private.authentication") and os.environ.get("RAY_AUTH_MODE") == "token":
+        return f"{start}; it answers only who has the token of this run."
+    return (
+        f"{start}. It asks nobody for a token: whoever reaches them, such as this machine's other users, can run code."
+    )
+
+
+@contextmanager
+def _environment(given: Mapping[str, str]) -> Iterator[None]:
+    """These variables, and afterwards those from before."""
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
     try:
-        ray.init(
-            address="local", num_cpus=max(1, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False,
-            _node_ip_address="127.0.0.1", object_store_memory=200 * 1024 * 1024, logging_level=logging.ERROR,
-        )  # fmt: skip
-        yield from _drawn(ray, how, batches, tell)
+        yield
     finally:
-        ray.shutdown()
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _drawn(

@@ -4,7 +4,7 @@ Starlette and uvicorn rather than gradio: gradio loads fonts and sends analytics
 files after those on the disk, and knows neither keys nor per-rater order; here the page is three files of our own
 and a policy that lets the browser ask no other machine. What the page gets of a picture is its pixels under an id
 that says nothing. Sides and order are drawn for each rater from the run's seed and the rater's name, so a rater who
-comes back goes on where they stopped.
+comes back goes on where they stopped. A name belongs to the browser that gave it first, by a secret in a cookie.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from PIL import Image
 
@@ -34,7 +34,9 @@ from .store import Row, Store
 PAGE = Path(__file__).with_name("rate_page")
 ACTIONS = ("state", "answer", "undo")
 CHOICES = ("left", "right", "both", "neither")
-COOKIE = "decouple_rate"
+COOKIE, OWN_COOKIE = "decouple_rate", "decouple_rater"
+"""The page's token; a browser's own secret, by which its names are its own."""
+YEAR = 365 * 24 * 3600
 SHORTEST_TOKEN = 16
 LONGEST_NAME = 40
 LONGEST_BODY = 20_000
@@ -60,7 +62,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--n", type=int, default=0, help="how many pairs, the same for every rater (0: all)")
     parser.add_argument("--seed", type=int, default=0, help="of order, sides and, with --n, the choice of pairs (0)")
-    parser.add_argument("--rater", help="your name, so that the page does not ask")
+    parser.add_argument(
+        "--rater", help="your name, so that the page does not ask; frees it, where a lost browser has it"
+    )
     parser.add_argument("--no-ticks", action="store_true", help="do not ask which of the named things are seen")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; beyond loopback needs a token")
     parser.add_argument("--port", type=int, default=7880, help="0 takes a free one (7880)")
@@ -152,6 +156,29 @@ class Deck:
         note = self.store.notes().get("rate") or {"secret": secrets.token_hex(32)}
         self.store.put_note("rate", note)
         return bytes.fromhex(note["secret"])
+
+    def claim(self, rater: str, secret: str) -> None:
+        """A name is whose ``secret`` came with it first. Raises ValueError for somebody else's."""
+        given = hashlib.sha256(secret.encode()).hexdigest()
+        with self._lock:
+            note = self.store.notes()["rate"]
+            owners = note.setdefault("raters", {})
+            rated = any(row["rater"] == rater for row in self.store.ratings())
+            owner = owners.get(rater, "" if rated else None)  # "": rated when names were nobody's
+            if owner is None:
+                owner = owners[rater] = given
+                self.store.put_note("rate", note)
+            if not hmac.compare_digest(owner, given):
+                raise ValueError(
+                    f"rater: {rater!r} rates in another browser; go on there, choose another name, or have whoever "
+                    "runs the page start it with --rater and this name"
+                )
+
+    def release(self, rater: str) -> None:
+        """The name is whose browser gives it next."""
+        note = self.store.notes()["rate"]
+        note.setdefault("raters", {})[rater] = None
+        self.store.put_note("rate", note)
 
     def _key(self, *parts: Any) -> str:
         return hmac.new(self._secret, repr(parts).encode(), hashlib.sha256).hexdigest()[:32]
@@ -259,6 +286,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _split(url: str) -> SplitResult:
+    """As urlsplit; empty for what is no URL, such as ``http://[``."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
 def checked_token(host: str, token: str | None) -> str | None:
     """The token to ask for; a new one for "". Raises ValueError for a host beyond loopback without, or a short one."""
     token = os.environ.get(TOKEN_VARIABLE) if token is None else token
@@ -290,11 +325,11 @@ def make_app(deck: Deck, *, token: str | None = None, rater: str | None = None, 
     def refusal(request: Any) -> Any:
         """None for a visitor who may come in."""
         host = request.headers.get("host", "")
-        if token is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if token is None and not is_loopback(_split(f"//{host}").hostname or ""):
             # Another site's name that was made to point here would make its scripts this page's own.
             return Response("this page answers on this machine's own address only\n", 403)
         origin = request.headers.get("origin")
-        if request.method != "GET" and origin is not None and urlsplit(origin).netloc != host:
+        if request.method != "GET" and origin is not None and _split(origin).netloc != host:
             return Response("refused: sent by another site's page\n", 403)
         if token is not None:
             given = request.query_params.get("token")
@@ -322,8 +357,9 @@ def make_app(deck: Deck, *, token: str | None = None, rater: str | None = None, 
             return Response("this picture cannot be read\n", 500)
         return Response("no such picture\n", 404) if data is None else Response(data, media_type="image/png")
 
-    def act(action: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def act(action: str, body: Mapping[str, Any], secret: str) -> dict[str, Any]:
         name = clean_name(body.get("rater"))
+        deck.claim(name, secret)
         if action == "/answer":
             deck.answer(name, body.get("pair"), body.get("choice"), body.get("ticks") if ticks else None)
         elif action == "/undo":
@@ -331,6 +367,9 @@ def make_app(deck: Deck, *, token: str | None = None, rater: str | None = None, 
         return deck.state(name)
 
     async def step(request: Request) -> Any:
+        secret = request.cookies.get(OWN_COOKIE, "")
+        if len(secret) < SHORTEST_TOKEN:
+            secret = secrets.token_urlsafe(24)
         try:
             if request.headers.get("content-type", "").partition(";")[0] != "application/json":
                 raise ValueError("body: application/json is needed")
@@ -339,9 +378,11 @@ def make_app(deck: Deck, *, token: str | None = None, rater: str | None = None, 
             body = await request.json()
             if not isinstance(body, dict):
                 raise ValueError("body: an object is needed")
-            return JSONResponse(await run_in_threadpool(act, request.url.path, body))
+            found = JSONResponse(await run_in_threadpool(act, request.url.path, body, secret))
         except (ValueError, RecursionError) as error:
-            return JSONResponse({"error": str(error)}, 400)
+            found = JSONResponse({"error": str(error)}, 400)
+        found.set_cookie(OWN_COOKIE, secret, max_age=YEAR, httponly=True, samesite="strict")
+        return found
 
     return Starlette(
         routes=[
@@ -380,6 +421,8 @@ def run(arguments: argparse.Namespace) -> int:
     rater = None if arguments.rater is None else clean_name(arguments.rater)
     store = Store(arguments.folder)
     deck = Deck(store, arms_of(store, arguments.arms), arguments.n, arguments.seed)
+    if rater is not None:
+        deck.release(rater)
     app = make_app(deck, token=token, rater=rater, ticks=not arguments.no_ticks)
     with bind(arguments.host, arguments.port) as listening:
         server = make_server(app)

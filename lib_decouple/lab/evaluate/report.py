@@ -9,6 +9,7 @@ import io
 import math
 import os
 import platform
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -85,9 +86,33 @@ class Table:
     """Rows that begin a group."""
 
     def markdown(self) -> str:
-        """With a line's end; a bar in a cell is escaped."""
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
+        """With a line's end."""
+        head, *rows = [[literal(cell) for cell in line] for line in (self.head, *self.rows)]
+        return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *rows))
+
+
+_MARKDOWN = re.compile(
+    r"""[\\`*_<|~$@\#]  # code, emphasis, HTML, a cell's end, strikes, formulas, names, headings
+    | \](?=[(\[:])  # a link's text
+    | &(?=\#?\w+;)  # a character's name
+    | (?<=\bhttp)s?:(?=//) | (?<=\bftp):(?=//) | (?<=\bwww)\.  # an address that becomes a link by itself
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def literal(text: str) -> str:
+    """``text`` in one line, so that Markdown shows it as it stands."""
+    return _MARKDOWN.sub(
+        lambda found: "".join(c if c.isalnum() else f"\\{c}" for c in found[0]), " ".join(text.split())
+    )
+
+
+def fenced(text: str, language: str = "") -> str:
+    """``text`` as a block of code, whatever it holds."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 @dataclass
@@ -407,9 +432,9 @@ def gather(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def as_markdown(told: Mapping[str, Any]) -> str:
     """The figures without pictures."""
-    parts = [f"# Evaluation\n\n{told['note']}\n", *[f"- {one}" for one in told["says"]]]
+    parts = [f"# Evaluation\n\n{told['note']}\n", *[f"- {literal(one)}" for one in told["says"]]]
     for figure in told["figures"]:
-        parts += [f"\n## {figure['title']}\n", *([figure["error"] + "\n"] if figure["error"] else []),
+        parts += [f"\n## {literal(figure['title'])}\n", *([literal(figure["error"]) + "\n"] if figure["error"] else []),
                   figure["table"].markdown()]  # fmt: skip
     parts.append("\n## The judges' own error\n")
     parts.append(told["errors"].markdown() if told["errors"] else "Not measured: `evaluate calibrate` does it.\n")
@@ -426,15 +451,16 @@ def as_markdown(told: Mapping[str, Any]) -> str:
     else:
         parts.append("Nobody has rated: `evaluate rate` lets people do it.\n")
     if told["by"]:
+        by, against = literal(told["by"]), literal(told["against"])
         parts += [
-            f"\n## Pairs\n\nAs {told['by']} says, {told['against']} showed all and the arm did not in {told['harmed']} "
-            f"pairs of pictures; the arm showed all and {told['against']} did not in {told['helped']}.\n",
+            f"\n## Pairs\n\nAs {by} says, {against} showed all and the arm did not in {told['harmed']} "
+            f"pairs of pictures; the arm showed all and {against} did not in {told['helped']}.\n",
             "\n## Prompts, the most harmed first\n\nChange of the rate of missing something, in points.\n",
             told["prompts"].markdown(),
         ]
-    parts += ["\n## Environment and commands\n", told["environment"].markdown(), f"\n```\n{told['commands']}\n```"]
+    parts += ["\n## Environment and commands\n", told["environment"].markdown(), "\n" + fenced(told["commands"])]
     if told["plan"]:
-        parts.append(f"\n```toml\n{told['plan'].strip()}\n```")
+        parts.append("\n" + fenced(told["plan"].strip(), "toml"))
     return "\n".join(parts) + "\n"
 
 

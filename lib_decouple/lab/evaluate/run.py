@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ...settings import Settings
 from ..study.files import PART, write_durably
 from .backends import About, Backend, Drawn, Unreachable
-from .fleet import How, NoEndpoint, Outcome, draw_all
+from .fleet import AUTH_VARIABLE, How, NoEndpoint, Outcome, draw_all
 from .plan import Job, Plan, read
 from .statistics import detectable
 from .store import Row, Store
@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, help="folder of the run; out/evaluate/<plan's name> when left out")
     parser.add_argument("--endpoints", type=Path, help="file of WebUIs, one a line, read again while it runs")
     parser.add_argument(
-        "--api-auth", default=os.environ.get("DECOUPLE_API_AUTH", ""), metavar="USER:PASSWORD",
+        "--api-auth", default=os.environ.get(AUTH_VARIABLE, ""), metavar="USER:PASSWORD",
         help="as the WebUIs were started with; else the environment's DECOUPLE_API_AUTH",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="tell what would be drawn, and end")

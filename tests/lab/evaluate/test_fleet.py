@@ -1,6 +1,8 @@
 """Many endpoints on Ray: they join, die, hang and have the wrong checkpoint; every image has one row all the same."""
 
 import collections
+import os
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -205,3 +207,48 @@ def test_without_ray_several_endpoints_say_what_to_install(start, tmp_path, caps
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     assert main(["evaluate", "run", str(tmp_path / "plan.toml"), "--out", str(tmp_path / "run")]) == 2
     assert "several endpoints or workers need Ray; pip install ray" in capsys.readouterr().err
+
+
+def test_ray_s_objects_hold_no_password(monkeypatch):
+    from dataclasses import replace
+
+    own = replace(how(urls=["http://a"]), auth="ann:a password of hers")
+    data = pickle.dumps(own)
+    assert b"a password of hers" not in data
+    assert "a password of hers" not in repr(own)
+    opened = []
+    monkeypatch.setattr(fleet, "_opened", lambda given, url: opened.append((given.auth, url)))
+    monkeypatch.delenv(fleet.AUTH_VARIABLE, raising=False)
+    own.open("http://a")
+    monkeypatch.setenv(fleet.AUTH_VARIABLE, "ann:of the environment")
+    pickle.loads(data).open("http://a")  # as Ray's workers do
+    assert opened == [("ann:a password of hers", "http://a"), ("ann:of the environment", "http://a")]
+
+
+def test_where_ray_is_started_it_is_said_who_may_reach_it(monkeypatch):
+    monkeypatch.setattr(fleet, "find_spec", lambda name: object())
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "other users, can run code" in fleet.ports_of_ray("2.60.0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert "only who has the token of this run" in fleet.ports_of_ray("2.60.0")
+    monkeypatch.setattr(fleet, "find_spec", lambda name: None)
+    assert "other users, can run code" in fleet.ports_of_ray("2.40.0")
+
+
+def test_workers_draw_with_the_password_and_ray_asks_for_its_token(start, tmp_path, capfd, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.delenv(fleet.AUTH_VARIABLE, raising=False)
+    before = os.environ.get("PYTHONPATH")
+    ends = [start("--auth", "ann:secret"), start("--auth", "ann:secret")]
+    text = PLAN.replace("limit = 5", "limit = 1")
+    text += f'[backend]\nkind = "webui"\nurls = ["{ends[0].url}", "{ends[1].url}"]\n'
+    (tmp_path / "plan.toml").write_text(text)
+    _, jobs = plans.read(tmp_path / "plan.toml")
+    command = ["evaluate", "run", str(tmp_path / "plan.toml"), "--out", str(tmp_path / "run")]
+    assert main([*command, "--api-auth", "ann:secret"]) == 0
+    check_whole(tmp_path, jobs)
+    told = capfd.readouterr()
+    assert "Ray" in told.out + told.err
+    assert "listens on ports" in told.out + told.err
+    assert fleet.AUTH_VARIABLE not in os.environ
+    assert os.environ.get("PYTHONPATH") == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -71,8 +72,14 @@ def call(url, body=None, headers=None, follow=True):
         return error.code, error.headers, error.read()
 
 
-def post(url, **body):
-    status, _, data = call(url, body)
+def of_browser(name):
+    """A browser's own cookie."""
+    return {"Cookie": f"decouple_rater={hashlib.sha256(name.encode()).hexdigest()}"}
+
+
+def post(url, browser=None, **body):
+    """As a rater's own browser does."""
+    status, _, data = call(url, body, of_browser(browser or body["rater"]))
     assert status == 200, data
     return json.loads(data)
 
@@ -198,6 +205,45 @@ def test_two_raters_at_once_over_http(deck, store):
     }
 
 
+def test_nobody_takes_back_or_answers_for_another(deck, store):
+    with served(deck) as url:
+        rate_all(url, "ann")
+        for headers in ({}, of_browser("bob"), {"Cookie": "decouple_rater=short"}):
+            for action in ("undo", "state", "answer"):
+                body = {"rater": "ann", "pair": deck.order("ann")[0].key, "choice": "both", "ticks": None}
+                status, _, data = call(f"{url}/{action}", body, headers)
+                assert status == 400
+                assert "'ann' rates in another browser" in json.loads(data)["error"]
+        assert [row["choice"] for row in store.ratings()].count("both") == 0
+        assert post(f"{url}/undo", rater="ann")["done"] == 11
+        _, headers, _ = call(f"{url}/state", {"rater": "carl"})
+        made = headers["Set-Cookie"]
+        assert "HttpOnly" in made
+        assert "SameSite=strict" in made
+        status, _, _ = call(f"{url}/state", {"rater": "carl"}, {"Cookie": made.partition(";")[0]})
+        assert status == 200
+    with served(Deck(store, ARMS)) as url:  # a restart knows them still
+        assert call(f"{url}/undo", {"rater": "ann"}, of_browser("bob"))[0] == 400
+        assert post(f"{url}/undo", rater="ann")["done"] == 10
+
+
+def test_a_name_from_before_names_were_owned_is_freed_by_whoever_runs_the_page(deck, store):
+    deck.answer("old", deck.order("old")[0].key, "both", None)
+    with pytest.raises(ValueError, match="'old' rates in another browser"):
+        deck.claim("old", "a secret of somebody")
+    deck.release("old")
+    deck.claim("old", "a secret of somebody")
+    with pytest.raises(ValueError, match="'old' rates in another browser"):
+        deck.claim("old", "a secret of another")
+
+
+@pytest.mark.parametrize("header", [{"Origin": "http://["}, {"Host": "["}, {"Host": "[::1"}])
+def test_headers_that_are_no_addresses_are_refused(deck, header):
+    with served(deck) as url:
+        status, _, _ = call(f"{url}/state", {"rater": "ann"}, header)
+    assert status in (400, 403)
+
+
 def test_nothing_that_the_page_gets_tells_an_arm(deck, store):
     """Every response of a whole session: no arm, file, folder, settings or checkpoint; ids never come again."""
     secrets = [
@@ -213,7 +259,7 @@ def test_nothing_that_the_page_gets_tells_an_arm(deck, store):
     got: list[bytes] = []
 
     def kept(url, body=None):
-        status, headers, data = call(url, body)
+        status, headers, data = call(url, body, of_browser("ann"))
         assert status in (200, 400, 404)
         got.append(url.removeprefix(base).encode() + str(headers).encode() + data)
         return data, headers

@@ -6,19 +6,26 @@ import json
 import math
 import random
 import re
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
 pytest.importorskip("statsmodels", reason="statsmodels is not installed")
 pytest.importorskip("krippendorff", reason="krippendorff is not installed")
+pytest.importorskip("markdown_it", reason="markdown-it-py is not installed")
+
+from markdown_it import MarkdownIt
 
 from lib_decouple.__main__ import main
 from lib_decouple.lab.evaluate.heat import maps_of, overlay
 from lib_decouple.lab.evaluate.rate import arms_of
+from lib_decouple.lab.evaluate.report import Table, fenced, literal
 from lib_decouple.lab.evaluate.results import (
     JudgeNote,
     calibration,
@@ -199,6 +206,36 @@ def test_text_of_users_is_escaped(store, tmp_path):
     page, _ = written(store, tmp_path)
     assert "&lt;b&gt;x" in page
     assert "<b>x" not in page
+
+
+@given(st.text(alphabet="a1 \n\\`*_{}[]<>()#+-.!|~&;:/@$\"'=^é😀", max_size=30))
+@example("![x](http://a/b) [x](y) [x][y] [x]: y")
+@example("<script>alert(1)</script> <b>x</b> &lt; &#60; https://a.b www.a.b a@b.c")
+@example("a | b \\| c `x` ``y`` ~~z~~ **k** _i_ __j__ $m$ *")
+@example("end \\")
+def test_markdown_shows_a_text_as_it_stands(text):
+    """Judged by markdown-it-py, which follows CommonMark's own tests."""
+    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    wanted = escape(" ".join(f"x {text} x".split()), quote=False).replace('"', "&quot;")
+    assert reader.render(literal(f"x {text} x")) == f"<p>{wanted}</p>\n"
+    shown = reader.render(Table(["head", "other"], [[f"x {text} x", "second"]]).markdown())
+    assert f"<td>{wanted}</td>\n<td>second</td>" in shown
+
+
+@pytest.mark.parametrize("text", ["a\n```\n<b>\n````\nb", "", "`", "~~~\n```toml"])
+def test_a_block_of_code_holds_whatever_it_holds(text):
+    reader = MarkdownIt("commonmark")
+    (block,) = reader.parse(fenced(text, "toml"))
+    assert (block.type, block.content, block.info) == ("fence", text + "\n" if text else "\n", "toml")
+
+
+def test_a_run_s_own_words_are_no_markdown(store, tmp_path):
+    row = store.images()[0]
+    kept = {k: row[k] for k in ("prompt_id", "arm", "seed", "file", "entities", "count")}
+    store.put_image(kept | {"prompt": "[click](javascript:x) <img src=x> `c`"})
+    _, text = written(store, tmp_path)
+    assert r"[click\](javascript:x) \<img src=x> \`c\`" in text
+    assert "[click](" not in text
 
 
 def test_people_by_hand(store):
