@@ -26,7 +26,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,6 +98,10 @@ class Word:
         if not self.pieces or len(self.positions) == 1:
             yield from ((char, self.positions) for char in _key(self.text))
             return
+        if self.text.isascii():
+            tokens = ((p,) for p, piece in zip(self.positions, self.pieces) for _ in piece)
+            yield from zip(self.text.lower(), tokens)
+            return
         owners = [p for p, piece in zip(self.positions, self.pieces) for _ in piece]
         at = 0
         for char in self.text:
@@ -140,6 +144,11 @@ class Reading:
         self.words = words(list(pieces))
 
     @cached_property
+    def positions(self) -> list[int]:
+        """Of all tokens, ascending."""
+        return sorted(p for word in self.words for p in word.positions)
+
+    @cached_property
     def _strict(self) -> _Line:
         return _Line(self.words, _key)
 
@@ -155,11 +164,11 @@ class Reading:
 
     def number(self, phrase: str, positions: Iterable[int]) -> int:
         """The n with which ``phrase@n`` names the place that holds ``positions``; 0 where none does."""
-        wanted = set(positions)
+        wanted = sorted(positions)
         for places in self.occurrences(phrase):
-            for number, place in enumerate(places, start=1):
-                if wanted & set(place):
-                    return number
+            at = bisect_left([place[-1] for place in places], wanted[0])
+            if at < len(places) and not set(places[at]).isdisjoint(wanted):
+                return at + 1
         return 0
 
 
@@ -191,11 +200,10 @@ def align(
     for _, alike in groupby(order, key=lambda i: lengths[i]):
         group = list(alike)
         for i in group:
-            try:
-                places = _positions(parsed[i], prompt)
-            except EntityNotFound:
+            places = _positions(parsed[i], prompt)
+            if not places:
                 if missing == "raise":
-                    raise
+                    raise EntityNotFound(_missing(parsed[i], prompt))
                 continue
             free = next((place for place in places if longer.isdisjoint(place)), None)
             chosen[i] = free if free is not None and parsed[i].occurrence is None else places[0]
@@ -210,18 +218,19 @@ def occurrence(phrase: str, positions: Sequence[int], pieces: Sequence[Piece]) -
     return Reading(pieces).number(phrase, positions)
 
 
-def place(texts: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[int, ...]]:
+def place(texts: Sequence[str], pieces: Iterable[Piece]) -> list[tuple[int, ...]]:
     """The positions of each of ``texts``: a prompt's words and signs, in its order, as the encoder reads them.
 
     ``()`` for one that ``pieces`` lack. Where the two differ, as a host's tokenizer may put one character for
     another, what is alike before and behind is matched.
     """
-    ours = [(char, k) for k, text in enumerate(texts) for char in _key(text)]
-    theirs = [(char, own) for word in words(pieces) for char, own in word.characters()]
-    found: list[set[int]] = [set() for _ in texts]
-    for i, j in _matched("".join(char for char, _ in ours), "".join(char for char, _ in theirs)):
-        found[ours[i][1]].update(theirs[j][1])
-    return [tuple(sorted(own)) for own in found]
+    keys = [_key(text) for text in texts]
+    ours = [k for k, key in enumerate(keys) for _ in key]
+    theirs = [one for word in words(pieces) for one in word.characters()]
+    found: list[dict[tuple[int, ...], None]] = [{} for _ in texts]
+    for i, j in _matched("".join(keys), "".join(char for char, _ in theirs)):
+        found[ours[i]][theirs[j][1]] = None
+    return [next(iter(own)) if len(own) == 1 else tuple(sorted({p for each in own for p in each})) for own in found]
 
 
 _GRAM = 3
@@ -232,6 +241,9 @@ _WINDOW = 32
 
 def _matched(ours: str, theirs: str) -> Iterator[tuple[int, int]]:
     """Pairs of indexes of like characters, ascending in both."""
+    if ours == theirs:
+        yield from ((k, k) for k in range(len(ours)))
+        return
     ours, theirs = ours + "\0" * _GRAM, theirs + "\0" * _GRAM
     grams: dict[str, list[int]] = {}
     i = j = 0
@@ -290,29 +302,28 @@ def _unescaped(phrase: str) -> str:
 def _positions(request: _Request, prompt: Reading) -> list[tuple[int, ...]]:
     """The places that ``request`` may mean, the likeliest first."""
     if request.range:
-        return [_explicit(request, prompt.words)]
+        first, last = request.range
+        there = prompt.positions
+        inside = tuple(there[bisect_left(there, first) : bisect_right(there, last)])
+        return [inside] if inside and (inside[0], inside[-1]) == (first, last) else []
     wanted = request.occurrence or 1
-    most = 0
     for places in prompt.occurrences(request.phrase):
         if len(places) >= wanted:
             return places if request.occurrence is None else [places[wanted - 1]]
-        most = max(most, len(places))
+    return []
+
+
+def _missing(request: _Request, prompt: Reading) -> str:
+    """Why ``request`` means no place."""
+    if request.range:
+        there = prompt.positions
+        allowed = f"the prompt's tokens stand at {_ranges(there)}" if there else "the prompt has no tokens"
+        return f'entities: "{request.entity}" is not in the prompt; {allowed}'
+    most = max(len(places) for places in prompt.occurrences(request.phrase))
     if most:
         times = "once" if most == 1 else f"{most} times"
-        raise EntityNotFound(
-            f'entities: there is no "{request.entity}"; "{request.phrase}" occurs {times} in the prompt'
-        )
-    raise EntityNotFound(_not_found(request.phrase, prompt.words))
-
-
-def _explicit(request: _Request, prompt: Sequence[Word]) -> tuple[int, ...]:
-    first, last = request.range or (0, 0)
-    there = sorted(p for word in prompt for p in word.positions)
-    positions = tuple(p for p in there if first <= p <= last)
-    if first not in there or last not in there:
-        allowed = f"the prompt's tokens stand at {_ranges(there)}" if there else "the prompt has no tokens"
-        raise EntityNotFound(f'entities: "{request.entity}" is not in the prompt; {allowed}')
-    return positions
+        return f'entities: there is no "{request.entity}"; "{request.phrase}" occurs {times} in the prompt'
+    return _not_found(request.phrase, prompt.words)
 
 
 class _Line:
@@ -323,38 +334,42 @@ class _Line:
         chars: list[tuple[str, int]] = []
         self._edges = {0}
         for word in prompt:
+            if not any(char.isalnum() for char in word.text):
+                # CLIP takes signs that touch for one word: of "(bird)," the last two.
+                self._edges.update(range(len(chars), len(chars) + len(word.text)))
             for char, own in word.characters():
-                chars.extend((one, len(self._owners)) for one in key(char))
+                for one in char if char.isalnum() else key(char):
+                    chars.append((one, len(self._owners)))
                 self._owners.append(own)
             self._edges.add(len(chars))
         self.text = "".join(char for char, _ in chars)
         self._where = [k for _, k in chars]
         for match in UNSPACED.finditer(self.text):
             self._edges.update(match.span())
-        self._spans_of: dict[str, list[tuple[int, int]]] = {}
+        self._places: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
 
     def places(self, phrases: Iterable[str]) -> list[tuple[int, ...]]:
         """Tokens of the places that read like one of ``phrases``, left to right, without overlap."""
-        spans = sorted(span for phrase in dict.fromkeys(phrases) if phrase for span in self._spans(phrase))
-        found, end = [], 0
-        for start, stop in spans:
-            if start >= end:
-                owners = self._owners[self._where[start] : self._where[stop - 1] + 1]
-                found.append(tuple(sorted({p for own in owners for p in own})))
-                end = stop
-        return found
+        wanted = tuple(phrase for phrase in dict.fromkeys(phrases) if phrase)
+        if wanted not in self._places:
+            spans = sorted(span for phrase in wanted for span in self._spans(phrase))
+            found, end = [], 0
+            for start, stop in spans:
+                if start >= end:
+                    owners = self._owners[self._where[start] : self._where[stop - 1] + 1]
+                    found.append(tuple(sorted({p for own in owners for p in own})))
+                    end = stop
+            self._places[wanted] = found
+        return self._places[wanted]
 
-    def _spans(self, phrase: str) -> list[tuple[int, int]]:
-        if phrase not in self._spans_of:
-            found, start = [], self.text.find(phrase)
-            while start >= 0:
-                end = start + len(phrase)
-                whole = start in self._edges and end in self._edges
-                if whole:
-                    found.append((start, end))
-                start = self.text.find(phrase, end if whole else start + 1)
-            self._spans_of[phrase] = found
-        return self._spans_of[phrase]
+    def _spans(self, phrase: str) -> Iterator[tuple[int, int]]:
+        start = self.text.find(phrase)
+        while start >= 0:
+            end = start + len(phrase)
+            whole = start in self._edges and end in self._edges
+            if whole:
+                yield start, end
+            start = self.text.find(phrase, end if whole else start + 1)
 
 
 def _check_distinct(entities: Sequence[str], chosen: Sequence[tuple[int, ...]]) -> None:
@@ -402,6 +417,8 @@ def _ranges(positions: Sequence[int]) -> str:
 
 def _key(text: str) -> str:
     """``text`` as the tokenizer would compare it: composed, lower case, without white space."""
+    if text.isascii():
+        return text.lower() if text.isalnum() else "".join(text.lower().split())
     return "".join(unicodedata.normalize("NFC", text).lower().split())
 
 

@@ -19,6 +19,8 @@ and where none do by their number ("man", "man@2").
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -75,6 +77,8 @@ _QUOTES = {
     "‘": "’",
     "`": "`",
 }
+_MOST_ATTRIBUTES = 8
+"""Words before a noun by which it is told from others of its name."""
 _NUMBERED = re.compile(r"\d+([a-z]+)")
 _ADJECTIVE = Entry("-", 0, 0, 0, 9)
 _NOUN = Entry("x", 0, 9, 0, 0)
@@ -344,52 +348,80 @@ def _denies(clause: Sequence[Token], i: int) -> bool:
     return text in _DENIES or _is_small(text, _DENIAL)
 
 
+class _Thing:
+    """What mentions of the same noun name."""
+
+    def __init__(self, first: int) -> None:
+        self.mentions = [first]
+        self.part = -1
+        """Of its last mention."""
+        self.name, self.start = "", 0
+
+
 def _named(found: Sequence[Entity], spans: Sequence[Span]) -> tuple[Entity, ...]:
     """Names for ``found``, alike for mentions of the same thing alone."""
-    things: dict[str, list[list[int]]] = {}
-    for k, one in enumerate(found):
-        own = things.setdefault(one.text, [])
-        same = next((thing for thing in reversed(own) if _same(one, found[thing[-1]], [found[i] for i in thing])), None)
-        if same is None:
-            own.append([k])
-        else:
-            same.append(k)
+    things: dict[str, list[_Thing]] = {}
+    for text, own in _grouped(found).items():
+        things[text] = list(own)
     named = list(found)
-    atoms: tuple[str, list[int]] | None = None
-    for text, own in things.items():
-        if len(own) < 2:
+    letters: tuple[str, list[int]] | None = None
+    for text, several in things.items():
+        if len(several) < 2:
             continue
-        firsts = [found[thing[0]] for thing in own]
+        _tell_apart(text, several, found)
         taken: set[str] = set()
-        for thing, first in zip(own, firsts):
-            start, name = _told_apart(first, [one for one in firsts if one is not first])
-            if name == text or name in taken:
-                atoms = atoms or _letters(spans)
-                number = _number(text, first.start, atoms)
-                start, name = first.start, text if number == 1 else f"{text}@{number}"
-            taken.add(name)
-            for k in thing:
-                named[k] = replace(found[k], text=name, start=start if k == thing[0] else found[k].start)
+        places: list[int] = []
+        for thing in several:
+            if not thing.name or thing.name in taken:
+                letters = letters or _letters(spans)
+                places = places or _places(text, letters)
+                number = max(1, bisect_right(places, found[thing.mentions[0]].start))
+                thing.name, thing.start = text if number == 1 else f"{text}@{number}", -1
+            taken.add(thing.name)
+            for k in thing.mentions:
+                start = thing.start if k == thing.mentions[0] and thing.start >= 0 else found[k].start
+                named[k] = replace(found[k], text=thing.name, start=start)
     return tuple(named)
 
 
-def _same(one: Entity, last: Entity, thing: Sequence[Entity]) -> bool:
-    """Whether ``one`` names the thing that the earlier mentions name."""
-    own, known = {text for text, _ in one.attributes}, {text for each in thing for text, _ in each.attributes}
-    alike = not own or not known or own == known
-    if one.part != last.part or one.determiner in _DEFINITE:
-        return alike
-    return alike and not one.determiner and not one.joined
+def _grouped(found: Sequence[Entity]) -> dict[str, list[_Thing]]:
+    """The things that mentions of each noun name.
+
+    A mention is of the last thing that is described alike, or of which one of the two says no more than the noun;
+    but after "a", "another", a number or "and" it is another thing, unless it stands in another ``AND`` part.
+    """
+    things: dict[str, list[_Thing]] = {}
+    described: dict[tuple[str, frozenset[str]], _Thing] = {}
+    order: dict[int, int] = {}
+    for k, one in enumerate(found):
+        attributes = frozenset(text for text, _ in one.attributes)
+        own = things.setdefault(one.text, [])
+        ways = [described.get((one.text, attributes)), described.get((one.text, frozenset()))]
+        ways += own[-1:] if not attributes else []
+        thing = max((way for way in ways if way), key=lambda way: order[id(way)], default=None)
+        if thing and thing.part == one.part and one.determiner not in _DEFINITE and (one.determiner or one.joined):
+            thing = None
+        if thing is None:
+            thing = _Thing(k)
+            own.append(thing)
+        else:
+            thing.mentions.append(k)
+        thing.part = one.part
+        order[id(thing)] = k
+        described[one.text, attributes] = thing
+    return things
 
 
-def _told_apart(one: Entity, others: Sequence[Entity]) -> tuple[int, str]:
-    """Start and text of the fewest words before its noun that no other has; the noun alone where there are none."""
-    words = [text for text, _ in one.attributes]
-    for count in range(1, len(words) + 1):
-        tail = words[-count:]
-        if all([text for text, _ in other.attributes][-count:] != tail for other in others):
-            return one.attributes[-count][1], " ".join([*tail, one.text])
-    return one.start, one.text
+def _tell_apart(text: str, things: Sequence[_Thing], found: Sequence[Entity]) -> None:
+    """Name each thing by the fewest words before its noun that no other has; leave those that have none."""
+    words = [found[thing.mentions[0]].attributes[-_MOST_ATTRIBUTES:] for thing in things]
+    tails = Counter(tuple(one for one, _ in own[-n:]) for own in words for n in range(1, len(own) + 1))
+    for thing, own in zip(things, words):
+        for n in range(1, len(own) + 1):
+            tail = tuple(one for one, _ in own[-n:])
+            if tails[tail] == 1:
+                thing.name, thing.start = " ".join([*tail, text]), own[-n][1]
+                break
 
 
 _ATOM = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_+")
@@ -397,25 +429,23 @@ _ATOM = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_+")
 
 def _letters(spans: Sequence[Span]) -> tuple[str, list[int]]:
     """What the encoder reads, each of its words with a space before and behind; and where each character stands."""
-    text, where = " ", [-1]
+    texts, where = [""], [-1]
     for span in spans:
         if span.kind in ("word", "punctuation", "choice", "wildcard"):
             for match in _ATOM.finditer(span.text):
-                text += match[0].lower() + " "
-                where += [span.start + match.start()] * (len(match[0].lower()) + 1)
-    return text, where
+                texts.append(match[0].lower())
+                where += [span.start + match.start()] * (len(texts[-1]) + 1)
+    return " ".join([*texts, ""]), where
 
 
-def _number(text: str, start: int, letters: tuple[str, list[int]]) -> int:
-    """Which occurrence of ``text`` begins at ``start``, from 1."""
+def _places(text: str, letters: tuple[str, list[int]]) -> list[int]:
+    """Where in the prompt each occurrence of ``text`` begins."""
     wanted = " " + " ".join(match[0] for match in _ATOM.finditer(text)) + " "
-    found, at = 0, letters[0].find(wanted)
+    found, at = [], letters[0].find(wanted)
     while at >= 0:
-        found += 1
-        if letters[1][at + 1] >= start:
-            break
+        found.append(letters[1][at + 1])
         at = letters[0].find(wanted, at + len(wanted) - 1)
-    return max(found, 1)
+    return found
 
 
 def _of_clause(clause: Sequence[Token]) -> Iterator[Entity]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,9 +26,14 @@ _READ = ("word", "punctuation", "choice", "wildcard", "keyword")
 MOST_ENTITIES = 200
 """Entities that are looked up, or words' lists that are given names, at once."""
 
-MOST_READ = 60_000
+MOST_READ = 20_000
 """Characters that are tokenised for one prompt: prompt editing can make many texts of one. Words that come into it
 later can't be chosen."""
+
+MOST_LETTERS = 300
+"""Letters without a space or a sign. Tokenizers take a time that grows with the square of their number."""
+
+_LONG = re.compile(rf"[^\W\d_]{{{MOST_LETTERS + 1},}}")
 
 _HINTED = 5
 """Of so many entities that are not found, what they may have meant is told."""
@@ -98,7 +104,9 @@ class _Context:
         self.found = [_Found(span) for span in syntax.parse(prompt, dialect)]
         self.total = 0
         self._starts = [one.span.start for one in self.found]
+        self._ends = [one.span.end for one in self.found]
         self._left = MOST_READ
+        self._holders: dict[int, list[int]] = {}
         first: list[align.Piece] = []
         later: list[tuple[int, list[align.Piece]]] = []
         for number, part in enumerate(syntax.parts(prompt, dialect)):
@@ -120,8 +128,16 @@ class _Context:
 
     def _place(self, text: syntax.Turn, pieces: Sequence[align.Piece], turn: int) -> None:
         """Give the words of a text that have none yet their tokens."""
-        there = dict.fromkeys(self._index(k) for k in text.where)
-        own = [self.found[k] for k in there if k >= 0 and self.found[k].span.kind in _READ]
+        own: list[_Found] = []
+        at = bisect_right(self._ends, text.where[0]) if text.where else 0
+        for k in text.where:
+            while at < len(self.found) and self._ends[at] <= k:
+                at += 1
+            if at == len(self.found):
+                break
+            if self._starts[at] <= k and (not own or own[-1] is not self.found[at]):
+                own.append(self.found[at])
+        own = [one for one in own if one.span.kind in _READ]
         embedded = {piece.position for piece in pieces if piece.embedding}
         for one, tokens in zip(own, align.place([one.span.text for one in own], pieces)):
             if tokens and not one.tokens:
@@ -138,8 +154,10 @@ class _Context:
         readings = {0: self.readings[0]}
         places: dict[tuple[int, str], dict[int, int]] = {}
         turns: dict[tuple[int, int], int] = {}
+        turn = 0
         for k, (part, _) in enumerate(later, start=1):
-            turns[part, 1 + sum(own == part for own, _ in later[: k - 1])] = k
+            turn = turn + 1 if k > 1 and later[k - 2][0] == part else 1
+            turns[part, turn] = k
             readings[k] = self.readings[k]
 
         def numbers(k: int, text: str) -> dict[int, int]:
@@ -196,12 +214,12 @@ class _Context:
         return (), problem
 
     def _hit(self, place: Sequence[int], words: Sequence[PromptWord]) -> tuple[int, ...]:
-        wanted = set(place)
-        return tuple(
-            k
-            for k, word in enumerate(words)
-            if word.selectable and any(token in wanted for token in self._tokens(word))
-        )
+        """The indexes of the selectable words that a place's tokens are of."""
+        if not self._holders:
+            for k, word in enumerate(words):
+                for token in self._tokens(word) if word.selectable else ():
+                    self._holders.setdefault(token, []).append(k)
+        return tuple(sorted({k for token in place for k in self._holders.get(token, ())}))
 
     def name(self, selected: Sequence[Sequence[int]], words: Sequence[PromptWord]) -> list[Chosen]:
         """Words that were clicked, under names that a job would understand."""
@@ -284,11 +302,15 @@ def describe(
     ``selected``, lists of indexes of words, are given names that a job would understand; both come back as
     :class:`Chosen`. The colours are the entities', or the suggestions' where there are no entities.
     ``dialect``: what the host's settings make of the prompt's signs. Raises ValueError for an index that is no
-    selectable word's, and for more than :data:`MOST_ENTITIES`.
+    selectable word's, for more than :data:`MOST_ENTITIES`, and for a word of more than :data:`MOST_LETTERS`.
     """
     for field_name, given in (("entities", entities), ("selected", selected)):
         if len(given) > MOST_ENTITIES:
             raise ValueError(f"{field_name}: {len(given)} are not allowed; at most {MOST_ENTITIES}")
+    if long := _LONG.search(prompt):
+        raise ValueError(
+            f"prompt: a word of {len(long[0])} letters, {long[0][:20]}…, is not allowed here; at most {MOST_LETTERS}"
+        )
     context = _Context(prompt, tokenize, dialect)
     words = list(_words(prompt, context.found))
     starts = [word.start for word in words]

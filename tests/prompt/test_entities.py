@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lib_decouple.prompt.align import Piece, align
 from lib_decouple.prompt.entities import locate, suggest
+from lib_decouple.prompt.syntax import Dialect
 
 from .score import SETS, load, score
 
@@ -124,6 +125,119 @@ def test_style_tails_add_nothing(tail: str) -> None:
 )
 def test_the_prompt_language(prompt: str, expected: list[str]) -> None:
     assert suggest(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *("((cat)) ((dog))", "(black cat:1.2) (white dog:1.2)", "[cat] [dog]", "(cat)(dog)", "[(cat)] ([dog])"),
+        *("((cat) dog)", "(cat) dog", "cat (dog)"),
+        *("[[cat]][[dog]]", "(a cat:1.2) (a dog)", "{cat} {dog}", "<cat> <dog>"),
+        *("(cat:1.1)[dog]", "((black:1.2) cat) ((white) dog)", "(cat\n(dog"),
+        *("【cat】【dog】", "（cat）（dog）", "cat) (dog)"),
+        *("(cat BREAK dog)", "(cat, [dog:0.9])", "a (cat:1.2) vs. a (dog)"),
+        *("cat/dog", "cat | dog", "cat & dog", "cat + dog"),
+        *("cat，dog", "cat、dog", "cat；dog", "cat。dog"),
+        *("a cat — a dog", "cat…dog", "cat; dog.", "*cat* *dog*", "cat\ndog"),
+        *('"a cat and a dog"', "'a cat and a dog'", "“a cat and a dog”", "«a cat, a dog»", "„a cat and a dog“"),
+        *("「cat、dog」", "『cat』『dog』", "‹cat› ‹dog›"),
+        *('"cat", "dog"', '"cat" and "dog"', '"a cat" and a dog', "`cat`, `dog`"),
+        *('"a cat and a dog", masterpiece', '"a cat and a dog'),
+        *('\\"a cat and a dog\\"', "＂a cat and a dog＂", 'a "cat" and a "dog"'),
+        *("cat ADDCOL dog", "cat ADDROW dog ADDBASE", "cat AND_SALT dog"),
+        *("cat AND dog", "cat BREAK dog", "cat ADDCOMM dog"),
+    ],
+)  # fmt: skip
+def test_what_parts_words(prompt: str) -> None:
+    assert suggest(prompt) == ["cat", "dog"]
+
+
+def test_an_adjective_in_brackets_is_still_said_of_its_noun() -> None:
+    assert suggest("a (red:1.2) apple and a [tiny] (fire hydrant)") == ["apple", "fire hydrant"]
+    assert suggest("(red) apple, (green) apple") == ["red apple", "green apple"]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *("a cat AND a dog :-0.5", "a cat, (dog:-1)", "a cat, (dog:0)", "a cat [(dog:-0.1)]", "a cat, (a dog:-.5)"),
+        *("a cat and no dog", "a cat without a dog", "a cat without any dog", "a cat w/o a dog", "a cat sans dog"),
+        *("a cat minus the dog", "a cat free of dogs", "a cat, no dogs or birds", "a cat, neither dog nor bird"),
+        *("a cat, not a dog", "a cat instead of a dog"),
+        *("a cat rather than a dog", "a cat, never a dog", "a cat, 0 dogs"),
+        *("a cat. There is no dog.", "a cat, there isn't a dog", "a cat, don't draw a dog", "a cat that isn't a dog"),
+        *("a cat, zero dogs", "a cat, none of the dogs"),
+        *("a cat devoid of dogs", "a cat lacking a dog", "a cat, exclude dogs"),
+        *("a cat, no dogs, birds or fish", "a cat with no dog nor bird"),
+        *("a cat AND_PERP a dog :-1", "a cat except dogs"),
+        *("a cat AND (dog:1.2) :-1 AND a bird :0", "a cat, avoid dogs"),
+        *("a cat without a dog and a bird", "a dogless cat"),
+        *("a cat, (no dogs:1.3)", "a cat, (dog BREAK bird:-1)", "a cat does not have a dog", "a cat BREAK (dog:0.0)"),
+    ],
+)  # fmt: skip
+def test_what_the_prompt_takes_away(prompt: str) -> None:
+    assert suggest(prompt) == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a dog not only on a sofa", ["dog", "sofa"]),
+        ("a trophy doesn't fit into a suitcase", ["trophy", "suitcase"]),
+        ("a kitchen table with no chairs on a rug", ["kitchen table", "rug"]),
+        ("a man without a hat and a dog", ["man", "dog"]),
+        ("(dog:0.1), (cat:+.5)", ["dog", "cat"]),
+        ("a cat, no humans, a hill", ["cat", "hill"]),
+    ],
+)
+def test_what_says_no_to_nothing_takes_nothing_away(prompt: str, expected: list[str]) -> None:
+    assert suggest(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red apple and a green apple", ["red apple", "green apple"]),
+        ("a red apple, a green apple and an apple", ["red apple", "green apple", "apple@3"]),
+        ("an apple and a green apple", ["apple", "green apple"]),
+        ("a big red apple and a small red apple", ["big red apple", "small red apple"]),
+        ("a man in a black hat and a man in a white hat", ["man", "black hat", "man@2", "white hat"]),
+        ("a cat and a cat", ["cat", "cat@2"]),
+        ("cat vs cat", ["cat", "cat@2"]),
+        ("a dog-house, a dog and another dog", ["dog-house", "dog@2", "dog@3"]),
+        ("a cat on a sofa. The cat is black.", ["cat", "sofa"]),
+        ("black cat, cat, masterpiece", ["cat"]),
+        ("a cat AND a cat", ["cat"]),
+        ("a cat, (cat:1.3)", ["cat"]),
+        ("red fox, white fox, blue fox", ["red fox", "white fox", "blue fox"]),
+        ("a sleeping cat and a jumping cat", ["sleeping cat", "jumping cat"]),
+        ("1girl, red dress, blue dress", ["1girl", "red dress", "blue dress"]),
+    ],
+)
+def test_the_same_noun_again(prompt: str, expected: list[str]) -> None:
+    assert suggest(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (r"kiwi \(bird\)", ["kiwi (bird)"]),
+        (r"2b \(nier:automata\)", ["2b (nier:automata)"]),
+        (r"1girl, hatsune miku \(append\), (saber \(fate\):1.2)", ["1girl", "hatsune miku (append)", "saber (fate)"]),
+        (r"red bow \(weapon\), bow \(ribbon\)", ["bow (weapon)", "bow (ribbon)"]),
+        (r"artoria pendragon \(swimsuit ruler\) \(fate\)", ["artoria pendragon (swimsuit ruler) (fate)"]),
+        (r"watercolor \(medium\), touhou \(series\), cat", ["cat"]),
+        (r"kiwi \(bird", ["kiwi"]),
+        ("kiwi （bird）, an egg", ["kiwi", "bird", "egg"]),
+    ],
+)
+def test_qualified_tags(prompt: str, expected: list[str]) -> None:
+    assert suggest(prompt) == expected
+
+
+def test_comments_that_the_host_does_not_know_are_text() -> None:
+    assert suggest("mutual#kiss, cat, dog") == []
+    assert suggest("mutual#kiss, cat, dog", Dialect(comments=False)) == ["cat", "dog"]
 
 
 def test_each_mention_is_located() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_decouple.prompt.syntax import parse, parts, plain, words
+from lib_decouple.prompt.syntax import Dialect, parse, parts, plain, turns, words
 
 SIGNS = "()[]{}|:\\<>#@_$ \n,.'-\u0301é😀0123456789abc"
 PIECES = ["cat", "1girl", "(", ")", "[", "]", ":1.3)", ":0.5]", "|", "\\(", "\\", "{", "}", " BREAK ", " AND "]
@@ -135,6 +135,50 @@ def test_plain(prompt: str, expected: str) -> None:
     assert plain(prompt) == expected
 
 
+def texts(prompt: str, steps: int = 10, **dialect: bool) -> list[str]:
+    own = Dialect(**dialect)
+    (part,) = parts(prompt, own)
+    found = list(turns(part, own, steps))
+    assert all(turn.text == "".join(prompt[k] for k in turn.where) for turn in found)
+    return [turn.text for turn in found]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a [b:3]", ["a ", "a b"]),
+        ("[(a:2):3]", ["", "(a:2)"]),
+        ("a [b : c : 1] d", ["a b  d", "a  c  d"]),
+        ("a[b:[c:d:2]:1]e", ["abe", "ace", "ade"]),
+        ("a [b:.5] c", ["a  c", "a b c"]),
+        ("[a::0]x", ["x"]),
+        ("[a:b:1.0]", ["a"]),
+        ("[a:b:11]", ["a"]),
+        ("[a:b:-3]", ["b"]),
+        ("[a:b:" + "9" * 400 + "]", ["a"]),
+        ("[cat|dog|hen]", ["cat", "dog", "hen"]),
+        ("[a|[b|c]]", ["a", "c"]),
+        ("a [unbalanced", ["a [unbalanced"]),
+        ("[" * 500 + "a:b:3" + "]" * 500, ["[" * 499 + "a" + "]" * 499, "[" * 499 + "b" + "]" * 499]),
+    ],
+)
+def test_what_prompt_editing_makes_of_a_prompt_in_ten_steps(prompt: str, expected: list[str]) -> None:
+    assert texts(prompt) == expected
+
+
+def test_the_old_scheduling_takes_numbers_below_one_for_shares() -> None:
+    assert texts("[a:b:1.0]", old_scheduling=True) == ["a", "b"]
+    assert texts("[a:b:1.0]") == ["a"]
+
+
+@given(PROMPTS)
+def test_texts_of_editing_are_made_of_the_prompt(prompt: str) -> None:
+    for part in parts(prompt):
+        found = list(turns(part))
+        assert all(turn.text == "".join(prompt[k] for k in turn.where) for turn in found)
+        assert all(set(turn.where) - {k for one in found[:n] for k in one.where} for n, turn in enumerate(found) if n)
+
+
 @given(PROMPTS)
 def test_any_string_is_covered_in_order_and_without_overlap(prompt: str) -> None:
     end = 0
@@ -151,8 +195,3 @@ def test_any_string_has_parts_and_a_plain_text(prompt: str) -> None:
     assert len(parts(prompt)) == 1 + sum(span.kind == "and" and span.text == "AND" for span in parse(prompt))
     read = "".join(span.text for span in parse(prompt) if span.kind in ("word", "punctuation"))
     assert "".join(plain(prompt).split()) == "".join(read.split())
-
-
-@pytest.mark.parametrize("sign", ["(", "[", ")", "]", "{", "<a:", ":", "|", "\\", "[a|", "(a:1.1", "__a", "#", " "])
-def test_long_hostile_prompts_are_read_in_linear_time(sign: str) -> None:
-    parse(sign * 20_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from lib_decouple.prompt.align import CHUNK, Piece, align
 from lib_decouple.prompt.entities import suggest
+from lib_decouple.prompt.syntax import Dialect
 from lib_decouple.webui.tokens import describe
 from tests.tiny import TOKENIZER
 
@@ -22,11 +24,11 @@ def tokenize(text):
     found, chunk = [], 0
     for number, section in enumerate(re.split(r"\s*\bBREAK\b\s*", text)):
         ids = []
-        for segment in re.split(r"(my-style)|[()]|:\d\.\d\)", section):
+        for segment in re.split(r"(my-style)|(?<!\\)[()]|:\d\.\d\)", section):
             if segment == "my-style":
                 ids += [("", True), ("my-style</w>", True)]
             elif segment:
-                ids += [(one, False) for one in CLIP.tokenize(segment)]
+                ids += [(one, False) for one in CLIP.tokenize(re.sub(r"\\([()])", r"\1", segment))]
         if number:
             chunk += 1
         for k, (piece, embedding) in enumerate(ids):
@@ -150,3 +152,160 @@ def test_any_prompt_is_described(prompt):
         assert not word.selectable or word.occurrence
         end = word.end
     assert all(found["words"][k].selectable for own in found["suggested"] for k in own)
+
+
+def words_chosen(prompt, **given):
+    """The names that clicking each suggestion gives, and the words that each means."""
+    found = describe(prompt, tokenize, **given)
+    again = describe(prompt, tokenize, selected=found["suggested"], **given)
+    assert [list(one.words) for one in again["entities"]] == found["suggested"]
+    return [one.text for one in again["entities"]]
+
+
+def test_a_tag_with_its_qualifier_is_dragged_together_and_typed_with_and_without_backslashes():
+    prompt = r"kiwi \(bird\), a kiwi \(fruit\), an egg"
+    words = words_of(prompt)
+    assert [w.text for w in words if w.selectable] == ["kiwi", "bird", "a", "kiwi", "fruit", "an", "egg"]
+    fruit = [k for k, w in enumerate(words) if w.text in ("kiwi", "fruit")][1:]
+    (one,) = describe(prompt, tokenize, selected=[fruit])["entities"]
+    assert (one.text, list(one.words), one.problem) == ("kiwi (fruit)", fruit, "")
+    for typed in ("kiwi (fruit)", r"kiwi \(fruit\)", "kiwi_(fruit)"):
+        assert chosen(prompt, entities=[typed]) == [(typed, tuple(fruit), "")]
+
+
+def test_words_of_scripts_without_spaces_are_chosen_by_token_and_typed():
+    prompt = "一只猫和一只狗 🐱🐶, แมว"
+    words = words_of(prompt)
+    assert [w.text for w in words if w.selectable] == [*"一只猫和一只狗", "🐱", "🐶", *"แมว"]
+    tokens = {token for w in words for token in w.tokens}
+    assert sorted(tokens) == [piece.position for piece in tokenize(prompt)]
+    by_text = {w.text: k for k, w in enumerate(words)}
+    for typed in "猫狗🐱🐶":
+        assert chosen(prompt, entities=[typed]) == [(typed, (by_text[typed],), "")]
+    cat = by_text["แ"]
+    assert chosen(prompt, entities=["แมว"]) == [("แมว", (cat, cat + 1, cat + 2), "")]
+    assert chosen(prompt, selected=[[by_text["猫"]], [cat, cat + 1, cat + 2]]) == [
+        ("猫", (by_text["猫"],), ""), ("แมว", (cat, cat + 1, cat + 2), ""),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "prompt", ["cat，dog", "cat、dog", "cat；dog", "【cat】【dog】", "（cat）（dog）", "cat·dog", "cat。dog"]
+)
+def test_wide_signs_part_words(prompt):
+    assert words_chosen(prompt) == ["cat", "dog"]
+
+
+def test_words_that_brackets_join_for_the_encoder_are_still_two():
+    found = describe("(cat)(dog)", tokenize)
+    assert [[found["words"][k].text for k in own] for own in found["suggested"]] == [["cat"], ["dog"]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "dialect", "expected"),
+    [
+        ("mutual#kiss, cat, dog", Dialect(comments=False), ["cat", "dog"]),
+        ("cat #, dog", Dialect(), ["cat"]),
+        ("(cat:0), dog", Dialect(), ["dog"]),
+        ("(cat:0), dog", Dialect(emphasis="Ignore"), ["cat", "dog"]),
+        ("(cat:0) (dog:-1)", Dialect(emphasis="None"), ["cat", "dog"]),
+        ("(cat:0), dog, hen", Dialect(emphasis="No norm"), ["dog", "hen"]),
+    ],
+)
+def test_what_the_host_s_settings_make_of_signs(prompt, dialect, expected):
+    found = describe(prompt, tokenize, dialect=dialect)
+    assert [" ".join(found["words"][k].text for k in own) for own in found["suggested"]] == expected
+
+
+def test_break_inside_a_weight_is_a_word_as_the_hosts_encode_it():
+    assert [w.kind for w in words_of("(cat BREAK dog:1.3)") if w.text == "BREAK"] == ["word"]
+    assert [w.kind for w in words_of("(cat BREAK dog:1)") if w.text == "BREAK"] == ["break"]
+
+
+@pytest.mark.parametrize(
+    "word", ["ADDCOL", "ADDROW", "ADDBASE", "ADDCOMM", "AND_PERP", "AND_SALT", "AND_TOPK", "AND_ALIGN_4_8"]
+)
+def test_keywords_of_other_extensions_are_no_words(word):
+    (one,) = (w for w in words_of(f"a cat {word} a dog") if w.text == word)
+    assert (one.kind, one.selectable) == ("keyword", False)
+
+
+PATTERNS = [
+    "a red cat and a dog, ", "\\", "[", "(", ")", "]", "[a:b:3] ", "[a:", "a|", "|", ":", "{", "{a|b} ", "a AND ",
+    "a BREAK ", '"a" ', "'a ", "#", "<a:1>", "<a:", "__a__ ", "猫 ", "😀", "a-", "a \\(b\\), ", "a AND_PERP ", "no ",
+    "(a:1.1) ", "no a, ", "a cat and ", "cat ", "1", "1.", ",", "a'", "a\u0301", "a\n", "_", "a red cat, a blue cat, ",
+    " ", "[[", "([", "$$", "~", "a @2 ", "w/o ", "man with a hat, ",
+]  # fmt: skip
+
+
+def operations(do):
+    """How many lines of Python it takes."""
+    count = 0
+
+    def tell(frame, event, argument):
+        nonlocal count
+        count += 1
+        return tell
+
+    before = sys.gettrace()
+    sys.settrace(tell)
+    try:
+        do()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def plainly(text):
+    words = re.finditer(r"[^\W\d_]+|\d|[^\w\s]+|_+", text)
+    return [Piece(1 + k // 75 * 2 + k, word[0].lower() + "</w>") for k, word in enumerate(words)]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_prompt_twice_as_long_takes_twice_the_operations(pattern):
+    prompts = [(pattern * 2000)[:length] for length in (600, 1200)]
+    describe(prompts[1], plainly)  # fills what is kept of the lexicon
+    once, twice = (operations(lambda: describe(prompt, plainly)) for prompt in prompts)  # noqa: B023
+    assert twice < 2.2 * once + 500
+
+
+@pytest.mark.parametrize("given", ["entities", "selected"])
+def test_many_entities_take_operations_in_proportion(given):
+    prompt = "x " * 400
+    more = [
+        {"entities": ["x y"] * count} if given == "entities" else {"selected": [[k] for k in range(count)]}
+        for count in (50, 100)
+    ]
+    once, twice = (operations(lambda: describe(prompt, plainly, **one)) for one in more)  # noqa: B023
+    assert twice < 2.2 * once
+    with pytest.raises(ValueError, match=f"{given}: 201 are not allowed; at most 200"):
+        describe(prompt, plainly, **{given: [more[0][given][0]] * 201})
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "[a:b:" + "9" * 400 + "]",
+        "[" * 500 + "a:b:3]" * 500,
+        "[" * 500,
+        "(" * 5000,
+        "[a:" * 500 + "b" + ":3]" * 500,
+        "\ud800 cat",
+    ],
+)
+def test_no_text_is_too_strange(prompt):
+    assert describe(prompt, plainly)["words"]
+
+
+def test_a_word_without_end_is_refused_before_a_tokenizer_sees_it():
+    with pytest.raises(ValueError, match="prompt: a word of 301 letters, aaaaaaaaaaaaaaaaaaaa…, is not allowed here"):
+        describe("a" * 301, tokenize)
+    assert describe("a" * 300, tokenize)["words"]
+
+
+def test_a_prompt_that_editing_makes_many_of_is_tokenised_within_a_bound():
+    read = []
+    describe(
+        "[" + "|".join(f"w{k}" for k in range(140)) + "] " + "a, " * 3000, lambda text: read.append(len(text)) or []
+    )
+    assert sum(read) < 3 * 10_000
