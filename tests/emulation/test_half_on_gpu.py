@@ -68,6 +68,8 @@ def test_gradients_are_those_of_torchs_half_kernels(dtype: torch.dtype) -> None:
     own = gradient(dtype)
     with HalfOnGpu():
         found = gradient(dtype)
+    with HalfOnGpu(unet):
+        torch.testing.assert_close(gradient(dtype), found, rtol=0, atol=0)
     exact = gradient(torch.float32)
     # Both are off by what their roundings make of the gradient, which CUDA's group norm does once more than a CPU's:
     # it keeps its statistics in half.
