@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .differentiable import GradientCut, GradientsOn, Proof, cuts_told, proving
 from .maps import CrossAttentionLayer, MapReader, full_precision
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -85,7 +86,8 @@ class LossGradient:
 
     Called as ``(latents [k, ...], images, run)``, ``images`` naming the k by their index in the batch.
     ``loss`` takes maps ``[1, entities, h, w]`` and gives ``[1]``. ``one_at_a_time`` bounds memory by one image
-    a pass; ``recompute`` by computing most blocks twice, ``recomputing`` being what they run in.
+    a pass; ``recompute`` by computing most blocks twice, ``recomputing`` being what they run in. The first gradient
+    proves itself whole; where the denoiser's attention cuts it, ``instead`` puts another in its place.
     """
 
     model: nn.Module
@@ -94,6 +96,11 @@ class LossGradient:
     one_at_a_time: bool = False
     recompute: bool = False
     recomputing: Context = nullcontext
+    instead: Context | None = None
+    proved: bool = field(default=False, init=False)
+    """Has a gradient been seen to pass everything on its way?"""
+    replacing: bool = field(default=False, init=False)
+    """Is the denoiser's attention replaced?"""
 
     def __call__(self, latents: Tensor, images: Sequence[int], run: Pass) -> LossAndGradient:
         """Raises NonFinite when a loss or a gradient is not finite, and whatever the denoiser raises."""
@@ -115,14 +122,50 @@ class LossGradient:
         return torch.cat(losses).cpu(), maps
 
     def differentiate(self, latents: Tensor, images: Sequence[int], run: Pass) -> LossAndGradient:
-        """What one pass gives, unchecked; its losses are still on the latents' device."""
-        saving = recomputed(self.model, self.reader.layers, self.recomputing) if self.recompute else nullcontext()
+        """What one pass gives, its numbers unchecked; its losses are still on the latents' device.
+
+        Raises GradientCut.
+        """
+        if not self.replacing:
+            try:
+                return self._differentiate(latents, images, run)
+            except GradientCut as cut:
+                if self.instead is None:
+                    raise
+                found = cut
+        with self.instead() if self.instead else nullcontext():
+            try:
+                made = self._differentiate(latents, images, run)
+            except GradientCut as cut:
+                raise cut if self.replacing else found from cut
+        self.replacing = True
+        return made
+
+    def _differentiate(self, latents: Tensor, images: Sequence[int], run: Pass) -> LossAndGradient:
+        saving = recomputed(self.model, self.reader.layers, self._again) if self.recompute else nullcontext()
         with torch.enable_grad(), frozen(self.model), saving:
             leaf = latents.detach().clone().requires_grad_()
-            maps, losses = self._losses(leaf, images, run)
-            with full_precision(leaf.device):
+            proof = Proof()
+            with GradientsOn():
+                maps, losses = self._losses(leaf, images, run if self.proved else self._proving(run, proof))
+            proof.check()
+            with full_precision(leaf.device), cuts_told():
                 (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+            self.proved = self.proved or proof.check(gradient)
         return LossAndGradient(losses.detach(), gradient, [own.detach() for own in maps])
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        """What a block runs in that is computed twice."""
+        with self.recomputing(), GradientsOn():
+            yield
+
+    def _proving(self, run: Pass, proof: Proof) -> Pass:
+        def watched(latents: Tensor, images: Sequence[int]) -> object:
+            with proving(self.model, self.reader.layers, proof):
+                return run(latents, images)
+
+        return watched
 
     def _losses(self, latents: Tensor, images: Sequence[int], run: Pass) -> tuple[list[Tensor], Tensor]:
         with self.reader.reading() as capture:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from modules import prompt_parser, sd_samplers_common, shared
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..core.gradient import Pass
 from ..prompt.align import Piece
 from . import sampling
+from .ldm import cross_attention_layers
 
 
 def tokenize(text: str) -> list[Piece]:
@@ -30,6 +32,22 @@ class SamplingPass(sampling.SamplingPass):
     def switch_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor) -> bool:
         """Make the host's refiner switch if it is due; was it made?"""
         return bool(sd_samplers_common.apply_refiner(denoiser, sigma))
+
+    @contextmanager
+    def attention_instead(self) -> Iterator[None]:
+        """The host's own way with torch's attention, in the classes whose ``forward`` it replaces."""
+        from modules import sd_hijack_optimizations
+
+        instead = sd_hijack_optimizations.scaled_dot_product_attention_forward
+        kinds = {type(layer.module) for layer in cross_attention_layers(self.unet())}
+        before = {kind: kind.forward for kind in kinds}
+        for kind in kinds:
+            kind.forward = instead
+        try:
+            yield
+        finally:
+            for kind, forward in before.items():
+                kind.forward = forward
 
     def conditional_pass(self, denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Pass:
         """The host's denoiser on the conditional rows alone, with the conds of this step."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..core.differentiable import GradientCut
 from ..core.gradient import Context, LossGradient, NonFinite, Pass
 from ..core.guidance import Guide, Refinement
 from ..core.losses import WeightedLoss
@@ -31,6 +32,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, OUT_OF_MEMORY) or (
         isinstance(error, RuntimeError) and ("allocate memory" in told or "out of memory" in told)
     )
+
+
+_WITHOUT_BACKWARD = (
+    ("sage", "SageAttention cannot be differentiated; start the WebUI without --sage"),
+    ("flash", "FlashAttention, as it is built in here, cannot be differentiated; start the WebUI without --flash"),
+)
+"""What stands in a function's name, and what to do about it."""
+
+
+def cut_in_words(error: GradientCut) -> str:
+    """What cuts the gradient, and what to do where that is known."""
+    told = str(error)
+    known = next((words for name, words in _WITHOUT_BACKWARD if name in told.lower()), "")
+    return f"{told}{'. ' * bool(known)}{known}"
 
 
 @dataclass(frozen=True)
@@ -76,11 +91,13 @@ def make_guide(
     observers: Iterable[Observer] = (),
     looking: Looking | None = None,
     recomputing: Context = nullcontext,
+    attention_instead: Context | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Guide:
     """A guide as the settings say, for one sampling run.
 
     ``layers`` are all of the model's; ``pick`` chooses among those of the level that the settings name.
+    ``attention_instead``: inside, the host's attention is one that passes a gradient on.
     Raises ValueError as :func:`choose_layers` does.
     """
     settings = settings.fixed()
@@ -93,6 +110,7 @@ def make_guide(
         one_at_a_time=settings.one_at_a_time,
         recompute=settings.recompute,
         recomputing=recomputing,
+        instead=attention_instead,
     )
     return Guide(
         gradient,
@@ -156,6 +174,8 @@ class Session:
             return latents
         except NonFinite as error:
             reason = f"{error}"
+        except GradientCut as error:
+            reason = cut_in_words(error)
         except Exception as error:
             if is_out_of_memory(error):
                 reason = "out of memory; try “one image at a time”, fewer pixels, or a coarser map level"

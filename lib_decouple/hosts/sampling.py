@@ -113,6 +113,10 @@ class SamplingPass:
         """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
         return nullcontext()
 
+    def attention_instead(self) -> AbstractContextManager[Any]:
+        """Inside, the model's attention is one that passes a gradient on; asked for where the host's own does not."""
+        return nullcontext()
+
     def __init__(self, p: Any, settings: Settings, looking: Looking | None = None) -> None:
         self.p, self.settings, self.looking = p, settings.fixed(), looking or Looking()
         self.iteration = p.iteration
@@ -254,7 +258,8 @@ class SamplingPass:
             guide = make_guide(
                 self.settings, unet, layers, plans, default_level(layers),
                 observers=(Tracer(self.traces, keep_moments=self.looking.moments), self._show), looking=self.looking,
-                recomputing=self.recomputing, interrupted=lambda: state.interrupted or state.skipped,
+                recomputing=self.recomputing,
+                attention_instead=self.attention_instead, interrupted=lambda: state.interrupted or state.skipped,
             )  # fmt: skip
             for trace, plan in zip(self.traces, plans):
                 trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))

@@ -1,0 +1,254 @@
+"""Is the gradient whole? What keeps it so during a guided pass, and what proves it.
+
+A denoiser's residual path carries a gradient past everything that cuts one off: an attention kernel without a
+backward, a block that another extension runs under ``no_grad``. What is left still has a direction and, by the
+relative rule of the step, full length, so that nothing is noticed but by looking for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .maps import CrossAttentionLayer
+
+_PROJECTIONS = ("to_q", "q_proj")
+"""How the projection of an attention's queries is called."""
+
+
+class GradientsOn(TorchFunctionMode):
+    """Inside, gradients stay on: blocks under ``no_grad`` or ``inference_mode`` take part as any other.
+
+    Meant for a forward pass alone. ``overruled`` has the files of the code that would have cut.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overruled: set[str] = set()
+
+    def __enter__(self) -> GradientsOn:
+        self._before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(True)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        torch._C._set_grad_enabled(self._before)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and not args[0]:
+            self.overruled.add(_caller())
+            return None
+        if torch.is_inference_mode_enabled():
+            self.overruled.add(_caller())
+            with torch.inference_mode(False), torch.enable_grad():
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _caller() -> str:
+    """The file of the innermost code outside torch."""
+    frame = sys._getframe(2)
+    while frame.f_back and (frame.f_globals.get("__name__") or "").partition(".")[0] in ("torch", "contextlib"):
+        frame = frame.f_back
+    return frame.f_code.co_filename
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place that the gradient does not pass."""
+
+    place: str
+    """The module's name in the denoiser."""
+    by: str
+    """The function that computes it, with its module: ``backend.attention.attention_sage``."""
+
+    def __str__(self) -> str:
+        return f"no gradient passes {self.place}, which {self.by} computes"
+
+
+class GradientCut(ArithmeticError):
+    """A gradient exists, but parts of the denoiser have not added to it."""
+
+    def __init__(self, cuts: Sequence[Cut] = (), told: str = "") -> None:
+        self.cuts = tuple(cuts)
+        more = f" (and {len(cuts) - 1} places more)" if len(cuts) > 1 else ""
+        super().__init__(told or f"{cuts[0]}{more}")
+
+
+@contextmanager
+def cuts_told() -> Iterator[None]:
+    """Inside, an operation that refuses to be differentiated raises GradientCut in torch's own words, which name it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Trying to backward through" not in str(error):
+            raise
+        raise GradientCut(told=str(error).partition(" Please ")[0]) from error
+
+
+@dataclass
+class Proof:
+    """What a pass, and the gradient taken of it, have shown of every place on the way."""
+
+    _blamed: dict[str, Cut] = field(default_factory=dict)
+    """Of each place, in order of execution, what is told where it takes no gradient."""
+    _cut: set[str] = field(default_factory=set)
+    _due: dict[str, int] = field(default_factory=dict)
+    """How many gradients each place is to take."""
+    _taken: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Of each gradient that came, was there anything but zeros?"""
+
+    def saw(self, name: str, blamed: Cut, output: Any) -> None:
+        """``output`` is what the module ``name`` gave in the forward pass: it is to take a gradient."""
+        value = next((one for one in _flat(output) if one.is_floating_point()), None)
+        if value is None:
+            return
+        self._blamed[name] = blamed
+        if not value.requires_grad:
+            self._cut.add(name)
+        # Of a single key every query takes all: no gradient reaches either.
+        elif value.ndim != 3 or value.shape[1] > 1:
+            self._due[name] = self._due.get(name, 0) + 1
+            value.register_hook(partial(self._came, name))
+
+    def _came(self, name: str, gradient: Tensor | None) -> None:
+        if gradient is not None:  # as an operation without a backward has it
+            self._taken.setdefault(name, []).append(gradient.any())
+
+    def check(self, gradient: Tensor | None = None) -> bool:
+        """Is it shown? Raises GradientCut for what no gradient can pass or, of a ``gradient`` taken, did not pass.
+
+        A gradient of zeros shows nothing.
+        """
+        lacking = set(self._cut)
+        if gradient is not None:
+            # One copy to the CPU for all that came.
+            names = [name for name, came in self._taken.items() for _ in came]
+            came = [gradient.any(), *(one for own in self._taken.values() for one in own)]
+            anything, *told = torch.stack([one.to(gradient.device) for one in came]).tolist()
+            if not anything and not lacking:
+                return False
+            passed = [name for name, something in zip(names, told) if something]
+            lacking |= {
+                name
+                for name, due in self._due.items()
+                # The pass ends within the last attention, whose projections then are for its map alone.
+                if passed.count(name) < due and self._blamed[name].place in self._blamed
+            }
+        if lacking:
+            raise GradientCut(list(dict.fromkeys(cut for name, cut in self._blamed.items() if name in lacking)))
+        return gradient is not None
+
+
+@contextmanager
+def proving(model: nn.Module, layers: Sequence[CrossAttentionLayer], proof: Proof) -> Iterator[None]:
+    """Watch a forward pass of ``model``, behind what reads maps; take the gradient after, then :meth:`Proof.check`.
+
+    Watched are the attentions of the blocks in which ``layers`` are read, with their projections, and every module
+    with weights of its own that a gradient enters.
+    """
+    named = {module: name for name, module in model.named_modules()}
+    attentions = _attentions(model, layers)
+    # A projection that takes no gradient is the fault of the attention that it is for.
+    blamed = {child: attention for attention in attentions for child in attention.children()}
+
+    def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if module in attentions or any(one.requires_grad for one in _flat((args, kwargs))):
+            if module in blamed and isinstance(output, Tensor):
+                # A node of the attention's own: its maps, read off the same output before, take a gradient anyway.
+                output = output.view_as(output)
+            fault = blamed.get(module, module)
+            proof.saw(named[module], Cut(named[fault], computed_by(fault)), output)
+        return output
+
+    handles = [
+        module.register_forward_hook(look, with_kwargs=True)
+        for module in named
+        if module in attentions or module in blamed or any(one.ndim > 1 for one in module.parameters(recurse=False))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _attentions(model: nn.Module, layers: Sequence[CrossAttentionLayer]) -> set[nn.Module]:
+    """Self- and cross-attentions that stand in the kind of block that the read ones stand in."""
+    read = {layer.module for layer in layers}
+    kinds = {type(block) for block in model.modules() if not read.isdisjoint(block.children())}
+    return {
+        child
+        for block in model.modules()
+        if type(block) in kinds
+        for child in block.children()
+        if any(hasattr(child, name) for name in _PROJECTIONS)
+    }
+
+
+def _flat(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for one in value:
+            yield from _flat(one)
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _flat(one)
+
+
+def computed_by(module: nn.Module) -> str:
+    """The function that computes ``module``, with its Python module; the attention that it hands on to, where told."""
+    chosen = getattr(module, "processor", None)
+    if chosen is not None:
+        return f"{type(chosen).__module__}.{type(chosen).__qualname__}"
+    forward: Any = vars(module).get("forward") or type(module).forward
+    while True:
+        inner = getattr(forward, "__wrapped__", None) or getattr(forward, "func", None)
+        if inner is None:
+            break
+        forward = inner
+    function = getattr(forward, "__func__", forward)
+    code = getattr(function, "__code__", None)
+    for name in code.co_names if code else ():
+        used = function.__globals__.get(name)
+        if callable(used) and "attention" in name.lower() and not isinstance(used, type):
+            function = used
+            break
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+    folders = Path(function.__code__.co_filename).parts if hasattr(function, "__code__") else ()
+    for folder in ("extensions", "extensions-builtin"):
+        if folder in folders[:-1]:
+            name += f" of the extension {folders[folders.index(folder) + 1]}"
+    return name
+
+
+@torch.no_grad()
+def slopes(
+    loss: Callable[[Tensor], Tensor], latents: Tensor, gradient: Tensor, length: float = 1e-3, directions: int = 4
+) -> list[tuple[float, float]]:
+    """Pairs (predicted, seen) of the loss's slope: along the gradient, then along random ``directions``.
+
+    ``loss`` takes latents and gives a number. Seen by central differences over ``length`` times the latents' norm.
+    Along the gradient alone a cut one can look right: what it lacks may stand across it.
+    """
+    made = torch.Generator().manual_seed(0)
+    ways = [gradient.float()]
+    ways += [torch.randn(latents.shape, generator=made).to(latents.device) for _ in range(directions)]
+    size = length * latents.float().norm()
+    found = []
+    for way in ways:
+        way = way / way.norm().clamp(min=1e-30)
+        ends = [float(loss((latents.float() + sign * size * way).to(latents.dtype))) for sign in (1, -1)]
+        found.append((float((gradient.float() * way).sum()), (ends[0] - ends[1]) / float(2 * size)))
+    return found

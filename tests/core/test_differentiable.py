@@ -1,0 +1,208 @@
+"""What cuts a gradient in silence is found, and what can be kept from cutting is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONTEXT, tiny_unet
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lib_decouple.core.differentiable import GradientCut, GradientsOn, slopes
+from lib_decouple.core.gradient import LossGradient
+from lib_decouple.core.losses import WeightedLoss
+from lib_decouple.core.maps import Entity, ImagePlan, MapReader
+from lib_decouple.hosts.diffusers import cross_attention_layers
+
+PLAN = ImagePlan((Entity("cat", (2,)), Entity("dog", (5,))), end=7)
+
+
+class Bench:
+    """A tiny UNet, what it is run with, and its gradient."""
+
+    def __init__(self, recompute: bool = False) -> None:
+        made = torch.Generator().manual_seed(4)
+        self.unet: Any = tiny_unet()
+        self.latents, self.context = torch.randn(1, 4, 8, 8, generator=made), torch.randn(1, 9, CONTEXT, generator=made)
+        reader = MapReader(cross_attention_layers(self.unet), [PLAN])
+        self.gradient = LossGradient(self.unet, reader, WeightedLoss.parse("com"), recompute=recompute)
+        self.attentions = {
+            name: module for name, module in self.unet.named_modules() if name.endswith(("attn1", "attn2"))
+        }
+
+    def run(self, x: Tensor, images: Any = (0,)) -> object:
+        return self.unet(x, torch.tensor(500), encoder_hidden_states=self.context, return_dict=False)
+
+    def take(self) -> Tensor:
+        return self.gradient(self.latents, [0], self.run).gradient.flatten()
+
+    def loss(self, x: Tensor) -> float:
+        return float(self.gradient.look(x, [0], self.run)[0])
+
+
+@pytest.fixture(params=[False, True], ids=["keeping", "recomputing"])
+def bench(request: Any) -> Bench:
+    return Bench(request.param)
+
+
+@pytest.fixture
+def whole() -> Tensor:
+    return Bench().take()
+
+
+def angle(a: Tensor, b: Tensor) -> float:
+    return float(functional.cosine_similarity(a, b, 0))
+
+
+def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as a compiled kernel gives it: written to memory that autograd knows nothing of."""
+    parts = (torch.from_numpy(one.detach().numpy().copy()) for one in (q, k, v))
+    return functional.scaled_dot_product_attention(*parts)
+
+
+class Processor:
+    """diffusers' door for another attention, here with a function of queries, keys and values."""
+
+    def __init__(self, attend: Any) -> None:
+        self.attend = attend
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, **_: Any) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        split = [one.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for one in (q, k, v)]
+        return attn.to_out[0](self.attend(*split).transpose(1, 2).flatten(2))
+
+
+@contextlib.contextmanager
+def attention(bench: Bench, attend: Any, ending: str = "") -> Iterator[None]:
+    before = {module: module.processor for name, module in bench.attentions.items() if name.endswith(ending)}
+    for module in before:
+        module.processor = Processor(attend)
+    try:
+        yield
+    finally:
+        for module, processor in before.items():
+            module.processor = processor
+
+
+@torch.library.custom_op("decouple_test::flash", mutates_args=())
+def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v)
+
+
+quiet = torch.library.Library("decouple_test_quiet", "DEF")
+quiet.define("flash(Tensor q, Tensor k, Tensor v) -> Tensor")
+quiet.impl("flash", kernel, "CPU")
+
+
+class TestProof:
+    def test_a_whole_gradient_passes(self, bench: Bench, whole: Tensor) -> None:
+        assert angle(bench.take(), whole) == pytest.approx(1, abs=1e-6)
+        with attention(bench, functional.scaled_dot_product_attention):
+            bench.gradient.proved = False
+            assert angle(bench.take(), whole) == pytest.approx(1, abs=1e-6)
+        assert bench.gradient.proved
+
+    @pytest.mark.parametrize("ending", ["attn1", "attn2", "mid_block.attentions.0.transformer_blocks.0.attn1"])
+    @pytest.mark.parametrize("attend", [kernel, torch.ops.decouple_test_quiet.flash], ids=["kernel", "custom op"])
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_an_attention_without_a_backward_is_named(self, bench: Bench, attend: Any, ending: str) -> None:
+        with attention(bench, attend, ending), pytest.raises(GradientCut) as caught:
+            bench.take()
+        assert not bench.gradient.proved
+        cut = caught.value.cuts[0]
+        assert ending in cut.place
+        assert cut.by == f"{__name__}.Processor"
+        assert f"no gradient passes {cut.place}, which {__name__}.Processor computes" in str(caught.value)
+
+    def test_without_the_proof_such_a_gradient_looks_like_one(self, whole: Tensor) -> None:
+        bench = Bench()
+        bench.gradient.proved = True
+        with attention(bench, kernel, "attn1"):
+            found = bench.take()
+        assert found.norm() > 0
+        assert angle(found, whole) < 0.99
+
+    def test_an_op_that_refuses_says_so_itself(self, bench: Bench) -> None:
+        with attention(bench, flash, "attn1"), pytest.raises(Exception, match="flash"):
+            bench.take()
+
+    def test_one_of_three_inputs_is_enough(self, bench: Bench) -> None:
+        def values_alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return functional.scaled_dot_product_attention(q.detach(), k.detach(), v)
+
+        with attention(bench, values_alone, "attn1"), pytest.raises(GradientCut) as caught:
+            bench.take()
+        assert {cut.place for cut in caught.value.cuts} == {one for one in bench.attentions if one.endswith("attn1")}
+
+    def test_a_layer_that_cuts_is_named(self, bench: Bench) -> None:
+        linear = bench.unet.mid_block.attentions[0].transformer_blocks[0].ff.net[2]
+        linear.forward = lambda x: functional.linear(x.detach(), linear.weight, linear.bias)
+        with pytest.raises(GradientCut, match=r"mid_block.attentions.0.transformer_blocks.0.ff.net.2, which .*lambda"):
+            bench.take()
+
+    def test_nothing_stays_hooked(self, bench: Bench, hooks_are_off: Any) -> None:
+        with hooks_are_off(bench.unet), attention(bench, kernel, "attn1"), contextlib.suppress(GradientCut):
+            bench.take()
+
+
+class TestGradientsOn:
+    @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, lambda: torch.set_grad_enabled(False)])
+    def test_what_another_extension_wraps_takes_part(self, bench: Bench, whole: Tensor, off: Any) -> None:
+        def wrapped(block: nn.Module) -> None:
+            forward = block.forward
+
+            def quietly(*args: Any, **kwargs: Any) -> Any:
+                with off():
+                    return forward(*args, **kwargs)
+
+            block.forward = quietly
+
+        for block in bench.unet.down_blocks:  # what ControlNet's extension does to the encoder
+            wrapped(block)
+        assert angle(bench.take(), whole) == pytest.approx(1, abs=1e-6)
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+    def test_a_decorated_attention_takes_part(self, bench: Bench, whole: Tensor) -> None:
+        with attention(bench, torch.no_grad()(functional.scaled_dot_product_attention)):
+            assert angle(bench.take(), whole) == pytest.approx(1, abs=1e-6)
+
+    def test_gradients_are_as_they_were_after(self) -> None:
+        with torch.no_grad():
+            with GradientsOn() as on:
+                with torch.no_grad():
+                    assert torch.is_grad_enabled()
+                assert on.overruled == {__file__}
+            assert not torch.is_grad_enabled()
+
+    def test_the_wrappers_own_forward_after_it_is_cut_again(self) -> None:
+        leaf = torch.ones(1, requires_grad=True)
+        with GradientsOn(), torch.no_grad():
+            assert (leaf * 2).requires_grad
+        with torch.no_grad():
+            assert not (leaf * 2).requires_grad
+
+
+class TestSlopes:
+    def test_a_whole_gradient_predicts_them(self) -> None:
+        bench = Bench()
+        bench.loss(bench.latents)
+        gradient = bench.gradient(bench.latents, [0], bench.run).gradient
+        found = slopes(bench.loss, bench.latents, gradient, directions=6)
+        predicted, seen = (torch.tensor(side) for side in zip(*found))
+        assert seen[0] == pytest.approx(float(predicted[0]), rel=0.02)
+        assert angle(predicted[1:], seen[1:]) > 0.999
+
+    def test_a_cut_one_does_not(self) -> None:
+        bench = Bench()
+        bench.gradient.proved = True
+        with attention(bench, kernel, "attn1"):
+            gradient = bench.gradient(bench.latents, [0], bench.run).gradient
+            found = slopes(bench.loss, bench.latents, gradient, directions=16)
+        predicted, seen = (torch.tensor(side) for side in zip(*found))
+        assert angle(predicted[1:], seen[1:]) < 0.99

@@ -1,0 +1,192 @@
+"""What other extensions and flags do to a gradient in a WebUI, on the real UNet of ``ldm``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lib_decouple.core.gradient import LossGradient
+from lib_decouple.settings import Settings
+
+from . import host as stand_in
+
+openaimodel = pytest.importorskip(
+    "ldm.modules.diffusionmodules.openaimodel", reason="ldm's UNet is not installed (stable-diffusion-sdkit)"
+)
+attention = pytest.importorskip("ldm.modules.attention")
+SETTINGS = Settings(enabled=True, entities=("cat", "dog"), size=0.3, loss="com(form=negative)")
+PROMPT = "a cat and a dog"
+
+
+@pytest.fixture(scope="module")
+def unet() -> Any:
+    torch.manual_seed(0)
+    made = openaimodel.UNetModel(
+        image_size=8, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=1, attention_resolutions=[1, 2],
+        channel_mult=[1, 2, 2], num_heads=4, use_spatial_transformer=True, context_dim=16, legacy=False,
+        use_checkpoint=False,
+    ).eval()  # fmt: skip
+    for parameter in made.parameters():  # ldm starts its output layers at zero
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch, unet: Any) -> Any:
+    return stand_in.install(monkeypatch, unet)
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Of each guided step of a job."""
+    found, whole = [], LossGradient.__call__
+
+    def gradient(self: Any, latents: Tensor, images: Any, run: Any) -> Any:
+        result = whole(self, latents, images, run)
+        found.append(result.gradient.flatten())
+        return result
+
+    monkeypatch.setattr(LossGradient, "__call__", gradient)
+    return found
+
+
+def drawn(shared: Any, guided: bool = True) -> tuple[Tensor, Any]:
+    job = stand_in.Job(shared, [PROMPT])
+    sampling = importlib.import_module("lib_decouple.hosts.a1111").SamplingPass(job, SETTINGS)
+    if guided:
+        sampling.attach()
+    return job.sample(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5)) * 14), sampling
+
+
+def angle(a: Tensor, b: Tensor) -> float:
+    return float(functional.cosine_similarity(a, b, 0))
+
+
+@pytest.fixture
+def expected(shared: Any, gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The picture and the gradients with nobody else around."""
+    image, _ = drawn(shared)
+    assert len(gradients) == 2
+    first = list(gradients)
+    gradients.clear()
+    return image, first
+
+
+def controlled(unet: Any, moved: list[str]) -> Any:
+    """A UNet's forward as ControlNet's extension writes it: the encoder without gradients, and weights that leave
+    after an exception of its own kind."""
+    from ldm.modules.diffusionmodules.util import timestep_embedding
+
+    def forward(x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        try:
+            with torch.no_grad():
+                emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels))
+                h, kept = x, []
+                for module in unet.input_blocks:
+                    h = module(h, emb, context)
+                    kept.append(h)
+                h = unet.middle_block(h, emb, context)
+            for module in unet.output_blocks:
+                h = module(torch.cat([h, kept.pop()], dim=1), emb, context)
+            return unet.out(h)
+        except Exception:
+            moved.append("off the GPU")
+            for parameter in unet.parameters():
+                parameter.data = parameter.data.double()
+            raise
+
+    return forward
+
+
+def test_an_encoder_without_gradients_adds_to_them_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, shared: Any, unet: Any, gradients: Any, expected: Any
+) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(unet, "forward", controlled(unet, moved))
+    image, sampling = drawn(shared)
+    assert not sampling.stood_aside
+    assert moved == []
+    assert [angle(found, own) for found, own in zip(gradients, expected[1])] == pytest.approx([1, 1], abs=1e-6)
+    torch.testing.assert_close(image, expected[0], rtol=0, atol=1e-4)
+
+
+def sage(self: Any, x: Tensor, context: Any = None, mask: Any = None, **_: Any) -> Tensor:
+    """``CrossAttention.forward`` with a compiled kernel, which writes where autograd does not look."""
+    context = x if context is None else context
+    parts = [getattr(self, f"to_{name}")(value) for name, value in (("q", x), ("k", context), ("v", context))]
+    q, k, v = (torch.from_numpy(one.detach().numpy().copy()) for one in parts)
+    split = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in (q, k, v))
+    return self.to_out(functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
+
+
+def with_torchs_attention(self: Any, x: Tensor, context: Any = None, mask: Any = None, **_: Any) -> Tensor:
+    """What the host has in ``sd_hijack_optimizations``."""
+    context = x if context is None else context
+    parts = (self.to_q(x), self.to_k(context), self.to_v(context))
+    split = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in parts)
+    return self.to_out(functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
+
+
+@pytest.fixture
+def optimizations(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The host's module of attentions."""
+    made = types.ModuleType("modules.sd_hijack_optimizations")
+    made.scaled_dot_product_attention_forward = with_torchs_attention  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys.modules["modules"], "sd_hijack_optimizations", made, raising=False)
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    return made
+
+
+def test_an_attention_without_a_backward_is_replaced_in_the_guided_pass_alone(
+    monkeypatch: pytest.MonkeyPatch, shared: Any, optimizations: Any, gradients: Any, expected: Any
+) -> None:
+    monkeypatch.setattr(attention.CrossAttention, "forward", sage)
+    image, sampling = drawn(shared)
+    assert not sampling.stood_aside
+    assert attention.CrossAttention.forward is sage
+    assert [angle(found, own) for found, own in zip(gradients, expected[1])] == pytest.approx([1, 1], abs=1e-6)
+    torch.testing.assert_close(image, expected[0], rtol=0, atol=1e-3)
+
+
+def test_where_none_can_take_its_place_guidance_stands_aside_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, shared: Any, optimizations: Any, gradients: Any
+) -> None:
+    monkeypatch.setattr(attention.CrossAttention, "forward", sage)
+    optimizations.scaled_dot_product_attention_forward = sage
+    plain, _ = drawn(shared, guided=False)
+    image, sampling = drawn(shared)
+    torch.testing.assert_close(image, plain, rtol=0, atol=0)
+    assert gradients == []
+    assert "no gradient passes input_blocks.1.1.transformer_blocks.0.attn1" in sampling.stood_aside
+    assert f"{__name__}.sage" in sampling.stood_aside
+    assert "start the WebUI without --sage" in sampling.stood_aside
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in shared.sd_model.model.diffusion_model.modules())
+
+
+def test_an_extension_is_named_by_its_folder(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, shared: Any, optimizations: Any
+) -> None:
+    file = tmp_path / "extensions" / "sd-webui-fast-kernels" / "scripts" / "fast.py"
+    file.parent.mkdir(parents=True)
+    lines = [
+        "def forward(self, x, context=None, mask=None):",
+        "    q = self.to_q(x)",
+        "    self.to_k(x if context is None else context)",
+    ]
+    file.write_text("\n".join([*lines, "    return self.to_out(q.detach())"]))
+    spec = importlib.util.spec_from_file_location("fast.py", file)
+    assert spec
+    assert spec.loader
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    monkeypatch.setattr(attention.CrossAttention, "forward", loaded.forward)
+    optimizations.scaled_dot_product_attention_forward = loaded.forward
+    _, sampling = drawn(shared)
+    assert "of the extension sd-webui-fast-kernels" in sampling.stood_aside
