@@ -28,7 +28,8 @@ _TWO_CALLS = {
 }
 _LOST = {
     "sample_lcm": "the LCM sampler goes on with the denoised image alone, so a change of its latents is lost",
-    "sample_unipc": "this WebUI's UniPC gives the denoiser a copy of its latents, so a change of them is lost",
+    # Its noise is (copy - denoised) / sigma: a change of the copy comes back with its sign turned.
+    "sample_unipc": "this WebUI's UniPC gives the denoiser a copy of its latents, and takes a change of it for noise",
 }
 
 

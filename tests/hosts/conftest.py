@@ -13,6 +13,7 @@ write the rows to; give it with one of the hosts.
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import os
@@ -49,7 +50,8 @@ OVERRIDDEN = {
 """Options that the tests override for a job, at their defaults; the host restores only those that its
 configuration file holds (processing.py, ``process_images``)."""
 FORGE_MODELS = {
-    "Stable-diffusion": ("sd1", "sd1-other", "sd2", "sdxl"), "ControlNet": ("control", "lllite"), "Lora": ("lora",)
+    "Stable-diffusion": ("sd1", "sd1-other", "sd2", "sdxl", "sdxl-v", "sdxl-rectified"),
+    "ControlNet": ("control", "lllite"), "Lora": ("lora",),
 }  # fmt: skip
 VERSIONS = """
 import platform
@@ -142,9 +144,26 @@ class Host:
 
 
 class Forge(Host):
-    """Forge over HTTP; 128 pixels and 4 steps where nothing else is said."""
+    """Forge or Forge Neo over HTTP; 128 pixels and 4 steps where nothing else is said."""
 
     name = "forge"
+
+    @functools.cached_property
+    def is_neo(self) -> bool:
+        """Only Neo knows Anima."""
+        return bool(self.inside("import importlib.util\nresult = bool(importlib.util.find_spec('backend.nn.anima'))"))
+
+    @functools.cached_property
+    def offers(self) -> dict[str, list[str]]:
+        """Its samplers, and its scripts of txt2img and img2img, in lower case."""
+        samplers = [one["name"] for one in self.get("/sdapi/v1/samplers")]
+        return {"samplers": samplers, **self.get("/sdapi/v1/scripts")}
+
+    def needs(self, kind: str, *names: str) -> None:
+        """Skips the test where this host lacks one of them."""
+        for name in names:
+            if name not in self.offers[kind]:
+                pytest.skip(f"{kind}: this host has no {name}")
 
     def draw(self, decouple: dict[str, Any] | list[Any] | None = None, **given: Any) -> Picture:
         return super().draw(decouple, **{"width": 128, "height": 128, "steps": 4, **given})
@@ -236,8 +255,8 @@ def models_of_forge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, families in FORGE_MODELS.items():
         (models / name).mkdir(parents=True)
         for family in families:
-            file = small_checkpoints.write(kept, family)
-            (models / name / file.name).symlink_to(file.resolve())
+            for file in small_checkpoints.files(kept, family):
+                (models / name / file.name).symlink_to(file.resolve())
     return models
 
 
@@ -247,10 +266,13 @@ def start_forge(tmp_path_factory: pytest.TempPathFactory, models_of_forge: Path)
     root = os.environ.get("DECOUPLE_FORGE_ROOT")
     if not root:
         pytest.skip("no Forge to start: set DECOUPLE_FORGE_ROOT to its folder")
+    on_the_cpu = "--always-cpu --no-download-sd-model"
+    if on_the_cpu.split()[0] not in (Path(root) / "backend/args.py").read_text():
+        on_the_cpu = "--cpu"  # Forge Neo
     default = (
-        f"cd {root} && CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 exec venv/bin/python launch.py --always-cpu --api "
+        f"cd {root} && CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 exec venv/bin/python launch.py {on_the_cpu} --api "
         "--skip-prepare-environment --skip-python-version-check --skip-torch-cuda-test --skip-version-check "
-        "--no-download-sd-model --no-hashing --port {port} --data-dir {data} "
+        "--no-hashing --port {port} --data-dir {data} "
         f"--gradio-allowed-path {root}"
     )
 
@@ -261,7 +283,7 @@ def start_forge(tmp_path_factory: pytest.TempPathFactory, models_of_forge: Path)
         (data / "models").symlink_to(models_of_forge)
         command = os.environ.get("DECOUPLE_FORGE_START", default)
         with started(Forge, " ".join((command, *flags)), data) as found:
-            yield made_ready(found, "Forge", sd_model_checkpoint="small-sd1")
+            yield made_ready(found, "Forge Neo" if found.is_neo else "Forge", sd_model_checkpoint="small-sd1")
 
     return start
 
@@ -271,7 +293,8 @@ def forge(request: pytest.FixtureRequest) -> Iterator[Forge]:
     """Forge; skips where none is given."""
     url = os.environ.get("DECOUPLE_FORGE_URL")
     if url:
-        yield made_ready(Forge(url), "Forge", sd_model_checkpoint="small-sd1")
+        found = Forge(url)
+        yield made_ready(found, "Forge Neo" if found.is_neo else "Forge", sd_model_checkpoint="small-sd1")
         return
     with request.getfixturevalue("start_forge")() as found:
         yield found

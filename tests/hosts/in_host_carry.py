@@ -20,7 +20,10 @@ def latents_at_calls(moved_call):
         if len(seen) - 1 == moved_call:
             x += torch.ones_like(x) / x.numel() ** 0.5
         self.last_noise_uncond = torch.zeros_like(x)  # DDIM CFG++ takes it besides what forward returns
-        return torch.full_like(x, 0.1)
+        denoised = torch.full_like(x, 0.1)
+        for look in kwargs.get("model_options", {}).get("sampler_post_cfg_function", ()):  # Neo's CFG++ do so
+            look({"denoised": denoised, "uncond_denoised": denoised})
+        return denoised
 
     p = processing.StableDiffusionProcessingTxt2Img(
         sd_model=shared.sd_model, prompt="a", seed=3, sampler_name=SAMPLER, steps=STEPS, width=96, height=96,  # noqa: F821

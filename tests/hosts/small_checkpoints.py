@@ -3,7 +3,8 @@
 Forge knows a family by the widths of its UNet, and loads text encoders and VAE only in full size; depth and
 channel multiples of the UNet are free. ``python -m tests.hosts.small_checkpoints FOLDER [sd1] [sd1-other] [sd2]
 [sdxl] [control] [lllite] [lora]`` writes ``small-sd1.safetensors`` (0.5 GB) and so on, in fp16; ``sd1-other`` is one to
-refine with. The weights are those of a fixed seed.
+refine with. The weights are those of a fixed seed. ``sdxl-v`` and ``sdxl-rectified`` are ``sdxl`` under a name or with
+a layout by which Forge Neo takes it for a v-prediction model and for a rectified flow.
 """
 
 from __future__ import annotations
@@ -189,6 +190,19 @@ def write(folder: Path, family: str) -> Path:
     return target
 
 
+def files(folder: Path, family: str) -> list[Path]:
+    """What a WebUI needs of one family, made if it is not there."""
+    if family not in ("sdxl-v", "sdxl-rectified"):
+        return [write(folder, family)]
+    found = [folder / f"small-{family}.safetensors"]
+    if not found[0].exists():
+        found[0].hardlink_to(write(folder, "sdxl"))
+    if family == "sdxl-v":
+        found.append(found[0].with_suffix(".yaml"))
+        found[1].write_text("model:\n  params:\n    parameterization: v\n")
+    return found
+
+
 if __name__ == "__main__":
     for wanted in sys.argv[2:] or UNETS:
-        print(write(Path(sys.argv[1]), wanted), flush=True)
+        print(*files(Path(sys.argv[1]), wanted), flush=True)

@@ -1,7 +1,8 @@
-"""The extension in a real Forge; see conftest.py for how to give one."""
+"""The extension in a real Forge or Forge Neo; see conftest.py for how to give one."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -19,12 +20,20 @@ CURVES = (
     *("Euler", "Euler a", "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DPM++ 2M"),
     *("DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "HeunPP2", "IPNDM", "IPNDM_V"),
     *("DEIS", "DDPM", "DDIM", "DDIM CFG++", "PLMS", "UniPC"),
+    *("ER SDE", "Res Multistep", "Kohaku LoNyu Yog", "DPM++ 2M CFG++", "Euler a CFG++", "Euler CFG++"),  # Neo's
 )
 
 
 @pytest.fixture(scope="session")
 def plain(forge: Forge) -> Picture:
     return forge.draw()
+
+
+def needs_sampler(forge: Forge, name: str) -> None:
+    """Skips where the host lacks it, or where no change of its latents carries."""
+    forge.needs("samplers", name)
+    if forge.is_neo and name == "UniPC":
+        pytest.skip("Neo's UniPC stands aside; see test_a_sampler_that_loses_a_change_stands_aside")
 
 
 def assert_guided(picture: Picture) -> None:
@@ -38,6 +47,7 @@ def assert_guided(picture: Picture) -> None:
 @pytest.mark.parametrize("loss", ["com", "iou"])
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM", "PLMS", "UniPC", "DPM++ 2M"])
 def test_latents_after_every_step_are_those_of_an_independent_reference(forge, sampler, loss):
+    needs_sampler(forge, sampler)
     code = (HERE / "in_host_parity.py").read_text()
     found = forge.inside(code, SAMPLER=sampler, STEPS=8, SIZE=128, LOSS=loss, SHARE=0.1)
     assert len(set(found["calls"])) == 1
@@ -72,7 +82,8 @@ result = True
 WEIGHTS = """
 from modules import shared
 model = shared.sd_model.forge_objects.unet.model
-result = [str(model.storage_dtype), any(hasattr(m, "forge_online_loras") for m in model.modules())]
+online = (getattr(m, "forge_online_loras", None) or getattr(m, "weight_function", None) for m in model.modules())
+result = [str(model.storage_dtype), any(map(bool, online))]
 """
 
 
@@ -143,6 +154,7 @@ def test_gradient_with_ip_adapter_s_patches(forge):
 
 @pytest.mark.parametrize("name", EXTENSIONS)
 def test_gradient_with(forge, name):
+    forge.needs("txt2img", *map(str.lower, EXTENSIONS[name]))
     found = slopes(forge, decouple={"layers": "up"}, extensions=EXTENSIONS[name])
     assert found == pytest.approx([1] * len(found), abs=2e-3)
 
@@ -165,10 +177,17 @@ def test_gradient_with(forge, name):
     ids=str,
 )
 def test_gradient_of_a_job(forge, given):
+    needs_sampler(forge, given.get("sampler_name", "Euler"))
     assert slopes(forge, given) == pytest.approx([1, 1], abs=2e-3)
 
 
 AT_START = {
+    "--use-pytorch-cross-attention": "attention_pytorch",
+    "--use-pytorch-cross-attention --force-upcast-attention": "attention_pytorch",
+    "--force-upcast-attention": "attention_basic",
+}
+"""Neo's."""
+AT_START_OF_FORGE = {
     "--attention-split": "attention_split",
     "--attention-quad": "attention_sub_quad",
     "--attention-pytorch": "attention_pytorch",
@@ -178,12 +197,15 @@ AT_START = {
 }
 
 
-@pytest.mark.parametrize("flags", AT_START)
+@pytest.mark.parametrize("flags", [*AT_START, *AT_START_OF_FORGE])
 def test_gradient_with_attention_chosen_at_start(start_forge, flags):
     """xformers is the one left: it has no CPU."""
+    known = (Path(os.environ["DECOUPLE_FORGE_ROOT"]) / "backend/args.py").read_text()
+    if any(flag not in known for flag in flags.split()):
+        pytest.skip("this host has no such flag")
     with start_forge(flags) as started:
         name = started.inside("from backend.nn import unet\nresult = unet.attention_function.__name__")
-        assert name == AT_START[flags]
+        assert name == {**AT_START, **AT_START_OF_FORGE}[flags]
         assert slopes(started) == pytest.approx([1, 1], abs=2e-3)
         plain = started.draw()
         guided = started.draw({})
@@ -201,6 +223,8 @@ kept.setdefault("attention", unet.attention_function)
 unet.attention_function = getattr(attention, NAME) if NAME else kept["attention"]
 result = True
 """
+    if not forge.inside(f"from backend import attention\nresult = hasattr(attention, {name!r})"):
+        pytest.skip("this host has no such function")
     forge.inside(swap, NAME=name)
     try:
         assert slopes(forge) == pytest.approx([1, 1], abs=2e-3)
@@ -208,13 +232,54 @@ result = True
         forge.inside(swap, NAME="")
 
 
+BLIND = """
+import sys, torch
+from backend import attention
+from backend.nn import unet
+kept["blind"] = whole = unet.attention_function
+if KIND == "cuts the gradient":  # as SageAttention
+    def blind(*args, **kwargs):
+        with torch.no_grad():
+            return whole(*args, **kwargs)
+else:  # as FlashAttention, which Neo registers as an operator without an autograd formula
+    if not hasattr(torch.ops.decouple_probe, "attention"):
+        @torch.library.custom_op("decouple_probe::attention", mutates_args=())
+        def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+            return whole(q, k, v, heads).clone()
+    def blind(q, k, v, heads, *args, **kwargs):
+        return torch.ops.decouple_probe.attention(q, k, v, heads)
+attention.attention_function = unet.attention_function = blind
+result = True
+"""
+SEEING = """
+from backend import attention
+from backend.nn import unet
+result = unet.attention_function.__name__ == "blind"
+attention.attention_function = unet.attention_function = kept["blind"]
+"""
+
+
+@pytest.mark.parametrize("kind", ["cuts the gradient", "has no backward"])
+def test_gradient_with_an_attention_that(forge, kind):
+    """Stand-ins for kernels that want a GPU. The host goes on drawing with its own."""
+    forge.inside(BLIND, KIND=kind)
+    try:
+        found = slopes(forge)
+    finally:
+        is_the_host_s_again = forge.inside(SEEING)
+    assert found == pytest.approx([1, 1], abs=2e-3)
+    assert is_the_host_s_again
+
+
 def test_gradient_with_weights_swapped_to_the_processor(forge):
     """As on a small GPU: half a megabyte may stay, the rest is fetched for every use."""
     force = """
 from backend import memory_management as m
 kept["load"] = m.LoadedModel.model_load
-def load(self, model_gpu_memory_when_using_cpu_swap=-1):
-    return kept["load"](self, 512 * 1024 if hasattr(self.model.model, "diffusion_model") else -1)
+def load(self, *args, **kwargs):
+    if not hasattr(self.model.model, "diffusion_model"):
+        return kept["load"](self, *args, **kwargs)
+    return kept["load"](self, 512 * 1024)
 m.LoadedModel.model_load = load
 m.unload_all_models()
 result = True
@@ -228,7 +293,7 @@ result = True
     count = """
 from modules import shared
 unet = shared.sd_model.forge_objects.unet.model.diffusion_model
-result = sum(getattr(m, "parameters_manual_cast", False) for m in unet.modules())
+result = sum(getattr(m, "parameters_manual_cast", False) is True for m in unet.modules())
 """
     forge.inside(force)
     try:
@@ -243,9 +308,11 @@ def test_memory_is_reserved_before_sampling(forge):
 from backend import memory_management as m
 from backend.sampling import sampling_function as s
 kept["asked"], kept["load"] = [], m.load_models_gpu
-def load(models, memory_required=0, hard_memory_preservation=0):
-    kept["asked"].append(hard_memory_preservation)
-    return kept["load"](models, memory_required, hard_memory_preservation)
+def load(models, memory_required=0, hard_memory_preservation=0, **given):
+    kept["asked"].append(memory_required + hard_memory_preservation)  # Neo asks for both in one
+    if hard_memory_preservation:
+        given["hard_memory_preservation"] = hard_memory_preservation
+    return kept["load"](models, memory_required, **given)
 m.load_models_gpu = load
 result = True
 """
@@ -254,16 +321,16 @@ from backend import memory_management as m
 m.load_models_gpu = kept["load"]
 result = max(kept["asked"])
 """
-    asked = []
-    for given in ({}, {"batch_size": 2}, None):
+    asked = {}
+    for guided, batch in ((True, 1), (True, 2), (False, 1), (False, 2)):  # nothing of a guided job is left
         forge.inside(spy)
         try:
-            forge.draw(None if given is None else {}, **(given or {}))
+            forge.draw({} if guided else None, batch_size=batch)
         finally:
-            asked.append(forge.inside(heal))
-    assert asked[0] > 0
-    assert asked[1] == pytest.approx(2 * asked[0])
-    assert asked[2] == 0  # nothing of a guided job is left
+            asked[guided, batch] = forge.inside(heal)
+    more = [asked[True, batch] - asked[False, batch] for batch in (1, 2)]
+    assert more[0] > 0
+    assert more[1] == pytest.approx(2 * more[0])
 
 
 # ---------------------------------------------------------------- what the host can be asked for
@@ -271,6 +338,7 @@ result = max(kept["asked"])
 
 @pytest.mark.parametrize("sampler", CURVES)
 def test_sampler(forge, sampler):
+    needs_sampler(forge, sampler)
     given = {"sampler_name": sampler, "steps": 6, "width": 96, "height": 96}
     guided = forge.draw({"steps": 4, "size": 0.3}, **given)
     assert_guided(guided)
@@ -279,6 +347,7 @@ def test_sampler(forge, sampler):
 
 @pytest.mark.parametrize("sampler", CURVES)
 def test_a_main_call_carries_a_change_to_the_next(forge, sampler):
+    needs_sampler(forge, sampler)
     found = forge.inside((HERE / "in_host_carry.py").read_text(), SAMPLER=sampler, STEPS=6)
     main = [call for call in main_calls(found["function"], 6 if sampler in ("DPM fast", "HeunPP2") else 99)]
     main = [call for call in main if call < len(found["later"])]
@@ -287,10 +356,13 @@ def test_a_main_call_carries_a_change_to_the_next(forge, sampler):
         assert found["later"][call][following - call - 1] > 1e-3, (call, following, found)
 
 
-def test_lcm_stands_aside_and_says_so(forge):
-    picture = forge.draw({}, sampler_name="LCM")
-    assert "LCM" in picture.value("Decouple stood aside")
-    assert picture.pixels == forge.draw(sampler_name="LCM").pixels
+@pytest.mark.parametrize("sampler", ["LCM", "UniPC"])
+def test_a_sampler_that_loses_a_change_stands_aside(forge, sampler):
+    if sampler == "UniPC" and not forge.is_neo:
+        pytest.skip("Forge's UniPC carries it")
+    picture = forge.draw({}, sampler_name=sampler)
+    assert sampler in picture.value("Decouple stood aside")
+    assert picture.pixels == forge.draw(sampler_name=sampler).pixels
 
 
 @pytest.mark.parametrize(
@@ -318,17 +390,24 @@ def test_setting(forge, given):
     assert guided.pixels != forge.draw(**given).pixels
 
 
-CHECKPOINTS = {"small-sd2": {}, "small-sdxl": {"width": 256, "height": 256}}
+CHECKPOINTS = {
+    "small-sd2": {},
+    **{f"small-sdxl{kind}": {"width": 256, "height": 256} for kind in ("", "-v", "-rectified")},
+}
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoint_switched_in_the_session(forge, plain, name):
+    if forge.is_neo and name == "small-sd2":
+        pytest.skip("Neo has no SD 2")
+    if not forge.is_neo and name == "small-sdxl-rectified":
+        pytest.skip("Forge has no rectified flow of XL")
     size = CHECKPOINTS[name]
     for option, value in {"sd_model_checkpoint": name, "show_progress_type": "Approx cheap"}.items():
         forge.post("/sdapi/v1/options", {option: value})
     try:
         # XL's random weights bend the loss so much that it is a line over less: at 1e-3 half of the slope is left.
-        found = slopes(forge, size, length=1e-5 if name == "small-sdxl" else 1e-3)
+        found = slopes(forge, size, length=1e-3 if name == "small-sd2" else 1e-5)
         unguided, guided = forge.draw(**size), forge.draw({"size": 0.3}, **size)
         assert f"Model: {name}" in guided.infotexts[0]
         assert_guided(guided)
@@ -341,14 +420,20 @@ def test_checkpoint_switched_in_the_session(forge, plain, name):
     assert forge.draw().pixels == plain.pixels
 
 
-def test_refiner_takes_over_within_the_guided_steps(forge, plain):
-    given = {"refiner_checkpoint": "small-sd1-other", "refiner_switch_at": 0.4, "steps": 8}
+@pytest.mark.parametrize(("sampler", "by"), [("Euler", "step"), ("Euler", "sigma"), ("DDIM", "sigma")])
+def test_refiner_takes_over_within_the_guided_steps(forge, plain, sampler, by):
+    """Neo goes by the noise level where it is not told otherwise, and makes one of DDIM's timesteps first."""
+    if by == "sigma" and not forge.is_neo:
+        pytest.skip("Forge goes by the share of the steps")
+    forge.post("/sdapi/v1/options", {"refiner_use_steps": by == "step"})
+    given = {"refiner_checkpoint": "small-sd1-other", "refiner_switch_at": {"step": 0.4, "sigma": 4.0}[by], "steps": 8}
+    given["sampler_name"] = sampler
     unguided, guided = forge.draw(**given), forge.draw({"steps": 6, "size": 0.3}, **given)
     assert "Refiner: small-sd1-other" in guided.infotexts[0]
     assert_guided(guided)
     assert guided.pixels != unguided.pixels
     assert forge.draw(**given).pixels == unguided.pixels
-    assert unguided.pixels != forge.draw(steps=8).pixels
+    assert unguided.pixels != forge.draw(steps=8, sampler_name=sampler).pixels
     assert forge.draw().pixels == plain.pixels
 
 
@@ -455,6 +540,8 @@ def left_half() -> Image.Image:
 @pytest.mark.parametrize("name", BESIDE)
 def test_a_guided_pass_leaves_nothing_behind(forge, plain, name):
     """What the host and its extensions count and keep is as if the pass had not been."""
+    given = BESIDE[name](plain)
+    forge.needs("img2img" if "init_images" in given else "txt2img", *given.get("alwayson_scripts", ()))
     host_s = forge.draw(**BESIDE[name](plain))
     with still(forge):
         looked = forge.draw({}, **BESIDE[name](plain))
@@ -479,7 +566,8 @@ def test_what_changes_the_model_at_every_step_stands_aside(forge, plain, module)
 @pytest.mark.parametrize("hires", [False, True])
 def test_hires(forge, hires):
     given = {
-        "enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6,
+        "enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "None" if forge.is_neo else "Latent",
+        "denoising_strength": 0.6,
         "hr_additional_modules": ["Use same choices"],
     }  # fmt: skip
     count = """
@@ -512,6 +600,7 @@ result = kept["steps"]
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM", "UniPC", "PLMS"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_img2img(forge, plain, sampler, masked):
+    needs_sampler(forge, sampler)
     given = {"init_images": [encoded(plain.images[0])], "denoising_strength": 0.8, "sampler_name": sampler, "steps": 6}
     if masked:
         given |= {"mask": encoded(left_half()), "mask_blur": 0}
@@ -538,6 +627,7 @@ def test_control_net(forge, plain, mode):
 
 @pytest.mark.parametrize("title", ["kohya hrfix integrated", "multidiffusion integrated"])
 def test_what_draws_at_another_size_inside_stands_aside_or_is_guided(forge, title):
+    forge.needs("txt2img", title)
     args = {
         "kohya hrfix integrated": [True, 3, 2, 0, 0.9, True, "bicubic", "bicubic"],
         "multidiffusion integrated": [True, "MultiDiffusion", 64, 64, 32, 1],
