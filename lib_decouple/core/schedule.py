@@ -87,3 +87,19 @@ class StepRule:
         own = latents.float().square().sum(axes, keepdim=True).sqrt()
         step_length = self.share(*place) * own / length.clamp(min=1e-30)
         return -(gradient.float() * step_length * (length > 0)).to(latents.dtype)
+
+
+def flow_scale(t: Tensor) -> Tensor:
+    """What a rectified flow's latents at time ``t`` (0: the picture, 1: noise) are over those of the alpha-bar form.
+
+    The flow's x = (1 - t) x0 + t e, with e of unit variance. With c = sqrt((1 - t)² + t²), which is returned,
+    z = x / c = sqrt(ab) x0 + sqrt(1 - ab) e has sqrt(ab) = (1 - t) / c and sqrt(1 - ab) = t / c: scaled latents at the
+    noise level sigma = sqrt(1 - ab) / sqrt(ab) = t / (1 - t). As dL/dz = c dL/dx, the move z - a dL/dz is
+    x - a c² dL/dx, where k-diffusion's latents, c = sqrt(1 + sigma²), have (1 + sigma²). A share of the latents' norm
+    is the same share of either.
+
+    FOCUS (arXiv 2510.02315) adds the gradient to the velocity instead. That reaches the latents only times the
+    sampler's step in t, so that one size means another move with each schedule and count of steps, and a multistep
+    sampler goes on extrapolating it; the latents themselves are moved here, as before every other sampler.
+    """
+    return ((1 - t) ** 2 + t**2).sqrt()

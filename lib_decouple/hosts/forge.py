@@ -17,13 +17,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from ..core.gradient import Pass
+from ..core.schedule import flow_scale
 from ..prompt.align import Piece
 from . import features, sampling
 from .ldm import Unsupported
 
-_TIMES_A_PASS = 6.5
-"""Activations kept for a gradient, over the host's own estimate of a pass. Counted on shapes in fp16, batch 1,
-flash-like attention, the whole pass: SD 1.5 at 512x512 0.63 GB to 0.17, XL at 1024x1024 4.18 GB to 0.69."""
+_KEPT_PER_PIXEL = 128_000
+"""Numbers kept for a gradient, a pixel of a row of latents; not by the host's own estimate of a pass, which Forge and
+Forge Neo make differently. Counted on shapes in fp16, flash-like attention, the whole pass: XL at 1024x1024 4.18 GB,
+127,600 a pixel; SD 1.5 at 512x512 0.63 GB, 76,900 a pixel, at 768x768 1.42 GB as many."""
 
 _OUT_OF_PLACE = {
     Tensor.add_: torch.add,
@@ -58,19 +60,25 @@ class SamplingPass(sampling.SamplingPass):
         level, _ = _noise_level(denoiser, sigma)
         return bool(features.call(sd_samplers_common.apply_refiner, denoiser, x=x, sigma=level[0]))
 
+    def unit(self, sigma: Tensor) -> Tensor | None:
+        """For a rectified flow, XL's in Forge Neo, :func:`flow_scale` of the time that ``sigma`` is there."""
+        predictor = getattr(shared.sd_model.forge_objects.unet.model, "predictor", None)
+        is_flow = getattr(predictor, "prediction_type", "") == "const"
+        return flow_scale(sigma.reshape(-1)[0]) if is_flow else None
+
     def reserve(self, x: Tensor) -> None:
         """Tell Forge's memory manager what a gradient needs, on a patcher of this pass alone."""
         objects = self.p.sd_model.forge_objects
         patcher = objects.unet.clone()
         parts, _, _ = prompt_parser.get_multicond_prompt_list(self._prompts())
         rows = [len(own) for own in parts]
-        shape = [max(rows) if self.settings.one_at_a_time else sum(rows), *x.shape[1:]]
-        needed = _TIMES_A_PASS * patcher.model.memory_required(shape)
-        computed = getattr(patcher.model, "computation_dtype", None)  # the Forges built on ldm_patched have neither
+        pixels = (max(rows) if self.settings.one_at_a_time else sum(rows)) * x[0, 0].numel()
+        computed = getattr(patcher.model, "computation_dtype", None)  # the Forges built on ldm_patched have none
+        size = torch.empty(0, dtype=computed or torch.float16).element_size()
+        needed = _KEPT_PER_PIXEL * pixels * size
         if computed and (patcher.model.storage_dtype != computed or patcher.has_online_lora()):
-            size = torch.empty(0, dtype=computed).element_size()
             needed += size * sum(one.numel() for one in patcher.model.diffusion_model.parameters())
-        patcher.add_extra_preserved_memory_during_sampling(int(needed))
+        patcher.add_extra_preserved_memory_during_sampling(needed)
         objects.unet = patcher
 
     @contextmanager

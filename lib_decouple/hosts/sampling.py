@@ -102,6 +102,10 @@ class SamplingPass:
         """
         raise NotImplementedError
 
+    def unit(self, sigma: Tensor) -> Tensor | None:
+        """For a rectified flow, what its latents are over those of the alpha-bar form, which the guide then moves."""
+        return None
+
     def reserve(self, x: Tensor) -> None:
         """Tell the host's memory manager, where it has one, what the gradients will need on top of sampling ``x``."""
 
@@ -228,8 +232,14 @@ class SamplingPass:
         session = self._prepare(denoiser, given["cond"])
         with self.differentiable():
             run = self.conditional_pass(denoiser, sigma, given)
-            level = sigma.reshape(-1)[0] if sigmas else None
-            moved = session.before_step(x.detach().clone(), step, total, run, level)
+            latents, unit = x.detach().clone(), self.unit(sigma)
+            if unit is not None:
+                z = latents / unit
+                after = session.before_step(z, step, total, lambda z, images: run(z * unit, images))
+                moved = latents + (after - z) * unit  # not after * unit: what did not move keeps its last bit
+            else:
+                level = sigma.reshape(-1)[0] if sigmas else None
+                moved = session.before_step(latents, step, total, run, level)
         self._looked = step >= self._schedule.window(total)
         if session.stood_aside:
             return self.stand_aside(session.stood_aside, logged=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lib_decouple.core.schedule import Schedule, StepRule
+from lib_decouple.core.schedule import Schedule, StepRule, flow_scale
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -97,6 +97,25 @@ class TestStepRule:
         moved_x = x + rule.update(x, gradient_x, 3, 20, (3, 10), level)
         torch.testing.assert_close(moved_x / root, moved_z, rtol=1e-6, atol=1e-6)
         assert (moved_z - z).abs().max() > 1e-3
+
+    @pytest.mark.parametrize("name", ["relative", "attend-excite"])
+    @pytest.mark.parametrize("t", [0.02, 0.4, 0.97])
+    def test_a_rectified_flow_makes_the_move_of_the_picture_and_noise_it_is_made_of(self, name: Any, t: float) -> None:
+        """Of one picture, one noise and one loss of the model's own input: k-diffusion's latents at the same ratio of
+        noise to picture, x = x0 + sigma e, end where the flow's do, in either's own units."""
+        rule, sigma, time = StepRule(name, 0.7), t / (1 - t), torch.tensor(t, dtype=torch.float64)
+        picture, noise, aim = (rand(2, 4, 3, 5, seed=seed).double() for seed in range(3))
+
+        def moved(latents: Tensor, into_z: float | Tensor, level: Tensor | None) -> Tensor:
+            leaf = latents.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad((leaf * into_z - aim).square().sum() / 100, leaf)
+            return (latents + rule.update(latents, gradient, 3, 20, (3, 10), level)) * into_z
+
+        flow = (1 - time) * picture + time * noise
+        by_flow = moved(flow / flow_scale(time), 1.0, None)
+        by_k = moved(picture + sigma * noise, (1 + sigma**2) ** -0.5, torch.tensor(sigma, dtype=torch.float64))
+        torch.testing.assert_close(by_flow, by_k, rtol=1e-6, atol=1e-6)
+        assert (by_flow - flow / flow_scale(time)).abs().max() > 1e-3
 
     @pytest.mark.parametrize("name", ["relative", "attend-excite"])
     @pytest.mark.parametrize("sigma", [None, torch.tensor(2.0)])
