@@ -50,7 +50,9 @@ OVERRIDDEN = {
 """Options that the tests override for a job, at their defaults; the host restores only those that its
 configuration file holds (processing.py, ``process_images``)."""
 FORGE_MODELS = {
-    "Stable-diffusion": ("sd1", "sd1-other", "sd2", "sdxl", "sdxl-v", "sdxl-rectified"),
+    "Stable-diffusion": (
+        *("sd1", "sd1-other", "sd1-fp8-mixed", "sd1-int8-mixed", "sd2", "sdxl", "sdxl-v", "sdxl-rectified"),
+    ),
     "ControlNet": ("control", "lllite"), "Lora": ("lora",),
 }  # fmt: skip
 VERSIONS = """

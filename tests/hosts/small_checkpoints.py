@@ -4,12 +4,15 @@ Forge knows a family by the widths of its UNet, and loads text encoders and VAE 
 channel multiples of the UNet are free. ``python -m tests.hosts.small_checkpoints FOLDER [sd1] [sd1-other] [sd2]
 [sdxl] [control] [lllite] [lora]`` writes ``small-sd1.safetensors`` (0.5 GB) and so on, in fp16; ``sd1-other`` is one to
 refine with. The weights are those of a fixed seed. ``sdxl-v`` and ``sdxl-rectified`` are ``sdxl`` under a name or with
-a layout by which Forge Neo takes it for a v-prediction model and for a rectified flow.
+a layout by which Forge Neo takes it for a v-prediction model and for a rectified flow; ``sd1-fp8-mixed`` and
+``sd1-int8-mixed`` are ``sd1`` with the linear layers of its transformers in 8 bits, as ComfyUI's quantised
+checkpoints have them.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 import sys
@@ -180,12 +183,31 @@ def lora() -> dict[str, Tensor]:
     return {key: value.half().contiguous() for key, value in found.items()}
 
 
+def mixed(kind: str) -> dict[str, Tensor]:
+    """``sd1``, quantised to ``float8_e4m3fn`` or ``int8_tensorwise`` with one scale a layer."""
+    found = checkpoint("sd1")
+    stored, largest = {"float8_e4m3fn": (torch.float8_e4m3fn, 448.0), "int8_tensorwise": (torch.int8, 127.0)}[kind]
+    told = torch.frombuffer(bytearray(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+    for key in [key for key in found if ".transformer_blocks." in key and key.endswith("weight")]:
+        weight = found[key].float()
+        if key.startswith("model.diffusion_model.") and weight.ndim == 2:
+            scale = weight.abs().max() / largest
+            scaled = weight / scale
+            found[key] = (scaled if stored.is_floating_point else scaled.round()).to(stored)
+            found[key.removesuffix("weight") + "weight_scale"] = scale
+            found[key.removesuffix("weight") + "comfy_quant"] = told.clone()
+    return found
+
+
 def write(folder: Path, family: str) -> Path:
     """The checkpoint's file in ``folder``, made if it is not there."""
     target = folder / f"small-{family}.safetensors"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        others = {"control": control_net, "lllite": lllite, "lora": lora, "sd1-other": lambda: checkpoint("sd1", 17)}
+        others = {
+            "control": control_net, "lllite": lllite, "lora": lora, "sd1-other": lambda: checkpoint("sd1", 17),
+            "sd1-fp8-mixed": lambda: mixed("float8_e4m3fn"), "sd1-int8-mixed": lambda: mixed("int8_tensorwise"),
+        }  # fmt: skip
         save_file(others[family]() if family in others else checkpoint(family), target)
     return target
 
