@@ -103,6 +103,14 @@ def set_up_apart(name: str) -> Path:
     return folder
 
 
+def check() -> None:
+    """Formatter, linter and type checker; sets up what they and the tests need."""
+    set_up(["requirements.txt", "requirements-test.txt", "requirements-test-nodeps.txt"])
+    call(PYTHON, "-m", "ruff", "format", "--check", "-q", ".")
+    call(PYTHON, "-m", "ruff", "check", "-q", ".")
+    call(PYTHON, "-m", "mypy")
+
+
 def main(arguments: list[str]) -> None:
     """Set up for the command, then run it."""
     if sys.version_info < (3, 10):  # noqa: UP036 - an older Python must be told, not fail on syntax
@@ -114,11 +122,10 @@ def main(arguments: list[str]) -> None:
         from lib_decouple.embedded import place
 
         sys.exit(place.main(arguments))
+    elif arguments[0] == "checks":
+        check()
     elif arguments[0] == "test":
-        set_up(["requirements.txt", "requirements-test.txt", "requirements-test-nodeps.txt"])
-        call(PYTHON, "-m", "ruff", "format", "--check", "-q", ".")
-        call(PYTHON, "-m", "ruff", "check", "-q", ".")
-        call(PYTHON, "-m", "mypy")
+        check()
         if not arguments[1:]:
             set_up_apart(OPEN_CLIP)
         call(PYTHON, "-m", "pytest", *arguments[1:])

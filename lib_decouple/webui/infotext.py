@@ -51,6 +51,9 @@ RESULTS = (FOUND, MOVED, BY_UPDATE, *HIRES.values(), BATCH, STOOD_ASIDE)
 OLD_IOU = "Decouple IoU"
 """In infotexts of before: overlap at the first and the last step, which is no effect of guidance."""
 
+RELEASE = "Decouple version"
+"""Key of this extension's version, which no paste reads."""
+
 RUN = "Decouple run"
 """Key of a run's id in the ``info`` that the host gives to whoever drew; it is in no infotext, as pictures are passed
 on."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from modules import errors, progress, shared
 
-from .. import presets, profiles
+from .. import __version__, presets, profiles
 from ..hosts import detect
 from ..hosts.base import Looking
 from ..hosts.family import profile_of_model
@@ -92,7 +92,8 @@ class Jobs:
             preset = presets.matching(run.settings, options.preset_folder())
             if run.settings.left_open():
                 _close(run, p)
-            written.update({**run.told_of_guided(infotext.write(run.settings, preset, run.profile)), **run.infotext()})
+            told = {**infotext.write(run.settings, preset, run.profile), infotext.RELEASE: __version__}
+            written.update({**run.told_of_guided(told), **run.infotext()})
 
     def before_batch(self, p: Any, batch: int) -> None:
         """In ``before_process_batch``: both batches of a pair have the same prompts and seeds, whatever other scripts

@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("fastapi", reason="fastapi is not installed")
 
+import lib_decouple
 from lib_decouple.settings import FIXED, Settings
 from lib_decouple.webui import api, infotext, report
 
@@ -225,6 +226,7 @@ def test_info_holds_what_the_infotext_does_and_nothing_empty(host):
     host.jobs.end(p, "txt2img", processed)
     told = processed.extra_generation_params
     assert (told["Decouple steps"], told["Decouple stood aside"]) == ("3", "no model")
+    assert told["Decouple version"] == lib_decouple.__version__
     assert "" not in told.values()
     assert "Decouple found" not in told
     assert told["Decouple run"] == p.attention_decoupling.id
