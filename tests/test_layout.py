@@ -22,7 +22,7 @@ ALLOWED = {
     "presets": {"core", "prompt", "settings"},
     "hosts": {"core", "prompt", "settings", "profiles", "hosts"},
     "embedded": {"embedded"},
-    "webui": {"webui", "embedded", "core", "prompt", "settings", "profiles", "presets", "hosts"},
+    "webui": {"webui", "embedded", "core", "prompt", "settings", "profiles", "presets", "hosts", "__version__"},
     "lab": {"lab", "embedded", "core", "prompt", "settings", "profiles", "presets", "hosts", "__version__"},
 }
 # What else they may import beyond the standard library.
