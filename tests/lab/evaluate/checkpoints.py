@@ -198,6 +198,79 @@ def llava(folder: Path) -> Path:
     return save(folder, tf.LlavaForConditionalGeneration(config), processor)
 
 
+def owlv2(folder: Path) -> Path:
+    tokenizer = tf.CLIPTokenizerFast.from_pretrained(CLIP_TOKENIZER, model_max_length=16)
+    config = tf.Owlv2Config(
+        text_config=_text(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=16,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=0,
+        ),
+        vision_config=_vision(),
+        projection_dim=32,
+    )
+    images = tf.Owlv2ImageProcessor(size={"height": SIDE, "width": SIDE})
+    return save(folder, tf.Owlv2ForObjectDetection(config), tf.Owlv2Processor(images, tokenizer))
+
+
+class QwenParts:
+    """Qwen3-VL's processor but for videos, for which its own class needs torchvision."""
+
+    chat_template = "one image, then the question"
+
+    def __init__(self) -> None:
+        special = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+        self.tokenizer = word_tokenizer(special, end=False)
+        self.images = tf.Qwen2VLImageProcessor(
+            size={"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}, patch_size=8, merge_size=2
+        )
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        (message,) = messages
+        (question,) = (part["text"] for part in message["content"] if part["type"] == "text")
+        return f"USER : <|vision_start|> <|image_pad|> <|vision_end|> {question} ASSISTANT :"
+
+    def __call__(self, images: Any, text: str, return_tensors: str) -> dict[str, Any]:
+        seen = self.images(images=images, return_tensors=return_tensors)
+        pads = int(seen["image_grid_thw"].prod()) // 4
+        read = self.tokenizer(
+            text.replace("<|image_pad|>", " ".join(["<|image_pad|>"] * pads)), return_tensors=return_tensors
+        )
+        types = (read["input_ids"] == self.tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+        return {**read, **seen, "mm_token_type_ids": types}
+
+
+def qwen3_vl(folder: Path) -> Path:
+    """The model alone; :class:`QwenParts` prepares its inputs."""
+    tokenizer = QwenParts().tokenizer
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+    ids |= {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "rope_theta": 10000.0}
+    config = tf.Qwen3VLConfig(
+        text_config=_text(vocab_size=len(tokenizer), num_key_value_heads=2, head_dim=16, rope_parameters=rope),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+    )
+    moved(tf.Qwen3VLForConditionalGeneration(config)).save_pretrained(folder)
+    return folder
+
+
 def git(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     tokenizer = bert_tokenizer(folder)

@@ -36,11 +36,14 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "llava": checkpoints.llava,
     "git": checkpoints.git,
     "vit-gpt2": checkpoints.two_part,
+    "owlv2": checkpoints.owlv2,
 }
 CASES = [
     ("clip", "clip"),
     *(("vqa", name) for name in ("blip-vqa", "vilt", "blip2", "instructblip", "llava", "git")),
     *(("vqascore", name) for name in ("blip2", "instructblip", "llava", "git")),
+    ("soft-tifa", "llava"),
+    ("owlv2", "owlv2"),
     *(("caption", name) for name in ("blip", "blip2", "instructblip", "llava", "git", "vit-gpt2")),
 ]
 

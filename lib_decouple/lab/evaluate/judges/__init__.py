@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import caption, clip, clip_text, detector, open_clip, vqa, vqascore
+from . import caption, clip, clip_text, detector, open_clip, owlv2, soft_tifa, vqa, vqascore
 from .base import Judge, Missing, Options
 
 KINDS: dict[str, Any] = {
@@ -16,6 +16,8 @@ KINDS: dict[str, Any] = {
         clip_text.ClipText,
         vqa.Vqa,
         vqascore.VqaScore,
+        soft_tifa.SoftTifa,
+        owlv2.Owlv2,
         caption.Caption,
     )
 }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import zlib
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ....prompt.entities import suggest
+from ....prompt.entities import locate, suggest
 from ....prompt.lexicon import entry, singulars
 from .base import Missing
 
@@ -42,6 +43,31 @@ def with_article(entity: str) -> str:
 def question(entity: str) -> str:
     """``"is there a cat?"``, ``"are there glasses?"``."""
     return f"{'are' if is_plural(entity) else 'is'} there {with_article(entity)}?"
+
+
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NO_ATTRIBUTES = frozenset(["a", "an", "the", "some", "his", "her", "its", "their", "my", "your", "our"])
+
+
+@dataclass(frozen=True)
+class Described:
+    """An entity's words: its noun, how many are named (1 without a number), and the attributes before the noun."""
+
+    noun: str
+    number: int
+    attributes: tuple[str, ...]
+
+
+def described(entity: str) -> Described:
+    """``"two small red cars"`` -> cars, 2, small and red. What stands after the noun is passed over."""
+    found = locate(entity)
+    if not found:
+        return Described(entity.strip(), 1, ())
+    before = entity[: found[0].start].replace(",", " ").lower().split()
+    digits = {str(number): word for number, word in enumerate(NUMBERS, 1)}
+    before = [digits.get(word, word) for word in before if word not in _NO_ATTRIBUTES]
+    numbers = [NUMBERS.index(word) + 1 for word in before if word in NUMBERS]
+    return Described(found[0].text, max(numbers, default=1), tuple(word for word in before if word not in NUMBERS))
 
 
 def parts(prompt: str, entities: tuple[str, ...]) -> list[str]:
