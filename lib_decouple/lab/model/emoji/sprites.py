@@ -55,7 +55,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 """Attend-and-Excite's 11 colours, RGB in 0..255."""
 
-PACKAGES = ("noto", "fluent-emoji-flat", "twemoji", "emojione", "fxemoji")
+PACKAGES = ("noto", "fluent-emoji-flat", "twemoji", "emojione", "fxemoji", "noto-v1", "streamline-emojis")
 """npm packages ``@iconify-json/NAME``, each one JSON file of SVG bodies."""
 
 TAUGHT: dict[str, str] = {
@@ -87,30 +87,63 @@ TAUGHT: dict[str, str] = {
 """Thing -> the drawings that scenes for training hold, ``package:name``."""
 
 JUDGED: dict[str, str] = {
-    "cat": "emojione:cat emojione:cat-face fxemoji:cat",
-    "dog": "emojione:dog emojione:dog-face fxemoji:dog",
-    "bird": "emojione:bird",
-    "bear": "emojione:bear-face fxemoji:bear fluent-emoji-flat:teddy-bear",
-    "lion": "emojione:lion-face",
-    "horse": "emojione:horse emojione:horse-face fxemoji:horse fxemoji:horseface",
-    "elephant": "emojione:elephant fxemoji:elephant",
-    "monkey": "emojione:monkey emojione:monkey-face fxemoji:monkey fxemoji:monkeyface",
-    "frog": "emojione:frog-face fxemoji:frog",
-    "turtle": "emojione:turtle fxemoji:turtle",
-    "rabbit": "emojione:rabbit emojione:rabbit-face",
-    "mouse": "emojione:mouse emojione:mouse-face fxemoji:mouseside",
-    "backpack": "emojione:backpack",
-    "glasses": "emojione:glasses fxemoji:glasses noto:sunglasses emojione:sunglasses",
-    "crown": "emojione:crown fxemoji:crown",
-    "suitcase": "emojione:briefcase fxemoji:briefcase fluent-emoji-flat:briefcase",
-    "chair": "noto:seat emojione:seat",
-    "balloon": "emojione:balloon fxemoji:balloon",
-    "bow": "emojione:ribbon fxemoji:bow",
-    "car": "emojione:automobile fxemoji:automobile noto:oncoming-automobile fluent-emoji-flat:oncoming-automobile",
-    "bowl": "noto:steaming-bowl fluent-emoji-flat:steaming-bowl emojione:steaming-bowl",
+    "cat": (
+        "emojione:cat emojione:cat-face fxemoji:cat noto-v1:cat noto-v1:cat-face streamline-emojis:cat "
+        "streamline-emojis:cat-face"
+    ),
+    "dog": (
+        "emojione:dog emojione:dog-face fxemoji:dog noto-v1:dog noto-v1:dog-face streamline-emojis:dog "
+        "streamline-emojis:dog-face"
+    ),
+    "bird": "emojione:bird noto-v1:bird streamline-emojis:bird-2",
+    "bear": "emojione:bear-face fxemoji:bear fluent-emoji-flat:teddy-bear noto-v1:bear streamline-emojis:bear-face",
+    "lion": "emojione:lion-face noto-v1:lion streamline-emojis:lion-face",
+    "horse": (
+        "emojione:horse emojione:horse-face fxemoji:horse fxemoji:horseface noto-v1:horse noto-v1:horse-face "
+        "streamline-emojis:horse streamline-emojis:horse-face"
+    ),
+    "elephant": "emojione:elephant fxemoji:elephant noto-v1:elephant streamline-emojis:elephant",
+    "monkey": (
+        "emojione:monkey emojione:monkey-face fxemoji:monkey fxemoji:monkeyface noto-v1:monkey "
+        "noto-v1:monkey-face streamline-emojis:monkey streamline-emojis:monkey-face"
+    ),
+    "frog": "emojione:frog-face fxemoji:frog noto-v1:frog streamline-emojis:frog-face",
+    "turtle": "emojione:turtle fxemoji:turtle noto-v1:turtle streamline-emojis:turtle",
+    "rabbit": (
+        "emojione:rabbit emojione:rabbit-face noto-v1:rabbit noto-v1:rabbit-face streamline-emojis:rabbit "
+        "streamline-emojis:rabbit-face"
+    ),
+    "mouse": (
+        "emojione:mouse emojione:mouse-face fxemoji:mouseside noto-v1:mouse noto-v1:mouse-face "
+        "streamline-emojis:mouse streamline-emojis:mouse-face"
+    ),
+    "backpack": "emojione:backpack noto-v1:backpack streamline-emojis:school-backpack",
+    "glasses": (
+        "emojione:glasses fxemoji:glasses noto:sunglasses emojione:sunglasses noto-v1:glasses "
+        "streamline-emojis:glasses-1 streamline-emojis:glasses-2"
+    ),
+    "crown": "emojione:crown fxemoji:crown noto-v1:crown streamline-emojis:crown",
+    "suitcase": (
+        "emojione:briefcase fxemoji:briefcase fluent-emoji-flat:briefcase noto-v1:briefcase streamline-emojis:briefcase"
+    ),
+    "chair": "noto:seat emojione:seat noto-v1:seat",
+    "balloon": "emojione:balloon fxemoji:balloon noto-v1:balloon streamline-emojis:balloon",
+    "bow": "emojione:ribbon fxemoji:bow noto-v1:ribbon streamline-emojis:ribbon",
+    "car": (
+        "emojione:automobile fxemoji:automobile noto:oncoming-automobile "
+        "fluent-emoji-flat:oncoming-automobile noto-v1:automobile noto-v1:oncoming-automobile "
+        "streamline-emojis:automobile"
+    ),
+    "bowl": "noto:steaming-bowl fluent-emoji-flat:steaming-bowl emojione:steaming-bowl noto-v1:steaming-bowl",
     "bench": "own:bench-park",
-    "clock": "emojione:alarm-clock fxemoji:alarmclock noto:three-oclock fluent-emoji-flat:mantelpiece-clock",
-    "apple": "emojione:red-apple fxemoji:redapple emojione:green-apple noto:green-apple fluent-emoji-flat:green-apple",
+    "clock": (
+        "emojione:alarm-clock fxemoji:alarmclock noto:three-oclock fluent-emoji-flat:mantelpiece-clock "
+        "noto-v1:mantelpiece-clock noto-v1:alarm-clock noto-v1:three-oclock"
+    ),
+    "apple": (
+        "emojione:red-apple fxemoji:redapple emojione:green-apple noto:green-apple "
+        "fluent-emoji-flat:green-apple noto-v1:red-apple noto-v1:green-apple streamline-emojis:red-apple"
+    ),
 }
 """Thing -> further drawings that the judge learns from, so that it does not know the taught ones alone."""
 
