@@ -82,6 +82,9 @@ _MOST_ATTRIBUTES = 8
 _NUMBERED = re.compile(r"\d+([a-z]+)")
 _ADJECTIVE = Entry("-", 0, 0, 0, 9)
 _NOUN = Entry("x", 0, 9, 0, 0)
+_PERSON = Entry("p", 9, 9, 0, 0)
+_BEHIND = frozenset(["background", "backdrop"])
+"""Nouns of the picture; the one before them tells what is there."""
 
 
 @dataclass(frozen=True)
@@ -555,6 +558,7 @@ def _single(token: Token) -> _Unit:
     if match := _NUMBERED.fullmatch(token.text):
         found, _ = _noun(match[1])
         counted = found if found and _visible(found) and len(match[1]) > 2 else _ADJECTIVE
+        counted = _PERSON if match[1] in ("other", "others") else counted
         return _Unit(token.text, token.start, token.end, counted, False, 1, False)
     found, plural = _noun(token.text)
     if found is None and "-" in token.text:
@@ -593,6 +597,8 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     found, plural = _noun(text)
     noun_before = bool(run) and _may_head(run[-1], True)
     follows = _is_small(after, _SMALL) or (entry(after) or _NOUN).adjective >= 8
+    if before in _ONE and (not after or _is_small(after, _SMALL)) and (entry(text) or _ADJECTIVE).noun:
+        return False  # "a saw"
     for form, verb in verbs(text):
         if form == "ing":
             solid = found is not None and not plural and found.noun >= 5 and (_visible(found) or found.kind == "m")
@@ -605,14 +611,32 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
             solid = found is not None and found.noun >= 5 and _visible(found) and not text.endswith("ed")
             if not solid or (noun_before and follows):
                 return True
-        elif verb.verb >= (4 if found and _visible(found) else 2) and (
-            before == "that" or before in _SUBJECTS or (noun_before and not run[-1].plural and follows)
+        elif _says_what_it_does(clause, i, run) or (
+            verb.verb >= (4 if found and _visible(found) else 2)
+            and (before == "that" or before in _SUBJECTS or (noun_before and not run[-1].plural and follows))
         ):
             return True
     if found is None or found.verb < 3:
         return False
-    only = found.verb >= 8 or text in _SAME_PAST  # "a cat and a dog walk into"
+    only = found.verb >= 8 or text in _SAME_PAST or _is_second(clause, i, run)  # "a cat and a dog walk into"
     return before in _SUBJECTS or (follows and (before == "to" or (noun_before and (run[-1].plural or only))))
+
+
+_ONE = frozenset(["a", "an", "another", "one", "each", "every"])
+
+
+def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
+    """Whether a word in "s" follows one thing, of which a plural can't be said: "a dog barks", "the hammer hammers"."""
+    if not run or run[-1].plural or not _may_head(run[-1], True):
+        return False
+    first = i - sum(unit.tokens for unit in run)
+    return clause[i].text == run[-1].text + "s" or (first > 0 and clause[first - 1].text in _ONE)
+
+
+def _is_second(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
+    """Whether the word follows the second of two things: "a hedgehog and a tortoise race"."""
+    first = i - sum(unit.tokens for unit in run)
+    return first > 1 and clause[first - 1].text in _ONE and clause[first - 2].text == "and"
 
 
 def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of: bool) -> Iterator[Entity]:
@@ -620,7 +644,7 @@ def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of:
     if run and run[-1].qualifier:
         yield from _qualified(run)
         return
-    while run and run[-1].text.isdigit():
+    while run and (run[-1].text.isdigit() or (len(run) > 1 and run[-1].text in _BEHIND)):
         run = run[:-1]
     head = len(run) - 1
     while head >= 0 and not _may_head(run[head], _is_led(run, head, opened)):

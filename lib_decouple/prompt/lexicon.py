@@ -30,6 +30,12 @@ class Entry:
     """Or adverb."""
     described: bool = False
     """Before another noun it is a material, a colour or an age."""
+    worn: bool = False
+    """A body wears it."""
+    large: bool = False
+    """Nobody holds it in a hand."""
+    scenery: bool = False
+    weather: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -67,7 +73,7 @@ def _entry_and_lemma(word: str) -> tuple[Entry | None, str]:
     if not code:
         return None, lemma
     visible, noun, verb, adjective = map(int, code[1:5])
-    return Entry(code[0], visible, noun, verb, adjective, code.endswith("m")), lemma
+    return Entry(code[0], visible, noun, verb, adjective, *(letter in code[5:] for letter in "mgvnw")), lemma
 
 
 def entry(word: str) -> Entry | None:

@@ -1,11 +1,72 @@
-"""Which of a prompt's things are kept apart, and which are left out because they must overlap."""
+"""Which of a prompt's things are kept apart by themselves, and which are left out, as they must overlap others.
+
+``choose("a man with a hat riding a horse and a dog")`` keeps "man" and "dog" apart; the hat is worn and the
+horse ridden by the man, and a hat that is pushed off its man does harm. Left out are things that are worn, held
+(also eaten, played, read, used, hugged), ridden or driven, that are part or contents of another or that it shows,
+what another thing stands on or is in, and scenery and weather. Beside, behind, under, over, near, "and", "vs",
+looking at and chasing leave both. Where two things can't be told to be related, they are kept apart.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-from .entities import Entity, locate
-from .syntax import HOST, Dialect
+from .entities import Clause, Entity, Token, clauses, locate, mentions
+from .lexicon import entry
+from .syntax import HOST, Dialect, parse
+
+_WEARS = frozenset(["wear", "don", "dress", "clothe", "clad", "sport", "attire", "garb"])
+_HOLDS = frozenset(
+    ["hold", "carry", "grip", "clutch", "grasp", "wield", "swing", "raise", "lift", "eat", "drink", "sip"]
+)
+_HOLDS |= {
+    "bite",
+    "read",
+    "use",
+    "hug",
+    "embrace",
+    "cuddle",
+    "play",
+    "serve",
+    "brandish",
+    "cradle",
+    "bear",
+    "lick",
+    "strum",
+}
+_HOLDS |= {
+    "smoke",
+    "comb",
+    "brush",
+    "hoist",
+    "offer",
+    "wave",
+    "juggle",
+    "pet",
+    "squeeze",
+    "nibble",
+    "munch",
+    "chew",
+    "wag",
+}
+_RIDES = frozenset(["ride", "drive", "mount", "pilot", "row", "pedal", "straddle", "sail", "steer", "paddle"])
+_ON = frozenset(["on", "atop", "upon", "onto", "aboard", "astride"])
+_IN = frozenset(["in", "inside", "into", "within"])
+_SIDES = frozenset(["left", "right", "side", "sides", "front", "edge", "way", "opposite", "end"])
+_FILLED = frozenset(
+    ["filled", "full", "covered", "topped", "decorated", "stuffed", "packed", "loaded", "adorned", "laden"]
+)
+_POSSESSIVE = frozenset(["his", "her", "its", "their", "my", "your", "our", "whose"])
+_SHOWS = frozenset(
+    ["statue", "sculpture", "figurine", "figure", "doll", "statuette", "bust", "carving", "mural", "toy"]
+)
+
+_SENTENCES = {
+    "worn": "worn by {}", "held": "held by {}", "ridden": "ridden by {}", "on": "{} is on it", "in": "{} is in it",
+    "contents": "in {}", "lies on": "on {}", "part": "part of {}", "made": "what {} shows",
+    "place": "scenery", "weather": "weather",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -14,21 +75,210 @@ class LeftOut:
 
     entity: Entity
     relation: str
+    """A key of the sentences."""
     other: str = ""
+    """The thing to which it is related."""
 
     def why(self) -> str:
-        """The reason in words."""
-        return self.relation
+        """The reason in words: "worn by man"."""
+        return _SENTENCES[self.relation].format(self.other)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A prompt's things."""
+    """A prompt's things, each once, in the order of their first mention."""
 
     apart: tuple[Entity, ...]
     left_out: tuple[LeftOut, ...]
 
+    def why(self) -> str:
+        """What is left out, in words; "" where nothing is."""
+        return ", ".join(f"{one.entity.text} ({one.why()})" for one in self.left_out)
+
 
 def choose(prompt: str, dialect: Dialect = HOST) -> Choice:
-    """What is kept apart of ``prompt``."""
-    return Choice(locate(prompt, dialect), ())
+    """What of ``prompt`` is kept apart by itself."""
+    spans = parse(prompt, dialect)
+    named = {one.end: one for one in locate(prompt, dialect)}
+    reader = _Reader()
+    for clause in clauses(prompt, spans):
+        reader.read(clause, [named[one.end] for one in mentions([clause]) if one.end in named])
+    apart: dict[str, Entity] = {}
+    left_out: dict[str, LeftOut] = {}
+    for one, relation, other in reader.found:
+        if one.text in apart or one.text in left_out:
+            continue
+        if relation:
+            left_out[one.text] = LeftOut(one, relation, other)
+        else:
+            apart[one.text] = one
+    return Choice(tuple(apart.values()), tuple(left_out.values()))
+
+
+@dataclass
+class _Reader:
+    """Goes through a prompt's clauses and tells of each thing how it is related to one before."""
+
+    found: list[tuple[Entity, str, str]] = field(default_factory=list)
+    anchor: Entity | None = None
+    """The last thing of its own."""
+    alive: Entity | None = None
+    """The last living one of these."""
+
+    def read(self, clause: Clause, things: Sequence[Entity]) -> None:
+        """Relate the things of the next clause."""
+        if clause.sign.strip() not in ("", ","):
+            self.anchor = None
+        previous: Entity | None = None
+        relation, first = "", len(self.found)
+        for one in things:
+            start = min([one.start, *(at for _, at in one.attributes)])
+            link = [t for t in clause.tokens if (previous.end if previous else -1) <= t.start and t.end <= start]
+            owner = previous is not None and not link and self._owns(clause, previous, one)
+            relation, other = self._related(link, one, previous, relation, bool(previous), owner)
+            if owner and previous is not None and _is_part(one) and first < len(self.found):
+                # "a corgi's head": it is the head that is drawn, unless it is somewhere itself
+                _, its, on = self.found.pop()
+                self.found.append((previous, its or "part", on or one.text))
+                relation, other = (its, on) if its in ("on", "in") else ("", "")
+            self.found.append((one, relation, other))
+            if not relation:
+                self.anchor = one
+                self.alive = one if _is_alive(one) else self.alive
+            previous = one
+
+    @staticmethod
+    def _owns(clause: Clause, previous: Entity, one: Entity) -> bool:
+        token = next((t for t in clause.tokens if t.end == previous.end), None)
+        return token is not None and token.owner
+
+    def _related(
+        self, link: Sequence[Token], one: Entity, previous: Entity | None, before: str, inside: bool, owner: bool
+    ) -> tuple[str, str]:
+        """How a thing is related to one before, and to which; "" where it isn't."""
+        head = one.head
+        if head is not None and head.weather:
+            return "weather", ""
+        if head is not None and head.scenery and not (head.worn or _is_alive(one)):
+            return "place", ""
+        words = [token.text for token in link]
+        anchor = self.anchor if inside or (self.anchor and words) else None
+        if words and words[0] not in ("and", "or") and not inside:
+            anchor = self.alive or self.anchor
+        living = anchor if anchor and _is_alive(anchor) else self.alive
+        relation = self._by_words(words, one, anchor, living)
+        if relation == "listed":
+            kept = (
+                inside and before in ("worn", "held", "lies on", "part") and not _is_alive(one) and not _is_large(one)
+            )
+            kept = kept and (before != "worn" or _is_worn(one)) and (before != "part" or not one.determiner)
+            relation = before if kept else "worn" if inside and before in ("part", "held") and _is_worn(one) else ""
+        if not relation and living and (_is_worn(one) or _is_part(one)):
+            tagged = not words and not inside and not one.determiner
+            if tagged or one.determiner in _POSSESSIVE or "whose" in words:
+                return ("part" if _is_part(one) else "worn"), living.text
+        other = living if relation in ("worn", "held", "ridden") else anchor
+        if previous is not None and words[:1] == ["of"]:
+            other = previous
+        return (relation, other.text) if relation and other else ("", "")
+
+    @staticmethod
+    def _by_words(words: Sequence[str], one: Entity, anchor: Entity | None, living: Entity | None) -> str:
+        """The relation that the words between two things tell; "listed" where they only join them."""
+        at = next((k for k in range(len(words) - 1, -1, -1) if _governs(words[k])), None)
+        if at is None:
+            return "listed" if not words and anchor else ""
+        word = words[at]
+        lemmas = {base for k in range(len(words)) for base in _bases(words[k])}
+        if word in ("and", "or"):
+            return "listed" if at == 0 else ""
+        if word == "of":
+            if at == 0 and anchor is not None:
+                if _is_part(anchor):
+                    return "part"
+                return "made" if anchor.noun in _SHOWS else "contents"
+            if "top" in words[:at] and "on" in words[:at]:
+                return "on"
+            return (
+                "in"
+                if words[max(0, at - 2) : at] == ["in", "middle"] or "full" in words[:at]
+                else "contents"
+                if words[at - 1 : at] == ["full"]
+                else ""
+            )
+        if word == "with":
+            if any(filled in words[:at] for filled in _FILLED):
+                return "contents"
+            return _with(one, anchor)
+        if word in _ON and not _SIDES & set(words[at:]):
+            return "on"
+        if word in _IN and not _SIDES & set(words[at:]):
+            return "worn" if _is_worn(one) and living else "part" if _is_part(one) else "in"
+        if word == "from" and {"hang", "dangle", "grow"} & lemmas:
+            return "on"
+        if word == "by" and lemmas & _HOLDS:
+            return ""
+        bases = set(_bases(word))
+        for known, relation in ((_WEARS, "worn"), (_HOLDS, "held"), (_RIDES, "ridden")):
+            if bases & known and living:
+                if relation == "worn" and not _is_worn(one):
+                    return "worn" if "dress" not in bases else ""
+                return relation
+        return ""
+
+
+def _with(one: Entity, anchor: Entity | None) -> str:
+    """How what follows "with" is related to the thing before."""
+    if _is_part(one):
+        return "part"
+    if _is_worn(one):
+        return "worn" if anchor and _is_alive(anchor) else "part"
+    if _is_alive(one) or anchor is None:
+        return ""
+    if _is_alive(anchor):
+        return "" if _is_large(one) else "held"
+    return "part"
+
+
+def _governs(word: str) -> bool:
+    """Whether a word between two things can say how they are related."""
+    found = entry(word)
+    return bool(found and found.kind in "PO") or any(True for _ in _bases(word))
+
+
+def _bases(word: str) -> Iterator[str]:
+    """What the word is a form of, as a verb."""
+    for base in (word, *_verb_forms(word)):
+        if base in _WEARS or base in _HOLDS or base in _RIDES or base in ("hang", "dangle", "grow"):
+            yield base
+
+
+_PAST = {"wore": "wear", "worn": "wear", "held": "hold", "rode": "ride", "ridden": "ride", "drove": "drive"}
+_PAST |= {"ate": "eat", "drank": "drink", "swung": "swing", "hung": "hang", "bore": "bear", "bit": "bite"}
+
+
+def _verb_forms(word: str) -> Iterator[str]:
+    """What a verb's form may be a form of."""
+    for ending in ("ing", "ed", "es", "s"):
+        stem = word.removesuffix(ending)
+        if stem != word:
+            yield from (stem, stem + "e", stem[:-1], stem[:-1] + "y")
+    if word in _PAST:
+        yield _PAST[word]
+
+
+def _is_alive(one: Entity) -> bool:
+    counted = one.noun[:1].isdigit() or one.noun in ("robot", "robots", "snowman", "android", "cyborg", "doll")
+    return counted or (one.head is not None and one.head.kind in "ap")
+
+
+def _is_worn(one: Entity) -> bool:
+    return one.head is not None and one.head.worn
+
+
+def _is_large(one: Entity) -> bool:
+    return one.head is not None and one.head.large
+
+
+def _is_part(one: Entity) -> bool:
+    return one.head is not None and one.head.kind == "b"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_decouple.prompt.entities import suggest
+from lib_decouple.prompt.relations import choose
 
 SETS = ("entities.jsonl", "entities_2.jsonl", "entities_3.jsonl")
 """What they are, and what is labelled, is in ``README.md``."""
@@ -63,6 +64,33 @@ def score(cases: Iterable[Case]) -> Score:
     return Score(right, suggested, labelled)
 
 
+@dataclass(frozen=True)
+class Related:
+    """A prompt with the things that are kept apart, and those that are left out, each with why."""
+
+    prompt: str
+    apart: tuple[str, ...]
+    left_out: dict[str, str]
+    manner: str
+    split: str
+
+
+def load_relations() -> list[Related]:
+    lines = Path(__file__).with_name("relations.jsonl").read_text("utf-8").splitlines()
+    return [Related(**{**row, "apart": tuple(row["apart"])}) for row in map(json.loads, lines)]
+
+
+def score_relations(cases: Iterable[Related]) -> tuple[Score, Score]:
+    """Of what is kept apart, and of what is left out."""
+    counts = [[0, 0, 0], [0, 0, 0]]
+    for case in cases:
+        choice = choose(case.prompt)
+        found = {one.text for one in choice.apart}, {one.entity.text for one in choice.left_out}
+        for own, there, truth in zip(counts, found, (set(case.apart), set(case.left_out))):
+            own[:] = own[0] + len(there & truth), own[1] + len(there), own[2] + len(truth)
+    return Score(*counts[0]), Score(*counts[1])
+
+
 def main() -> None:
     for name in SETS:
         cases = load(name)
@@ -77,6 +105,20 @@ def main() -> None:
                 )
         if "-v" in sys.argv:
             _tell_wrong(cases)
+    relations = load_relations()
+    print("relations.jsonl")
+    for split in ("tuning", "held-out"):
+        for name, result in zip(("apart", "left out"), score_relations(c for c in relations if c.split == split)):
+            print(
+                f"{split:9} {name:9} {result.labelled:4} things  precision {result.precision:.3f}"
+                f"  recall {result.recall:.3f}  F1 {result.f1:.3f}"
+            )
+    if "-v" in sys.argv:
+        for case in (case for case in relations if case.split == "tuning"):
+            choice = choose(case.prompt)
+            apart, out = [one.text for one in choice.apart], {one.entity.text: one.why() for one in choice.left_out}
+            if set(apart) != set(case.apart) or set(out) != set(case.left_out):
+                print(f"{case.prompt}\n   {apart} | {out}\n   {list(case.apart)} | {case.left_out}")
     _tell_time()
 
 

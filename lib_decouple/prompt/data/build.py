@@ -5,8 +5,8 @@
 One line a word, sorted: ``word``, tab, code. A code is five
 characters: the kind of thing that the noun mostly names (see ``KINDS``), how far it names something
 visible (0-9), and how often the word is a noun, a verb, an adjective or adverb (0-9 each; 9 is always).
-A material, a colour or an age has an ``m`` after these. An irregular form ends in ``=lemma``, and may have
-nothing before it.
+Letters after these: ``m`` a material, a colour or an age; ``g`` what is worn; ``v`` what is too large to be held;
+``n`` scenery; ``w`` weather. An irregular form ends in ``=lemma``, and may have nothing before it.
 """
 
 from __future__ import annotations
@@ -95,6 +95,31 @@ PLAIN_ATTRIBUTES_ROOTS = {"chromatic_color.n.01 achromatic_color.n.01"}
 FIRST = 0.55
 """The least share of visible senses where the first is one: WordNet lists the commonest first, counted or not."""
 
+WORN_ROOTS = {
+    "clothing.n.01 headdress.n.01 footwear.n.01 footwear.n.02 jewelry.n.01 spectacles.n.01 mask.n.01 armor.n.01",
+    "wig.n.01 backpack.n.01 saddle.n.01 eyepatch.n.01 belt.n.02 collar.n.06 crown.n.04 hairpiece.n.01 body_armor.n.01",
+    "adornment.n.01 armor_plate.n.01",
+}
+"""What a body wears."""
+
+LARGE_ROOTS = {"vehicle.n.01 furniture.n.01 structure.n.01 tree.n.01 craft.n.02 vessel.n.02 machine.n.01 building.n.01"}
+"""What nobody holds in a hand."""
+
+SCENERY_ROOTS = {
+    "geological_formation.n.01 body_of_water.n.01 location.n.01 room.n.01 way.n.06 sky.n.01 tract.n.01 vegetation.n.01",
+    "grass.n.01 ground.n.01 floor.n.01 wall.n.01 ceiling.n.01 water.n.01 sand.n.01 star.n.03 land.n.04 soil.n.02",
+    "shore.n.01 star.n.01 landscape.n.01 horizon.n.01 area.n.05 territory.n.01 municipality.n.01 ice.n.01",
+}
+"""Where things are rather than things."""
+
+CONFINED_ROOTS = {"cage.n.01 container.n.01 workplace.n.01"}
+"""Things all the same."""
+
+WEATHER_ROOTS = {
+    "weather.n.01 atmospheric_phenomenon.n.01 precipitation.n.03 cloud.n.01 rainbow.n.01 snow.n.02 fog.n.01"
+}
+"""What the air does."""
+
 COLLECTIVE_ROOTS = {
     "collection.n.01 animal_group.n.01 small_indefinite_quantity.n.01 large_indefinite_quantity.n.01 set.n.01",
     "definite_quantity.n.01 part.n.02 part.n.03 piece.n.01 assemblage.n.01 array.n.01 arrangement.n.02",
@@ -167,6 +192,11 @@ class Judge:
             self.body,
             self.age,
             self.ages,
+            self.worn,
+            self.large,
+            self.scenery,
+            self.weather,
+            self.confined,
         ) = (
             self._offsets(roots)
             for roots in (
@@ -181,6 +211,11 @@ class Judge:
                 BODY_ROOTS,
                 AGE_ROOTS,
                 AGES,
+                WORN_ROOTS,
+                LARGE_ROOTS,
+                SCENERY_ROOTS,
+                WEATHER_ROOTS,
+                CONFINED_ROOTS,
             )
         )
         self.attributes = self._offsets(PLAIN_ATTRIBUTES)
@@ -321,7 +356,16 @@ def build(files: dict[str, str], terms: str) -> str:
             continue
         colored = judge.is_one_of(word, judge.colors, 3) and 5 * uses[2] >= sum(uses)
         described = colored or judge.is_one_of(word, judge.material, 3) or judge.says_age(word)
-        table[word.replace("_", " ")] = best + nine(seen, total) + "".join(shares) + "m" * described
+        facets = "".join(
+            letter
+            for letter, roots, ranks in (("g", judge.worn, 2), ("v", judge.large, 1), ("n", judge.scenery, 1))
+            if judge.is_one_of(word, roots, ranks)
+        )
+        if judge.is_one_of(word, judge.confined, 1):
+            facets = facets.replace("n", "")
+        weather = judge.is_one_of(word, judge.weather, 1)
+        letters = "m" * described + facets + "w" * weather
+        table[word.replace("_", " ")] = best + nine(seen, total) + "".join(shares) + letters
     for name in ("adj.exc", "verb.exc", "noun.exc"):
         for line in files[name].splitlines():
             form, lemma = line.split()[:2]
