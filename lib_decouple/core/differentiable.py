@@ -107,26 +107,33 @@ class Proof:
     """How many gradients each place is to take."""
     _taken: dict[str, list[Tensor]] = field(default_factory=dict)
     """Of each gradient that came, was there anything but zeros?"""
+    _nodes: dict[str, Any] = field(default_factory=dict)
+    """Where each place stands in autograd's graph."""
 
-    def saw(self, name: str, blamed: Cut, output: Any) -> None:
+    _attentions: set[str] = field(default_factory=set)
+
+    def saw(self, name: str, blamed: Cut, output: Any, attention: bool) -> None:
         """``output`` is what the module ``name`` gave in the forward pass: it is to take a gradient."""
         value = next((one for one in _flat(output) if one.is_floating_point()), None)
         if value is None:
             return
         self._blamed[name] = blamed
+        if attention:
+            self._attentions.add(name)
         if not value.requires_grad:
             self._cut.add(name)
         # Of a single key every query takes all: no gradient reaches either.
         elif value.ndim != 3 or value.shape[1] > 1:
             self._due[name] = self._due.get(name, 0) + 1
+            self._nodes[name] = value.grad_fn
             value.register_hook(partial(self._came, name))
 
     def _came(self, name: str, gradient: Tensor | None) -> None:
         if gradient is not None:  # as an operation without a backward has it
             self._taken.setdefault(name, []).append(gradient.any())
 
-    def check(self, gradient: Tensor | None = None) -> bool:
-        """Is it shown? Raises GradientCut for what no gradient can pass or, of a ``gradient`` taken, did not pass.
+    def check(self, leaf: Tensor, gradient: Tensor | None = None) -> bool:
+        """Is it shown? Raises GradientCut for what no gradient can pass or, of a ``gradient`` by ``leaf``, did not.
 
         A gradient of zeros shows nothing.
         """
@@ -139,15 +146,29 @@ class Proof:
             if not anything and not lacking:
                 return False
             passed = [name for name, something in zip(names, told) if something]
-            lacking |= {
-                name
-                for name, due in self._due.items()
-                # The pass ends within the last attention, whose projections then are for its map alone.
-                if passed.count(name) < due and self._blamed[name].place in self._blamed
-            }
+            for name, due in self._due.items():
+                place = self._blamed[name].place
+                # The pass ends within the last attention, whose projections then are for its map alone; and what the
+                # latents have no part in, as the text's keys, takes no gradient by them.
+                if passed.count(name) < due and (place == name or place in self._blamed):
+                    lacking |= {name} if name in self._attentions or _reaches(self._nodes[name], leaf) else set()
         if lacking:
             raise GradientCut(list(dict.fromkeys(cut for name, cut in self._blamed.items() if name in lacking)))
         return gradient is not None
+
+
+def _reaches(node: Any, leaf: Tensor) -> bool:
+    """Does autograd's graph lead from ``node`` to ``leaf``?"""
+    seen, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if getattr(node, "variable", None) is leaf:
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False
 
 
 @contextmanager
@@ -168,7 +189,7 @@ def proving(model: nn.Module, layers: Sequence[CrossAttentionLayer], proof: Proo
                 # A node of the attention's own: its maps, read off the same output before, take a gradient anyway.
                 output = output.view_as(output)
             fault = blamed.get(module, module)
-            proof.saw(named[module], Cut(named[fault], computed_by(fault)), output)
+            proof.saw(named[module], Cut(named[fault], computed_by(fault)), output, module in attentions)
         return output
 
     handles = [

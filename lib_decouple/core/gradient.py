@@ -148,10 +148,10 @@ class LossGradient:
             proof = Proof()
             with GradientsOn():
                 maps, losses = self._losses(leaf, images, run if self.proved else self._proving(run, proof))
-            proof.check()
+            proof.check(leaf)
             with full_precision(leaf.device), cuts_told():
                 (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-            self.proved = self.proved or proof.check(gradient)
+            self.proved = self.proved or proof.check(leaf, gradient)
         return LossAndGradient(losses.detach(), gradient, [own.detach() for own in maps])
 
     @contextmanager

@@ -107,6 +107,16 @@ class TestProof:
             assert angle(bench.take(), whole) == pytest.approx(1, abs=1e-6)
         assert bench.gradient.proved
 
+    def test_what_takes_a_gradient_beside_the_latents_is_no_fault(self, bench: Bench, whole: Tensor) -> None:
+        bench.context.requires_grad_()
+        assert angle(bench.take(), whole) == pytest.approx(1, abs=1e-6)
+        assert bench.gradient.proved
+
+    def test_a_gradient_of_zeros_shows_nothing(self, bench: Bench) -> None:
+        bench.gradient.loss = lambda maps: maps.sum((1, 2, 3)) * 0
+        assert not bench.take().any()
+        assert not bench.gradient.proved
+
     @pytest.mark.parametrize("ending", ["attn1", "attn2", "mid_block.attentions.0.transformer_blocks.0.attn1"])
     @pytest.mark.parametrize("attend", [kernel, torch.ops.decouple_test_quiet.flash], ids=["kernel", "custom op"])
     @pytest.mark.filterwarnings("ignore::UserWarning")
