@@ -24,7 +24,7 @@
             this.pass = this.select(say("Pass"), () => this.draw());
             this.measure = this.select(say("Measure"), () => this.draw());
             this.plot = part("div");
-            this.maps = part("div");
+            this.maps = part("div", "decouple-moments");
             this.table = part("div", "decouple-table");
             const save = part("div", "decouple-row");
             for (const kind of ["JSON", "CSV"]) {

@@ -34,14 +34,23 @@ class Shown(NamedTuple):
     """Controls' values by field."""
 
 
+class Answer(NamedTuple):
+    """The components in which a press of a button is answered, beside it."""
+
+    message: Any
+    confirm: Any
+    """The button of a second press, where one is needed."""
+    asked: Any
+    """What ``confirm`` goes on with: ``["delete", name]`` or ``["replace", name, JSON]``."""
+
+
 class Choice(NamedTuple):
     """The components by which a preset is chosen and applied."""
 
     listed: Any
     apply: Any
     reason: Any
-    applied: Any
-    """What applying it has changed."""
+    answer: Answer
 
 
 def choice(elem_id: Callable[[str], str]) -> Choice:
@@ -55,14 +64,14 @@ def choice(elem_id: Callable[[str], str]) -> Choice:
         )  # fmt: skip
         apply = own(gr.Button, "apply", "Apply", variant="primary")
     reason = own(gr.HTML, "reason", _paragraph(presets.BUILT_IN[0].reason))
-    return Choice(listed, apply, reason, own(gr.HTML, "applied"))
+    return Choice(listed, apply, reason, _answer(own, "apply_"))
 
 
 def add(chosen: Choice, controls: Mapping[str, Any], elem_id: Callable[[str], str]) -> None:
     """Put what presets are shared by where gradio stands, and connect all to the ``controls`` of the fields."""
     own = _maker(elem_id)
     values = [controls[name] for name in ORDER]
-    listed, apply, reason, done = chosen
+    listed, apply, reason, of_apply = chosen
     page.heading("The preset chosen above", "h4")
     with gr.Row(elem_id=elem_id("presets_pass_on"), elem_classes=["decouple-line"]):
         export = own(gr.Button, "export", "Export")
@@ -70,10 +79,7 @@ def add(chosen: Choice, controls: Mapping[str, Any], elem_id: Callable[[str], st
         anew = own(gr.Button, "refresh", "Read again")  # for the script; the page hides it
     text = own(gr.Textbox, "text", label="As text, for a message", visible=False, show_copy_button=True, max_lines=6)
     file = own(gr.HTML, "file", visible=False)
-    message = own(gr.HTML, "message")
-    confirm = own(gr.Button, "confirm", "", visible=False, variant="stop")
-    asked = gr.State(None)
-    """What ``confirm`` goes on with: ``["delete", name]`` or ``["replace", name, JSON]``."""
+    of_chosen = _answer(own, "")
     page.heading("Save the settings as a preset of yours", "h4")
     with gr.Row(elem_id=elem_id("presets_save_as"), elem_classes=["decouple-line"]):
         name = own(gr.Textbox, "save_name", label="Save as", placeholder="name", max_lines=1)
@@ -82,6 +88,7 @@ def add(chosen: Choice, controls: Mapping[str, Any], elem_id: Callable[[str], st
     entities = own(
         gr.Checkbox, "save_entities", False, label="With the entities that stand above", elem_classes=["decouple-tick"]
     )
+    of_save = _answer(own, "save_")
     page.heading("Import a preset of somebody else's", "h4")
     with gr.Row(elem_id=elem_id("presets_import"), elem_classes=["decouple-line"]):
         pasted = own(gr.Textbox, "import_text", label="Its text", placeholder="DECOUPLE1…", max_lines=6)
@@ -93,26 +100,39 @@ def add(chosen: Choice, controls: Mapping[str, Any], elem_id: Callable[[str], st
         take = own(gr.Button, "import_save", "Save it", visible=False)
         replace = own(gr.Button, "import_replace", "Replace mine", visible=False, variant="stop")
         use = own(gr.Button, "import_apply", "Apply without saving", visible=False)
+    of_import = _answer(own, "import_")
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": False, "api_name": False}
     applied = [controls[field] for field in APPLIED]
-    changed = [listed, reason, confirm, asked, *applied]
 
-    def press(button: Any, do: Callable[..., tuple[Shown, Any]], inputs: Sequence[Any], place: Any = message) -> None:
-        button.click(lambda *got: _updates(*_told(do, *got)), list(inputs), [place, *changed], **quiet)
+    answers = [of_apply, of_chosen, of_save, of_import]
+
+    def press(button: Any, do: Callable[..., tuple[Shown, Any]], inputs: Sequence[Any], answer: Answer) -> None:
+        """What an earlier press was answered goes, lest a second press be taken for another's."""
+        others = [] if do is read_anew else [one for one in answers if one is not answer]
+        shown = [answer.message, listed, reason, answer.confirm, answer.asked, *applied]
+        gone = ["", gr.update(visible=False), None] * len(others)
+        shown += [part for other in others for part in other]
+        button.click(lambda *got: [*_updates(*_told(do, *got)), *gone], list(inputs), shown, **quiet)
 
     listed.change(_reason_of, [listed], [reason], **quiet)
-    press(anew, read_anew, [listed])
-    press(apply, apply_preset, [listed, *values], done)
-    press(remove, ask_to_delete, [listed])
-    press(save, save_preset, [name, why, entities, *values])
-    press(confirm, go_on, [asked])
+    press(anew, read_anew, [listed], of_chosen)
+    press(apply, apply_preset, [listed, *values], of_apply)
+    press(remove, ask_to_delete, [listed], of_chosen)
+    press(save, save_preset, [name, why, entities, *values], of_save)
     export.click(export_preset, [listed], [text, file], **quiet)
     offered = [preview, looked, take, replace, use]
     pasted.change(preview_import, [pasted, *values], offered, **quiet)
-    press(take, import_preset, [looked])
-    press(replace, ask_to_replace, [looked])
-    press(use, apply_import, [looked, *values])
+    press(take, import_preset, [looked], of_import)
+    press(replace, ask_to_replace, [looked], of_import)
+    press(use, apply_import, [looked, *values], of_import)
+    for answer in answers:
+        press(answer.confirm, go_on, [answer.asked], answer)
+
+
+def _answer(own: Callable[..., Any], name: str) -> Answer:
+    message = own(gr.HTML, f"{name}message")
+    return Answer(message, own(gr.Button, f"{name}confirm", "", visible=False, variant="stop"), gr.State(None))
 
 
 def _maker(elem_id: Callable[[str], str]) -> Callable[..., Any]:

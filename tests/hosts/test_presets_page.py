@@ -53,7 +53,7 @@ def test_an_import_is_shown_before_it_changes_anything_then_saved_and_deleted(pa
     assert value(page, "size") == before
     shot(page, "import")
     press(page, "import_save")
-    until(lambda: "Saved from a chat" in text(page, "message"))
+    until(lambda: "Saved from a chat" in text(page, "import_message"))
     press(page, "apply")
     until(lambda: value(page, "size") == "0.31")
     assert value(page, "loss") == "iou"
@@ -69,13 +69,13 @@ def test_an_import_is_shown_before_it_changes_anything_then_saved_and_deleted(pa
 def test_what_is_saved_is_asked_for_before_it_is_replaced(page):  # noqa: F811
     type_into(page, "save_name", "mine")
     press(page, "save")
-    until(lambda: "Saved mine" in text(page, "message"))
+    until(lambda: "Saved mine" in text(page, "save_message"))
     write(page, "0.22", f"{OWN.format(tab='txt2img')}size input")
     press(page, "save")
-    until(lambda: "There is a preset mine already" in text(page, "message"))
-    assert "0.22" in text(page, "message")
-    press(page, "confirm")
-    until(lambda: "Replaced mine" in text(page, "message"))
+    until(lambda: "There is a preset mine already" in text(page, "save_message"))
+    assert "0.22" in text(page, "save_message")
+    press(page, "save_confirm")
+    until(lambda: "Replaced mine" in text(page, "save_message"))
     press(page, "delete")
     until(lambda: shown(page, f"{PART}_confirm"))
     press(page, "confirm")
