@@ -165,7 +165,7 @@ BUILT_IN: tuple[Preset, ...] = (
         "Low memory",
         "Balanced with most blocks computed twice instead of kept, and one image at a time: less memory, more time. "
         "How much less depends on the model.",
-        {**FIXED, "loss": "intensity + 0.3*com", "recompute": True, "one_at_a_time": True},
+        {**FIXED, "loss": "intensity + 0.3*com", "recompute": "on", "one_at_a_time": True},
     ),
     Preset(
         "Small model",

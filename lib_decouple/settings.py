@@ -163,13 +163,12 @@ class Settings:
         unit="steps",
         group="strength",
     )
-    recompute: bool = _setting(
-        False,
-        "Save memory",
-        "Most blocks are computed twice instead of kept: less memory, more time.",
-        "Decouple recompute",
-        group="memory",
-    )
+    recompute: str = _setting(
+        AUTO, "Save memory",
+        "Blocks of the model are computed twice instead of kept: much less memory, more time, the same picture; auto "
+        "does so where the free memory does not suffice.",
+        "Decouple recompute", choices=SWITCH, group="memory",
+    )  # fmt: skip
     skip_missing: bool = _setting(
         False,
         "Leave out what is not found",

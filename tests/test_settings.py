@@ -55,6 +55,11 @@ def test_what_was_a_tick_is_a_switch_that_still_takes_one():
     ]  # fmt: skip
 
 
+def test_saving_memory_was_a_tick_too():
+    assert Settings().recompute == "auto"
+    assert [Settings.from_dict({"recompute": value}).recompute for value in (True, False)] == ["on", "off"]
+
+
 def test_what_is_left_open_has_the_first_version_s_defaults_where_nobody_fills_it():
     assert Settings().left_open() == ("loss", "steps", "rule", "size", "stop", "start")
     assert Settings().fixed().as_dict() == {**Settings().as_dict(), **FIXED}

@@ -7,18 +7,20 @@ What it costs in memory and what half precision needs are decided here; the meth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from . import memory
 from .differentiable import GradientCut, GradientsOn, Proof, cuts_told, proving
-from .maps import CrossAttentionLayer, MapReader, full_precision
+from .maps import Capture, CrossAttentionLayer, MapReader, PassEnded, full_precision
+from .memory import Thrift
 
+T = TypeVar("T")
 Context = Callable[[], AbstractContextManager[Any]]
 Pass = Callable[[Tensor, Sequence[int]], object]
 """``run(latents, images)``: the denoiser's conditional pass on the latents ``[k, ...]`` of the k
@@ -54,22 +56,32 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-@contextmanager
-def recomputed(
-    model: nn.Module, layers: Sequence[CrossAttentionLayer], within: Context = nullcontext
-) -> Iterator[None]:
-    """Blocks that hold none of ``layers`` keep no activations inside; they are computed again, ``within`` a context,
-    for the gradient."""
-    read = {layer.module for layer in layers}
-    blocks = [
+def _blocks(model: nn.Module, last: CrossAttentionLayer) -> list[nn.Module]:
+    """What can be computed again as a whole: the blocks that do not hold the layer at which a pass ends.
+
+    Those with forward pre-hooks are among them, as such a hook may be what brings a module's weights back to the
+    device (A1111's --lowvram, whose blocks hold the usual ones).
+    """
+    return [
         block
         for block in model.modules()
-        if type(block).__name__ in ("ResnetBlock2D", "ResBlock", "BasicTransformerBlock")
-        and read.isdisjoint(block.modules())
+        if (type(block).__name__ in ("ResnetBlock2D", "ResBlock", "BasicTransformerBlock") or block._forward_pre_hooks)
+        and block is not model
+        and any(True for _ in block.children())
+        and all(module is not last.module for module in block.modules())
     ]
+
+
+@contextmanager
+def recomputed(model: nn.Module, last: CrossAttentionLayer, within: Context = nullcontext) -> Iterator[None]:
+    """Blocks keep no activations inside; they are computed again, ``within`` a context, for the gradient.
+
+    Left alone is the block that holds ``last``, the layer at which the pass ends.
+    """
+    blocks = _blocks(model, last)
     before = [block.__dict__.get("forward") for block in blocks]
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=lambda: (within(), within()))
+        block.forward = _computed_twice(block, block.forward, within)
     try:
         yield
     finally:
@@ -80,49 +92,129 @@ def recomputed(
                 block.forward = forward
 
 
+def _computed_twice(block: nn.Module, forward: Callable[..., Any], within: Context) -> Callable[..., Any]:
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        again = False
+
+        def body(*args: Any, **kwargs: Any) -> Any:
+            nonlocal again
+            if again:
+                for key, hook in block._forward_pre_hooks.items():
+                    given = (args, kwargs) if key in block._forward_pre_hooks_with_kwargs else (args,)
+                    hook(block, *given)
+            again = True
+            return forward(*args, **kwargs)
+
+        return checkpoint(body, *args, use_reentrant=False, context_fn=lambda: (within(), within()), **kwargs)
+
+    return compute
+
+
+@dataclass
+class LossScale:
+    """What losses are multiplied with before they are differentiated in fp16, and gradients divided by after.
+
+    Without, half of the numbers inside a UNet fall below what fp16 can hold. As in mixed-precision training, a
+    gradient that is not finite halves the scale, and the pass is repeated; many that are double it.
+    """
+
+    exponent: int = 12
+    patience: int = 20
+    """Finite gradients in a row before the scale is doubled."""
+    highest: int = 16
+    _finite: int = field(default=0, init=False)
+
+    @property
+    def factor(self) -> float:
+        """A power of two, at least 1."""
+        return 2.0**self.exponent
+
+    def keep(self) -> None:
+        """A gradient was finite."""
+        self._finite += 1
+        if self._finite >= self.patience and self.exponent < self.highest:
+            self.exponent, self._finite = self.exponent + 1, 0
+
+    def lower(self, failures: int) -> bool:
+        """A gradient was not, nor were the ``failures`` before it in the same pass; is there a lower scale to try?
+
+        Each of these failures lowers it by twice as many powers of two: what no scale cures is told after five passes.
+        """
+        self._finite = 0
+        if self.exponent == 0:
+            return False
+        self.exponent = max(0, self.exponent - 2**failures)
+        return True
+
+
+@dataclass
+class Learned:
+    """What a run has found out about its model and machine, kept when its guide is made anew."""
+
+    thrift: Thrift = field(default_factory=Thrift)
+    scale: LossScale = field(default_factory=LossScale)
+    foreseen: bool = False
+    """Was the memory looked at before the first gradient?"""
+
+
 @dataclass
 class LossGradient:
     """The loss of images' maps, and its gradient by their latents.
 
     Called as ``(latents [k, ...], images, run)``, ``images`` naming the k by their index in the batch.
-    ``loss`` takes maps ``[1, entities, h, w]`` and gives ``[1]``. ``one_at_a_time`` bounds memory by one image
-    a pass; ``recompute`` by computing most blocks twice, ``recomputing`` being what they run in. The first gradient
-    proves itself whole; where the denoiser's attention cuts it, ``instead`` puts another in its place.
+    ``loss`` takes maps ``[1, entities, h, w]`` and gives ``[1]``. The first gradient proves itself whole; where the
+    denoiser's attention cuts it, ``instead`` puts another in its place.
     """
 
     model: nn.Module
     reader: MapReader
     loss: Callable[[Tensor], Tensor]
-    one_at_a_time: bool = False
-    recompute: bool = False
+    learned: Learned = field(default_factory=Learned)
     recomputing: Context = nullcontext
+    """What a block runs in that is computed twice."""
     instead: Context | None = None
+    scaled: bool | None = None
+    """Is the loss multiplied by the scale? None: where the denoiser computes in fp16."""
+    layers: Sequence[CrossAttentionLayer] = ()
+    """All of the model's, to estimate a pass's memory by."""
     proved: bool = field(default=False, init=False)
     """Has a gradient been seen to pass everything on its way?"""
     replacing: bool = field(default=False, init=False)
     """Is the denoiser's attention replaced?"""
 
     def __call__(self, latents: Tensor, images: Sequence[int], run: Pass) -> LossAndGradient:
-        """Raises NonFinite when a loss or a gradient is not finite, and whatever the denoiser raises."""
-        parts = [
-            self._checked(self.differentiate(latents[own], [images[k] for k in own], run))
-            for own in self._passes(len(images))
-        ]
-        losses, gradients, maps = zip(*parts)
-        return LossAndGradient(torch.cat(losses), torch.cat(gradients), [one for own in maps for one in own])
+        """Raises NonFinite when a loss or a gradient is not finite, and whatever the denoiser raises.
+
+        Where memory ends, the pass is tried again one image at a time, then with blocks computed twice.
+        """
+        self._foresee(latents, images)
+
+        def whole() -> LossAndGradient:
+            parts = [self._finite(latents[own], [images[k] for k in own], run) for own in self._passes(len(images))]
+            losses, gradients, maps = zip(*parts)
+            return LossAndGradient(torch.cat(losses), torch.cat(gradients), [one for own in maps for one in own])
+
+        return self._as_memory_allows(whole, len(images))
 
     @torch.no_grad()
     def look(self, latents: Tensor, images: Sequence[int], run: Pass) -> tuple[Tensor, list[Tensor]]:
         """Losses ``[k]``, on the CPU, and maps, without a gradient."""
-        losses, maps = [], []
-        for own in self._passes(len(images)):
-            found, values = self._losses(latents[own], [images[k] for k in own], run)
-            maps += found
-            losses.append(values)
-        return torch.cat(losses).cpu(), maps
 
-    def differentiate(self, latents: Tensor, images: Sequence[int], run: Pass) -> LossAndGradient:
-        """What one pass gives, its numbers unchecked; its losses are still on the latents' device.
+        def whole() -> tuple[Tensor, list[Tensor]]:
+            losses, maps = [], []
+            for own in self._passes(len(images)):
+                chosen = [images[k] for k in own]
+                with self.reader.reading() as capture:
+                    found, values = self._losses(capture, latents[own], chosen, run)
+                maps += found
+                losses.append(values)
+            return torch.cat(losses).cpu(), maps
+
+        return self._as_memory_allows(whole, len(images))
+
+    def differentiate(self, latents: Tensor, images: Sequence[int], run: Pass) -> tuple[LossAndGradient, float]:
+        """What one pass gives, its numbers unchecked, its losses still on the latents' device; and the scale at which
+        it was differentiated, which the gradient is without.
 
         Raises GradientCut.
         """
@@ -141,18 +233,25 @@ class LossGradient:
         self.replacing = True
         return made
 
-    def _differentiate(self, latents: Tensor, images: Sequence[int], run: Pass) -> LossAndGradient:
-        saving = recomputed(self.model, self.reader.layers, self._again) if self.recompute else nullcontext()
-        with torch.enable_grad(), frozen(self.model), saving:
+    def _differentiate(self, latents: Tensor, images: Sequence[int], run: Pass) -> tuple[LossAndGradient, float]:
+        last = self.reader.layers[-1]
+        saving = recomputed(self.model, last, self._again) if self.learned.thrift.recompute else nullcontext()
+        # The hooks stay on for what is computed again: the maps' own part of it belongs to the blocks.
+        with torch.enable_grad(), frozen(self.model), saving, self.reader.reading() as capture:
             leaf = latents.detach().clone().requires_grad_()
             proof = Proof()
             with GradientsOn():
-                maps, losses = self._losses(leaf, images, run if self.proved else self._proving(run, proof))
+                watched = run if self.proved else self._proving(run, proof)
+                maps, losses = self._losses(capture, leaf, images, watched)
             proof.check(leaf)
+            scaled = capture.dtype == torch.float16 if self.scaled is None else self.scaled
+            scale = self.learned.scale.factor if scaled else 1.0
             with full_precision(leaf.device), cuts_told():
-                (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+                (gradient,) = torch.autograd.grad(losses.sum() * scale, leaf)
+                if scale != 1:
+                    gradient = gradient.float() / scale
             self.proved = self.proved or proof.check(leaf, gradient)
-        return LossAndGradient(losses.detach(), gradient, [own.detach() for own in maps])
+        return LossAndGradient(losses.detach(), gradient, [own.detach() for own in maps]), scale
 
     @contextmanager
     def _again(self) -> Iterator[None]:
@@ -167,23 +266,58 @@ class LossGradient:
 
         return watched
 
-    def _losses(self, latents: Tensor, images: Sequence[int], run: Pass) -> tuple[list[Tensor], Tensor]:
-        with self.reader.reading() as capture:
+    def _losses(
+        self, capture: Capture, latents: Tensor, images: Sequence[int], run: Pass
+    ) -> tuple[list[Tensor], Tensor]:
+        with suppress(PassEnded):
             run(latents, images)
+        capture.whole = True
         with full_precision(latents.device):
             maps = self.reader.maps(capture, latents.shape[-2:], images)
             return maps, torch.cat([self.loss(own[None]) for own in maps])
 
+    def _finite(self, latents: Tensor, images: Sequence[int], run: Pass) -> LossAndGradient:
+        """:meth:`differentiate` with a scale at which the gradient is finite, its losses on the CPU."""
+        failures = 0
+        while True:
+            found, scale = self.differentiate(latents, images, run)
+            # One copy to the CPU for all that has to be known here.
+            finite = torch.isfinite(found.gradient).all().to(found.losses.dtype)
+            *losses, finite = torch.cat([found.losses, finite[None]]).cpu()
+            found = found._replace(losses=torch.stack(losses))
+            if not torch.isfinite(found.losses).all():
+                raise NonFinite("the loss is not finite")
+            if finite:
+                if scale != 1:
+                    self.learned.scale.keep()
+                return found
+            if scale == 1 or not self.learned.scale.lower(failures):
+                raise NonFinite("the gradient is not finite")
+            failures += 1
+
     def _passes(self, count: int) -> list[list[int]]:
         """Which of ``count`` images go through the denoiser together."""
-        return [[k] for k in range(count)] if self.one_at_a_time else [list(range(count))]
+        return [[k] for k in range(count)] if self.learned.thrift.one_at_a_time else [list(range(count))]
 
-    @staticmethod
-    def _checked(found: LossAndGradient) -> LossAndGradient:
-        # One copy to the CPU for all that has to be known here.
-        finite = torch.isfinite(found.gradient).all().to(found.losses.dtype)
-        *losses, finite = torch.cat([found.losses, finite[None]]).cpu()
-        for name, fine in (("loss", torch.isfinite(torch.stack(losses)).all()), ("gradient", finite)):
-            if not fine:
-                raise NonFinite(f"the {name} is not finite")
-        return found._replace(losses=torch.stack(losses))
+    def _foresee(self, latents: Tensor, images: Sequence[int]) -> None:
+        """Before a run's first gradient, choose what is likely to fit into the memory that is free."""
+        if self.learned.foreseen:
+            return
+        self.learned.foreseen = True
+        there = memory.free(latents.device)
+        if there is not None and self.layers:
+            rows = sum(self.reader.images[i].parts for i in images)
+            width = max(2, next(self.model.parameters(), latents).element_size())
+            size = (latents.shape[-2], latents.shape[-1])
+            needed = memory.kept_bytes(self.layers, self.reader.layers[-1], size, rows, width)
+            self.learned.thrift.foresee(len(images), needed, there)
+
+    def _as_memory_allows(self, attempt: Callable[[], T], images: int) -> T:
+        while True:
+            try:
+                return attempt()
+            except Exception as error:
+                if not memory.is_out_of_memory(error) or not self.learned.thrift.tighten(images):
+                    raise
+            # Behind the except clause, as the exception's frames hold the tensors of the failed pass.
+            memory.give_back()

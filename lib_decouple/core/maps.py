@@ -167,6 +167,10 @@ class Capture:
 
     tokens: tuple[int, ...] | None
     maps: dict[str, Tensor] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
+    """Of the queries: what the denoiser computes in."""
+    whole: bool = False
+    """The pass is over; what passes the hooks from now on is computed again for a gradient, and kept by it alone."""
 
     def average(self, height: int, width: int, layers: Sequence[CrossAttentionLayer]) -> Tensor:
         """Mean over the layers: ``[batch, tokens, h, w]`` at the finest captured level.
@@ -203,8 +207,8 @@ def captured(
 ) -> Iterator[Capture]:
     """Read the maps of ``layers`` while the body runs a pass of the denoiser.
 
-    With ``stop`` the pass ends (the body is left) at the last of the layers. The hooks come off
-    whatever happens. Raises ValueError for no layers.
+    With ``stop`` the pass ends by :class:`PassEnded` at the last of the layers; the body catches it, or is left. The
+    hooks come off whatever happens. Raises ValueError for no layers.
     """
     if not layers:
         raise ValueError("layers: none to read maps from")
@@ -220,7 +224,11 @@ def captured(
         def read_key(module: nn.Module, args: tuple[Any, ...], key: Tensor) -> None:
             if not queries:
                 raise ValueError(f"layers: {layer.name} projects its keys before its queries")
-            capture.maps[layer.name] = _attention(parts, queries.pop(), key, capture.tokens)
+            query = queries.pop()
+            found = _attention(parts, query, key, capture.tokens)
+            if capture.whole:
+                return
+            capture.maps[layer.name], capture.dtype = found, query.dtype
             if stop and layer is layers[-1]:
                 raise PassEnded
 

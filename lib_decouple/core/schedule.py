@@ -81,7 +81,7 @@ class StepRule:
         if self.name == "attend-excite":
             falling = 1 - 0.5 * step / max(1, total - 1)
             a = self.size * math.sqrt(falling)
-            return -a * gradient * (1 if sigma is None else 1 + sigma**2)
+            return (-a * gradient * (1 if sigma is None else 1 + sigma**2)).to(latents.dtype)
         axes = tuple(range(1, latents.ndim))
         length = gradient.float().square().sum(axes, keepdim=True).sqrt()
         own = latents.float().square().sum(axes, keepdim=True).sqrt()

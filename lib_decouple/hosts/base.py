@@ -7,31 +7,19 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from ..core.differentiable import GradientCut
-from ..core.gradient import Context, LossGradient, NonFinite, Pass
+from ..core.gradient import Context, Learned, LossGradient, NonFinite, Pass
 from ..core.guidance import Guide, Refinement
 from ..core.losses import WeightedLoss
 from ..core.maps import CrossAttentionLayer, ImagePlan, MapReader, Part
+from ..core.memory import Thrift, is_out_of_memory
 from ..core.observe import Observer, Observers
 from ..core.schedule import Schedule, StepRule
 from ..settings import Settings
 
 log = logging.getLogger("lib_decouple")
-
-# torch 2.1 to 2.4 have the CUDA one only; 2.5 made it general.
-_TORCH_OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError
-OUT_OF_MEMORY: tuple[type[BaseException], ...] = (_TORCH_OUT_OF_MEMORY, MemoryError)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Off CUDA torch has no exception of its own: the CPU "can't allocate memory", "MPS backend out of memory"."""
-    told = str(error).lower()
-    return isinstance(error, OUT_OF_MEMORY) or (
-        isinstance(error, RuntimeError) and ("allocate memory" in told or "out of memory" in told)
-    )
 
 
 _WITHOUT_BACKWARD = (
@@ -93,12 +81,13 @@ def make_guide(
     recomputing: Context = nullcontext,
     attention_instead: Context | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    learned: Learned | None = None,
 ) -> Guide:
     """A guide as the settings say, for one sampling run.
 
     ``layers`` are all of the model's; ``pick`` chooses among those of the level that the settings name.
-    ``attention_instead``: inside, the host's attention is one that passes a gradient on.
-    Raises ValueError as :func:`choose_layers` does.
+    ``attention_instead``: inside, the host's attention is one that passes a gradient on. ``learned`` is what this
+    run has learned before. Raises ValueError as :func:`choose_layers` does.
     """
     settings = settings.fixed()
     chosen = pick(choose_layers(layers, settings.factor, settings.layers, default))
@@ -107,10 +96,10 @@ def make_guide(
         model,
         MapReader(chosen, images, settings.treatment, settings.combine),  # type: ignore[arg-type]
         WeightedLoss.parse(settings.loss),
-        one_at_a_time=settings.one_at_a_time,
-        recompute=settings.recompute,
-        recomputing=recomputing,
-        instead=attention_instead,
+        learned or Learned(thrift(settings)),
+        recomputing,
+        attention_instead,
+        layers=layers,
     )
     return Guide(
         gradient,
@@ -122,6 +111,11 @@ def make_guide(
         observers=Observers(observers),
         interrupted=interrupted,
     )
+
+
+def thrift(settings: Settings) -> Thrift:
+    """How a run begins with its memory, as the settings say."""
+    return Thrift(settings.one_at_a_time, settings.recompute == "on", settings.recompute != "off")
 
 
 @dataclass(frozen=True)
@@ -178,10 +172,15 @@ class Session:
             reason = cut_in_words(error)
         except Exception as error:
             if is_out_of_memory(error):
-                reason = "out of memory; try “one image at a time”, fewer pixels, or a coarser map level"
+                reason = f"out of memory; try {self._what_is_left()}"
             else:
                 log.debug("guidance failed", exc_info=True)
                 reason = f"{type(error).__name__}: {error}"
         self.stood_aside = f"at step {step + 1} of {total}: {reason}"
         log.warning("Attention Decoupling stands aside %s", self.stood_aside)
         return latents
+
+    def _what_is_left(self) -> str:
+        """What a user can still do about the memory, of which guidance has tried what the settings allow."""
+        allowed = self.guide.gradient.learned.thrift.may_recompute
+        return ("" if allowed else "“Save memory”, ") + "fewer pixels, or a coarser map level"

@@ -19,7 +19,7 @@ import torch
 from modules import prompt_parser, sd_samplers, shared
 from torch import Tensor, nn
 
-from ..core.gradient import Pass
+from ..core.gradient import Learned, Pass
 from ..core.losses import OVERLAP_LOSSES, WeightedLoss
 from ..core.maps import ImagePlan
 from ..core.observe import Observation
@@ -29,7 +29,7 @@ from ..prompt.align import Piece
 from ..prompt.syntax import Dialect
 from ..settings import Settings
 from . import features
-from .base import Looking, Session, make_guide
+from .base import Looking, Session, make_guide, thrift
 from .ldm import cross_attention_layers, default_level, main_calls, pieces, plan_image
 
 log = logging.getLogger("lib_decouple")
@@ -138,6 +138,7 @@ class SamplingPass:
         self.replaces: SamplingPass | None = None
         """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
         self._schedule = Schedule(self.settings.steps, settings.every, self.settings.start)
+        self._learned = Learned(thrift(self.settings))
         self._session: Session | None = None
         self._schedules: list[list[tuple[int, str]]] = []
         self._planned: tuple[object, ...] = ()
@@ -268,8 +269,8 @@ class SamplingPass:
             guide = make_guide(
                 self.settings, unet, layers, plans, default_level(layers),
                 observers=(Tracer(self.traces, keep_moments=self.looking.moments), self._show), looking=self.looking,
-                recomputing=self.recomputing,
-                attention_instead=self.attention_instead, interrupted=lambda: state.interrupted or state.skipped,
+                recomputing=self.recomputing, attention_instead=self.attention_instead,
+                interrupted=lambda: state.interrupted or state.skipped, learned=self._learned,
             )  # fmt: skip
             for trace, plan in zip(self.traces, plans):
                 trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))

@@ -14,10 +14,11 @@ from torch import Tensor
 from toy import Runner, Toy, contexts, noise
 
 from lib_decouple.core import losses
-from lib_decouple.core.gradient import LossGradient, NonFinite, frozen
+from lib_decouple.core.gradient import Learned, LossGradient, NonFinite, frozen
 from lib_decouple.core.guidance import Guide, Refinement
 from lib_decouple.core.losses import LOSSES, WeightedLoss
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
+from lib_decouple.core.memory import Thrift
 from lib_decouple.core.observe import Observation, Observers
 from lib_decouple.core.schedule import Schedule, StepRule
 from lib_decouple.core.trace import ImageTrace, Tracer, measure
@@ -54,7 +55,8 @@ def guide_for(model: Toy, plans: list[ImagePlan], **changes: Any) -> Guided:
         "rule": StepRule("relative", 0.3), "looking": Looking(), "everything": False, "keep_maps": False, **changes,
     }  # fmt: skip
     reader = MapReader(model.layers("coarse", "coarse2"), plans, values.pop("treatment"), values.pop("combine"))
-    gradient = LossGradient(model, reader, values.pop("loss"), one_at_a_time=values.pop("one_at_a_time", False))
+    learned = Learned(Thrift(one_at_a_time=values.pop("one_at_a_time", False)))
+    gradient = LossGradient(model, reader, values.pop("loss"), learned)
     traces, looking = [ImageTrace(plan.names) for plan in plans], values.pop("looking")
     tracer = Tracer(traces, values.pop("everything"), values.pop("keep_maps"), looking.moments)
     values["look_after"] = looking.behind(values["schedule"])
@@ -603,50 +605,6 @@ class TestTrace:
         model, latents = Toy(), noise(1)
         moved = guide_for(model, [ImagePlan((CAT,))]).step(latents, 0, 8, Runner(model, contexts(1)))
         assert torch.equal(moved, latents)
-
-
-class TestCheckpointing:
-    """On a real UNet: the same gradient from fewer kept activations, and nothing left behind."""
-
-    @staticmethod
-    def unet():
-        import diffusers
-
-        torch.manual_seed(0)
-        return diffusers.UNet2DConditionModel(
-            sample_size=8,
-            down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-            block_out_channels=[32, 64],
-            layers_per_block=1,
-            cross_attention_dim=16,
-            attention_head_dim=4,
-        ).eval()
-
-    def test_same_gradient_less_kept(self):
-        pytest.importorskip("diffusers", reason="diffusers is not installed")
-        from lib_decouple.hosts.diffusers import cross_attention_layers
-
-        unet = self.unet()
-        context, latents = torch.randn(1, 7, 16), torch.randn(1, 4, 8, 8)
-        layers = [layer for layer in cross_attention_layers(unet) if layer.factor == 2][-1:]
-        plan = ImagePlan((Entity("a", (1,)), Entity("b", (3,))))
-        found, kept = [], []
-        for checkpoint in (False, True):
-            gradient = LossGradient(unet, MapReader(layers, [plan]), LOSSES["com"], recompute=checkpoint)
-            sizes = []
-
-            def pack(tensor, sizes=sizes):
-                sizes.append(tensor.numel())
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                found.append(gradient(latents, [0], lambda x, _: unet(x, 5, encoder_hidden_states=context)))
-            kept.append(sum(sizes))
-        assert torch.allclose(found[0][1], found[1][1], atol=1e-7)
-        assert found[0][1].abs().max() > 0
-        assert kept[1] < kept[0]
-        assert not any("forward" in module.__dict__ for module in unet.modules())
 
 
 class TestLooks:

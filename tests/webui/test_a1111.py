@@ -316,3 +316,55 @@ def test_the_host_s_own_exceptions_pass_and_leave_no_hook(a1111, shared):
     (job,) = jobs
     assert job.denoiser.forward is job.theirs
     assert job.sampler.func is stand_in.euler
+
+
+FITS = {
+    "one image at a time": lambda rows, again: rows == 1,
+    "and computed twice": lambda rows, again: rows == 1 and again,
+    "in no way": lambda rows, again: False,
+}
+
+
+def tight(unet, fits, when=lambda: True):
+    """Memory ends in a guided pass of ``unet`` wherever it does not fit; gives a function that heals it."""
+
+    def full(module, args):
+        if torch.is_grad_enabled() and when() and not fits(len(args[0]), "forward" in vars(inner)):
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    inner = next(module for module in unet.modules() if type(module).__name__ == "ResBlock")
+    return unet.input_blocks[0].register_forward_pre_hook(full).remove
+
+
+@pytest.mark.parametrize("first_step", [0, 1])
+@pytest.mark.parametrize("fits", FITS)
+def test_where_memory_ends_less_is_tried_before_guidance_gives_up(a1111, shared, unet, fits, first_step):
+    prompts = ["a cat and a dog", "a dog and a cat"]
+    plain, _, _ = drawn(a1111, shared, prompts)
+    whole, _, _ = drawn(a1111, shared, prompts, BOTH)
+    jobs = []
+    heal = tight(unet, FITS[fits], lambda: jobs[0].denoiser.step >= first_step)
+    try:
+        found, job, sampling = drawn(a1111, shared, prompts, BOTH, jobs.append)
+    finally:
+        heal()
+    assert untouched(job)
+    if fits != "in no way":
+        assert sampling.stood_aside == ""
+        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-3)
+        return
+    assert sampling.stood_aside.startswith(f"at step {first_step + 1} of 4: out of memory")
+    assert torch.equal(found, plain) == (first_step == 0)
+    assert torch.isfinite(found).all()
+
+
+def test_what_was_learned_about_memory_holds_when_the_prompt_changes(a1111, shared, unet):
+    passes = []
+    settings = Settings(enabled=True, entities=("cat", "fox", "dog"), steps=4)
+    heal = tight(unet, lambda rows, again: passes.append(rows) or rows == 1)
+    try:
+        _, _, sampling = drawn(a1111, shared, ["a [cat:fox:1] and a dog"] * 2, settings)
+    finally:
+        heal()
+    assert sampling.stood_aside == ""
+    assert passes.count(2) == 1  # at the first step alone, though another guide is made at the second

@@ -13,6 +13,7 @@ from lib_decouple.settings import Settings
 
 from . import forge_host as stand_in
 from .host import euler
+from .test_a1111 import FITS, tight
 
 openaimodel = pytest.importorskip(
     "ldm.modules.diffusionmodules.openaimodel", reason="ldm's UNet is not installed (stable-diffusion-sdkit)"
@@ -347,3 +348,22 @@ def test_tokens_are_those_of_the_text_engine(forge, shared):
     shared.sd_model = SimpleNamespace(forge_objects=None)
     with pytest.raises(ValueError, match="no CLIP text encoder"):
         forge.tokenize("a cat")
+
+
+@pytest.mark.parametrize("fits", FITS)
+def test_where_memory_ends_less_is_tried_before_guidance_gives_up(forge, shared, unet, fits):
+    prompts = ["a cat and a dog", "a dog and a cat"]
+    plain, _, _ = drawn(forge, shared, prompts, cfg=3)
+    whole, _, _ = drawn(forge, shared, prompts, SMOOTH, cfg=3)
+    heal = tight(unet, FITS[fits], lambda: not torch.is_inference_mode_enabled())
+    try:
+        found, job, sampling = drawn(forge, shared, prompts, SMOOTH, cfg=3)
+    finally:
+        heal()
+    assert untouched(job)
+    if fits != "in no way":
+        assert sampling.stood_aside == ""
+        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-3)
+    else:
+        assert sampling.stood_aside.startswith("at step 1 of 4: out of memory")
+        assert torch.equal(found, plain)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ...core.memory import OUT_OF_MEMORY
 from ...core.trace import ImageTrace
-from ...hosts.base import OUT_OF_MEMORY
 from ...hosts.checkpoints import open_pipeline
 from ...hosts.diffusers import Picture, generate, plan_image
 from ...hosts.family import profile_of

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .... import __version__
+from ....core.memory import OUT_OF_MEMORY
 from ....core.trace import ImageTrace
-from ....hosts.base import OUT_OF_MEMORY
 from ....settings import Settings
 from ..plan import BackendPart, Job, Sampling
 from ..prompts import Prompt

@@ -1,0 +1,92 @@
+"""What a gradient keeps, counted on shapes of the real architectures in fp16: nothing is computed."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from lib_decouple.core.gradient import Learned, LossGradient
+from lib_decouple.core.losses import LOSSES
+from lib_decouple.core.maps import Entity, ImagePlan, MapReader
+from lib_decouple.core.memory import Thrift, kept_bytes
+
+diffusers = pytest.importorskip("diffusers")
+
+
+class Alive(TorchDispatchMode):
+    """Knows the storages that were made inside and are still held by somebody."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self._weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in tree_flatten(made)[0]:
+            if isinstance(one, Tensor) and (storage := one.untyped_storage())._cdata not in self._weights:
+                self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return made
+
+    def bytes(self) -> int:
+        gc.collect()
+        return sum(size for reference, size in self._made.values() if not reference.expired())
+
+
+def without_its_own_map(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
+    """An attention that keeps what flash attention keeps."""
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]
+
+
+def counted(family: str, side: int, thrift: Thrift, monkeypatch: Any, part: str = "all") -> tuple[int, int]:
+    """Bytes kept for the gradient of one image of ``side`` x ``side`` latents, and what was estimated."""
+    from lib_decouple.hosts.base import Level, choose_layers
+    from lib_decouple.hosts.checkpoints import FAMILIES
+    from lib_decouple.hosts.diffusers import cross_attention_layers
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", without_its_own_map)
+    kept: list[int] = []
+    with torch.device("meta"):
+        config = dict(FAMILIES[family]["unet"])
+        unet = diffusers.UNet2DConditionModel.from_config(config).half().eval()
+        context = torch.empty(1, 77, unet.config.cross_attention_dim, dtype=torch.float16)
+        latents, time = torch.empty(1, 4, side, side, dtype=torch.float16), torch.tensor(5)
+        sizes = {"text_embeds": torch.empty(1, 1280).half(), "time_ids": torch.empty(1, 6).half()}
+    layers = cross_attention_layers(unet)
+    read = choose_layers(layers, 0, part, Level(4))
+    alive = Alive(unet)
+
+    def loss(maps: Tensor) -> Tensor:
+        kept.append(alive.bytes())  # the pass is over, and the gradient is about to be taken
+        return LOSSES["com"](maps)
+
+    plan = ImagePlan((Entity("cat", (2,)), Entity("dog", (5,))))
+    source = LossGradient(unet, MapReader(read, [plan]), loss, Learned(thrift))
+    source.proved = True  # that would look at numbers, of which there are none here
+    more = sizes if family == "sdxl" else None
+    with alive:
+        source.differentiate(
+            latents, [0], lambda x, _: unet(x, time, encoder_hidden_states=context, added_cond_kwargs=more)
+        )
+    return kept[0], kept_bytes(layers, read[-1], (side, side), 1, 2)
+
+
+@pytest.mark.parametrize(("family", "side", "most"), [("sd1", 64, 0.15e9), ("sdxl", 128, 0.5e9)])
+def test_computed_again_little_is_kept(family: str, side: int, most: float, monkeypatch: Any) -> None:
+    kept, _ = counted(family, side, Thrift(recompute=True), monkeypatch)
+    assert 0.02e9 < kept < most
+
+
+@pytest.mark.parametrize("part", ["all", "down"])
+@pytest.mark.parametrize(("family", "side"), [("sd1", 64), ("sdxl", 128)])
+def test_the_estimate_is_what_is_kept_and_not_much_more(family: str, side: int, part: str, monkeypatch: Any) -> None:
+    kept, estimated = counted(family, side, Thrift(), monkeypatch, part)
+    assert kept > 0.2e9
+    assert kept <= estimated < 1.5 * kept
