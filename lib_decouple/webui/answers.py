@@ -45,3 +45,15 @@ def too_deep(value: Any, most: int) -> bool:
         if not level:
             return False
     return True
+
+
+def unsendable(value: Any) -> bool:
+    """Does ``value`` (plain JSON, not deep) hold what a host's answer can't: half a character, what is no number, or a
+    whole number beyond 64 bits? A host sends back what it was asked."""
+    if isinstance(value, Mapping):
+        return any(map(unsendable, (*value, *value.values())))
+    if isinstance(value, (list, tuple)):
+        return any(map(unsendable, value))
+    if isinstance(value, int):
+        return not -(2**63) <= value < 2**63
+    return value != sayable(value)

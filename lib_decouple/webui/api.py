@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .. import presets
 from ..settings import TITLE, Settings, refuse_unknown
-from .answers import sayable, shown, too_deep
+from .answers import sayable, shown, too_deep, unsendable
 from .infotext import from_text
 
 ORDER: tuple[str, ...] = (
@@ -106,6 +106,9 @@ def problem_of(request: Any, folder: Path | None = None) -> str:
             compare = arguments_from(args, folder).compare
         except ValueError as error:
             return str(error)
+        bad = next((one for one in args if unsendable(one)), None)
+        if bad is not None:
+            return f"args: {shown(bad)} is not allowed; numbers of 64 bits, and texts without half characters"
         if compare and (script := request.get("script_name")):
             return f"compare: beside the script {shown(script)} it can't be done, as that draws pictures of its own"
     return ""

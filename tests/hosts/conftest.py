@@ -25,7 +25,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -101,12 +101,12 @@ class Host:
 
     name = "a1111"
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, headers: Mapping[str, str] = CALLER) -> None:
+        self.url, self.headers = url.rstrip("/"), dict(headers)
 
     def post(self, path: str, body: dict[str, Any], timeout: float = 600) -> tuple[int, Any]:
         """Status and JSON of an answer."""
-        headers = {"Content-Type": "application/json", **CALLER}
+        headers = {"Content-Type": "application/json", **self.headers}
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers, method="POST")
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
@@ -116,7 +116,9 @@ class Host:
 
     def get(self, path: str) -> Any:
         """JSON of an answer."""
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=CALLER), timeout=60) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(self.url + path, headers=self.headers), timeout=60
+        ) as answer:
             return json.load(answer)
 
     def draw(self, decouple: dict[str, Any] | list[Any] | None = None, **given: Any) -> Picture:
@@ -195,14 +197,14 @@ def link_extensions(data: Path) -> None:
 
 
 @contextmanager
-def started(kind: type[AnyHost], command: str, data: Path) -> Iterator[AnyHost]:
+def started(kind: type[AnyHost], command: str, data: Path, headers: Mapping[str, str] = CALLER) -> Iterator[AnyHost]:
     """A WebUI that a shell command starts, in which {port} and {data} are filled in; ended afterwards."""
     port = free_port()
     with open(data / "log.txt", "w") as log:
         process = subprocess.Popen(
             command.format(port=port, data=data), shell=True, stdout=log, stderr=log, start_new_session=True
         )
-    found = kind(f"http://127.0.0.1:{port}")
+    found = kind(f"http://127.0.0.1:{port}", headers)
     try:
         for _ in range(600):
             assert process.poll() is None, (data / "log.txt").read_text()[-2000:]
@@ -219,34 +221,50 @@ def started(kind: type[AnyHost], command: str, data: Path) -> Iterator[AnyHost]:
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """AUTOMATIC1111; skips where none is given."""
-    url, root = os.environ.get("DECOUPLE_A1111_URL"), os.environ.get("DECOUPLE_A1111_ROOT")
-    if url:
-        yield made_ready(Host(url), "AUTOMATIC1111")
-        return
+def start_a1111(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Starts an AUTOMATIC1111 with these flags besides; skips where its folder is not given."""
+    root = os.environ.get("DECOUPLE_A1111_ROOT")
     if not root:
-        pytest.skip("no WebUI given: set DECOUPLE_A1111_ROOT to its folder, or DECOUPLE_A1111_URL")
-    data = tmp_path_factory.mktemp("webui")
-    link_extensions(data)
-    models = data / "models" / "Stable-diffusion"
-    models.mkdir(parents=True)
-    embedded = REPOSITORY / "lib_decouple/embedded"
-    shutil.copy(embedded / "decouple-tiny.safetensors", models)
-    layout = (embedded / "decouple-tiny.yaml").read_text()
-    layout = re.sub(r"(version: ).*", rf"\g<1>{embedded / 'tokenizer'}", layout)
-    (models / "decouple-tiny.yaml").write_text(layout)
-    more = os.environ.get("DECOUPLE_CHECKPOINTS")
-    for file in Path(more).iterdir() if more else ():
-        if file.suffix in (".safetensors", ".yaml"):
-            (models / file.name).symlink_to(file.resolve())
+        pytest.skip("no WebUI to start: set DECOUPLE_A1111_ROOT to its folder")
     default = (
         f"cd {root} && exec venv/bin/python launch.py --skip-prepare-environment --skip-python-version-check "
         "--skip-version-check --skip-torch-cuda-test --use-cpu all --no-half --precision full --api "
         "--no-download-sd-model --opt-sdp-attention --port {port} --data-dir {data}"
     )
-    with started(Host, os.environ.get("DECOUPLE_A1111_START", default), data) as found:
-        yield made_ready(found, "AUTOMATIC1111")
+
+    @contextmanager
+    def start(*flags: str, headers: Mapping[str, str] = CALLER) -> Iterator[Host]:
+        data = tmp_path_factory.mktemp("webui")
+        link_extensions(data)
+        models = data / "models" / "Stable-diffusion"
+        models.mkdir(parents=True)
+        embedded = REPOSITORY / "lib_decouple/embedded"
+        shutil.copy(embedded / "decouple-tiny.safetensors", models)
+        layout = (embedded / "decouple-tiny.yaml").read_text()
+        layout = re.sub(r"(version: ).*", rf"\g<1>{embedded / 'tokenizer'}", layout)
+        (models / "decouple-tiny.yaml").write_text(layout)
+        more = os.environ.get("DECOUPLE_CHECKPOINTS")
+        for file in Path(more).iterdir() if more else ():
+            if file.suffix in (".safetensors", ".yaml"):
+                (models / file.name).symlink_to(file.resolve())
+        command = os.environ.get("DECOUPLE_A1111_START", default)
+        with started(Host, " ".join((command, *flags)), data, headers) as found:
+            yield made_ready(found, "AUTOMATIC1111")
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    """AUTOMATIC1111; skips where none is given."""
+    url = os.environ.get("DECOUPLE_A1111_URL")
+    if url:
+        yield made_ready(Host(url), "AUTOMATIC1111")
+        return
+    if not os.environ.get("DECOUPLE_A1111_ROOT"):
+        pytest.skip("no WebUI given: set DECOUPLE_A1111_ROOT to its folder, or DECOUPLE_A1111_URL")
+    with request.getfixturevalue("start_a1111")() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
@@ -279,7 +297,7 @@ def start_forge(tmp_path_factory: pytest.TempPathFactory, models_of_forge: Path)
     )
 
     @contextmanager
-    def start(*flags: str) -> Iterator[Forge]:
+    def start(*flags: str, headers: Mapping[str, str] = CALLER) -> Iterator[Forge]:
         data = tmp_path_factory.mktemp("webui")
         link_extensions(data)
         (data / "models").symlink_to(models_of_forge)

@@ -27,6 +27,8 @@ SCALARS: tuple[Any, ...] = (
     float("inf"), float("-inf"), "", " ", "0", "1", "-1", "1e5", "nan", "true", "null", "[]", "{}", "{", "auto",
     "com", "iou", "all",
 )  # fmt: skip
+LONGEST = 4_000
+"""Of a part of an address; servers refuse longer ones before anybody sees them."""
 METHODS = ("GET", "PUT", "POST", "DELETE", "HEAD", "PATCH", "OPTIONS")
 
 
@@ -45,6 +47,12 @@ def text(rng: random.Random, longest: int = 12) -> str:
     if rng.random() < 0.05:
         return rng.choice(ATOMS) * rng.choice((50, 500, 3_000))
     return "".join(rng.choice(ATOMS) for _ in range(rng.randint(0, longest)))
+
+
+def quoted(name: str) -> str:
+    """As a part of an address, not longer than servers take."""
+    whole = quote(name.encode("utf-8", "surrogatepass"), safe="")
+    return whole if len(whole) <= LONGEST else whole[:LONGEST].rpartition("%")[0]
 
 
 def nested(rng: random.Random, depth: int) -> Any:
@@ -130,7 +138,7 @@ def arguments(rng: random.Random) -> Sent:
             "args": [likely(rng, name) if rng.random() < 0.8 else value(rng) for name in ORDER][: rng.randint(0, 30)]
         }
     elif kind < 0.75:
-        ours = {"args": [json.dumps(named(rng)) if rng.random() < 0.7 else "{" + text(rng)]}
+        ours = {"args": [packed(named(rng)).decode() if rng.random() < 0.7 else "{" + text(rng)]}
     elif kind < 0.85:
         ours = {"args": value(rng)}
     else:
@@ -153,7 +161,7 @@ def arguments(rng: random.Random) -> Sent:
 def preset(rng: random.Random) -> Sent:
     """Presets under hostile names, and imports."""
     name = rng.choice(("Fuzz", "fuzz 2", "Balanced", "fast", text(rng, 4), text(rng, 4)))
-    path = "/decouple/v1/presets/" + quote(name.encode("utf-8", "surrogatepass"), safe="")
+    path = "/decouple/v1/presets/" + quoted(name)
     kind = rng.random()
     if kind < 0.4:
         body: Any = {"settings": named(rng), "reason": rng.choice(("", text(rng)))}
@@ -161,7 +169,7 @@ def preset(rng: random.Random) -> Sent:
             body["overwrite"] = rng.choice((True, False, value(rng)))
         return Sent("PUT", path, packed(body if rng.random() < 0.8 else value(rng)))
     if kind < 0.7:
-        whole = rng.choice((presets.to_text(rng.choice(presets.BUILT_IN)), text(rng), json.dumps(value(rng))))
+        whole = rng.choice((presets.to_text(rng.choice(presets.BUILT_IN)), text(rng), packed(value(rng)).decode()))
         shown = whole[: rng.randrange(len(whole) + 1)] + rng.choice(("", text(rng)))
         body = {"text": rng.choice((whole, shown)), "settings": rng.choice(({}, named(rng), value(rng)))}
         return Sent("POST", "/decouple/v1/presets/import", packed(body))
@@ -180,8 +188,8 @@ def prompt(rng: random.Random) -> Sent:
 
 def trace(rng: random.Random, runs: tuple[str, ...]) -> Sent:
     """Runs that are there and others, their images and moments."""
-    run = quote(rng.choice((*runs, *runs, "last", text(rng, 3))).encode("utf-8", "surrogatepass"), safe="")
-    of = quote(rng.choice(("", "cat", "dog", "overlap", text(rng, 3))).encode("utf-8", "surrogatepass"))
+    run = quoted(rng.choice((*runs, *runs, "last", text(rng, 3))))
+    of = quoted(rng.choice(("", "cat", "dog", "overlap", text(rng, 3))))
     image = rng.choice(("0", "0", "1", "-1", "9" * 400, "9" * 5_000, "x", "%00", "1.5"))
     moment = rng.choice(("unguided", "first", "last", "middle", "%ff"))
     path = rng.choice(

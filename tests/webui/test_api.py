@@ -83,6 +83,11 @@ def nested(depth):
     return found
 
 
+def filled(value):
+    """Named arguments in a list that a WebUI has filled up, one of whose values is this."""
+    return [{"loss": "kl"}, value, *[None] * (len(ORDER) - 2)]
+
+
 def request(args):
     return {"prompt": "a", "alwayson_scripts": {"Attention decoupling": {"args": args}, "other": {"args": [1]}}}
 
@@ -101,6 +106,11 @@ def request(args):
         ([{"loss": nested(1_100)}], ("args: nested too deeply",)),
         ([{"enabled": True}, *[None] * (len(ORDER) - 2), nested(1_100)], ("args: nested too deeply",)),
         ([True, "com", nested(1_100)], ("args: nested too deeply",)),
+        (filled(10**400), ("args: 1000", "64 bits")),
+        (filled([{"x": -(2**63) - 1}]), ("args: [{'x': -9223372036854775809}]", "64 bits")),
+        (filled("\ud800"), ("args: '\\ud800'", "half characters")),
+        (filled({"\udfff": 1}), ("args: {'\\udfff': 1}", "half characters")),
+        (filled(float("nan")), ("args: nan", "64 bits")),
         (['{"loss": ' + "[" * 100_000 + "]" * 100_000 + "}"], ("args: nested too deeply",)),
         ([{"size": 10**400}], ("size: 1000", "0 to 10000")),
         ([{"compare": "x" * 10_000}], ("compare: 'xxx", "…", "true or false")),
