@@ -12,7 +12,8 @@ from torch import nn
 
 from ..core.maps import CrossAttentionLayer, Entity, ImagePlan
 from ..prompt.align import PART, Piece, align
-from ..prompt.entities import suggest
+from ..prompt.relations import choose_of_parts, placed
+from ..prompt.syntax import Dialect
 from .base import Level
 
 _ONE_CALL = {
@@ -31,6 +32,10 @@ _LOST = {
     # Its noise is (copy - denoised) / sigma: a change of the copy comes back with its sign turned.
     "sample_unipc": "this WebUI's UniPC gives the denoiser a copy of its latents, and takes a change of it for noise",
 }
+
+
+_ENCODED = Dialect(comments=False)
+"""Of a text whose comments the host has taken away."""
 
 
 class Unsupported(ValueError):
@@ -129,28 +134,30 @@ def plan_image(
     tokenize: Callable[[str], list[Piece]],
     others: Sequence[str] = (),
     skip_missing: bool = False,
+    weights: Sequence[float] = (),
+    dialect: Dialect = _ENCODED,
 ) -> ImagePlan:
     """Where the entities stand in an image's AND parts ``texts``; without ``wanted`` they are found.
 
-    An entity that only ``others``, the prompt's texts at other steps, name is left out, and so is one that
-    none names with ``skip_missing``. Raises EntityNotFound and EntityConflict (ValueErrors).
+    ``weights``: the parts' own, 1 each when left out; what one of 0 or less names is not found. ``dialect``: what the
+    host's settings make of signs. An entity that only ``others``, the prompt's texts at other steps, name is left
+    out, and so is one that none names with ``skip_missing``. Raises EntityNotFound and EntityConflict (ValueErrors).
     """
     parts = [tokenize(text) for text in texts]
+    end = max((part[-1].position + 1 for part in parts if part), default=1)
+    if not wanted:
+        prompt, choice = choose_of_parts(texts, weights, dialect)
+        found = zip(choice.apart, placed(choice.apart, prompt, parts, dialect))
+        return ImagePlan(tuple(Entity(one.text, own, k) for one, (k, own) in found if own), len(texts), end)
+    names = list(wanted)
     joined = [Piece(k * PART + piece.position, piece.text) for k, part in enumerate(parts) for piece in part]
-    names = list(wanted) or suggest("\n".join(texts))
     places = align(names, joined, missing="skip")
     for name, place in zip(names, places):
-        if (
-            wanted
-            and not place
-            and not skip_missing
-            and not any(align([name], tokenize(text), "skip")[0] for text in others)
-        ):
+        if not place and not skip_missing and not any(align([name], tokenize(text), "skip")[0] for text in others):
             align([name], joined)
     entities = [
         Entity(name, tuple(token % PART for token in place if token // PART == place[0] // PART), place[0] // PART)
         for name, place in zip(names, places)
         if place
     ]
-    end = max((part[-1].position + 1 for part in parts if part), default=1)
     return ImagePlan(tuple(entities), len(texts), end)

@@ -8,14 +8,16 @@ from ..core.losses import OVERLAP_LOSSES, WeightedLoss
 from ..core.schedule import Schedule
 
 
-def too_few(names: Sequence[str], loss: str) -> str:
-    """Why entities of these names give nothing to guide; "" where they do."""
+def too_few(names: Sequence[str], loss: str, left_out: str = "") -> str:
+    """Why entities of these names give nothing to guide; "" where they do. ``left_out``: what the prompt names, too,
+    each with why it isn't kept apart by itself."""
+    named = f" but {left_out}" if left_out else ""
     if not names:
-        return "no entity was found in the prompt; click the words that must not go missing"
+        return f"no entity was found in the prompt{named}; click the words that must not go missing"
     if len(names) == 1 and {term.name for term in WeightedLoss.parse(loss).terms} <= set(OVERLAP_LOSSES):
         return (
-            f"only “{names[0]}” was found in the prompt, and {loss} keeps entities apart, which needs two; click "
-            "another word, or choose a loss with intensity"
+            f"only “{names[0]}” was found in the prompt{named}, and {loss} keeps entities apart, which needs two; "
+            "click another word, or choose a loss with intensity"
         )
     return ""
 

@@ -20,15 +20,15 @@ from modules import prompt_parser, sd_samplers, shared
 from torch import Tensor, nn
 
 from ..core.gradient import Learned, Pass
-from ..core.losses import OVERLAP_LOSSES, WeightedLoss
 from ..core.maps import ImagePlan
 from ..core.observe import Observation
 from ..core.schedule import Schedule
 from ..core.trace import ImageTrace, KeptMaps, Tracer, kept
 from ..prompt.align import Piece
+from ..prompt.relations import choose_of_parts
 from ..prompt.syntax import Dialect
 from ..settings import Settings
-from . import features
+from . import features, reasons
 from .base import Looking, Session, make_guide, thrift
 from .ldm import cross_attention_layers, default_level, main_calls, pieces, plan_image
 
@@ -262,7 +262,9 @@ class SamplingPass:
         if self._session is None or planned != self._planned:
             unet = self.unet()
             layers = cross_attention_layers(unet)
-            plans = [self._plan(i, own, others) for i, (own, others) in enumerate(zip(now, ever))]
+            indexes, _, _ = prompt_parser.get_multicond_prompt_list(self._prompts())
+            weights = [[weight for _, weight in image] for image in indexes]
+            plans = [self._plan(i, *image) for i, image in enumerate(zip(now, ever, weights))]
             if now == ever and all(self.left_alone):
                 raise ValueError("; ".join(dict.fromkeys(self.left_alone)))
             state = shared.state
@@ -277,18 +279,18 @@ class SamplingPass:
             self._session, self._planned = Session(guide, looks=lambda *_: True), planned
         return self._session
 
-    def _plan(self, index: int, texts: Sequence[str], others: Sequence[str]) -> ImagePlan:
+    def _plan(self, index: int, texts: Sequence[str], others: Sequence[str], weights: Sequence[float]) -> ImagePlan:
         """An image's plan, empty where its prompt leaves nothing to guide."""
+        settings, own = self.settings, dialect()
         self.left_alone[index] = ""
         try:
-            plan = plan_image(texts, self.settings.entities, self.tokenize, others, self.settings.skip_missing)
+            plan = plan_image(texts, settings.entities, self.tokenize, others, settings.skip_missing, weights, own)
         except ValueError as error:
             self.left_alone[index] = str(error)
             return ImagePlan((), len(texts))
-        overlap = {term.name for term in WeightedLoss.parse(self.settings.loss).terms} <= set(OVERLAP_LOSSES)
-        if len(plan.entities) < 2 and (overlap or not plan.entities):
-            found = f'only "{plan.names[0]}" was' if plan.entities else "no entity was"
-            self.left_alone[index] = f"{found} found in the prompt; overlap needs two"
+        if reasons.too_few(plan.names, settings.loss):
+            left_out = "" if settings.entities else choose_of_parts(texts, weights, own)[1].why()
+            self.left_alone[index] = reasons.too_few(plan.names, settings.loss, left_out)
             return ImagePlan((), len(texts))
         return plan
 

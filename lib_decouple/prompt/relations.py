@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from .align import Piece, place
 from .entities import Clause, Entity, Token, clauses, locate, mentions
 from .lexicon import entry
-from .syntax import HOST, Dialect, parse
+from .syntax import HOST, Dialect, Span, parse
 
 _WEARS = frozenset(["wear", "don", "dress", "clothe", "clad", "sport", "attire", "garb"])
 _HOLDS = frozenset(
@@ -113,6 +114,31 @@ def choose(prompt: str, dialect: Dialect = HOST) -> Choice:
         else:
             apart[one.text] = one
     return Choice(tuple(apart.values()), tuple(left_out.values()))
+
+
+def choose_of_parts(texts: Sequence[str], weights: Sequence[float] = (), dialect: Dialect = HOST) -> tuple[str, Choice]:
+    """:func:`choose` of ``AND`` parts and their weights, and the prompt that they make together."""
+    weights = weights or [1.0] * len(texts)
+    prompt = " AND ".join(f"{text} :{weight:f}" if weight != 1 else text for text, weight in zip(texts, weights))
+    return prompt, choose(prompt, dialect)
+
+
+def placed(
+    things: Sequence[Entity], prompt: str, parts: Sequence[Sequence[Piece]], dialect: Dialect = HOST
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Of each thing of ``prompt``, its ``AND`` part and the positions of its tokens among that part's pieces."""
+    spans: list[list[Span]] = [[] for _ in parts]
+    for span in parse(prompt, dialect):
+        if span.kind in ("word", "punctuation", "choice", "wildcard", "keyword") and span.part < len(parts):
+            spans[span.part].append(span)
+    tokens = [place([span.text for span in own], pieces) for own, pieces in zip(spans, parts)]
+    found = []
+    for one in things:
+        part = next((k for k, own in enumerate(spans) if own and one.start < own[-1].end), len(parts) - 1)
+        own = zip(spans[part], tokens[part])
+        inside = {p for span, held in own if span.end > one.start and span.start < one.end for p in held}
+        found.append((part, tuple(sorted(inside))))
+    return found
 
 
 @dataclass

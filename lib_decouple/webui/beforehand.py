@@ -20,10 +20,12 @@ def warnings(
     profile: profiles.Profile = profiles.UNKNOWN,
     steps: int = 0,
     sampler: str = "",
+    left_out: str = "",
 ) -> list[str]:
     """Why a job of these entities' ``names`` would not be guided, or not as one thinks; in order of importance.
 
     ``given``: settings as the controls hold them, texts allowed, any subset. ``profile`` fills what they leave open.
+    ``left_out``: what else the prompt names, with why.
     ``steps``: of the sampler, and ``sampler`` the name of its function; 0 and "" where they are not known.
     """
     known = {item.name for item in fields(Settings)}
@@ -32,7 +34,7 @@ def warnings(
     except ValueError as error:
         return [str(error)]
     settings = profiles.closed(asked, profile, steps)
-    found = [reasons.too_few(names, settings.loss)]
+    found = [reasons.too_few(names, settings.loss, left_out)]
     if steps:
         found.append(reasons.no_guided_step(Schedule(settings.steps, settings.every, settings.start), steps))
     if sampler:

@@ -180,6 +180,7 @@ def add(app: Any, host: Host) -> None:
         asked = beforehand.warnings(
             [one.text for one in chosen] or [_text_of(found["words"], one) for one in found["suggested"]],
             body.settings, profile or UNKNOWN, body.steps, host.sampler(body.sampler),
+            "" if chosen else ", ".join(f"{one.text} ({one.why})" for one in found["left_out"]),
         )  # fmt: skip
         return {
             **found,

@@ -129,6 +129,22 @@ def test_plan_of_parts_and_of_a_prompt_that_changes():
     assert plan_image(["a cat and a dog"], [], tokenize).names == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    ("texts", "weights", "expected"),
+    [
+        (["a red apple and a green apple"], [1.0], [("red apple", 0, (2, 3)), ("green apple", 0, (6, 7))]),
+        (["a cat", "a dog"], [1.0, -0.5], [("cat", 0, (2,))]),
+        (["a cat", "a dog"], [1.0, 0.7], [("cat", 0, (2,)), ("dog", 1, (2,))]),
+        (["a cat and a cat"], [1.0], [("cat", 0, (2,)), ("cat@2", 0, (5,))]),
+        (["a man with a hat and a dog"], [1.0], [("man", 0, (2,)), ("dog", 0, (8,))]),
+        (["mutual#kiss, cat, dog"], [1.0], [("cat", 0, (4,)), ("dog", 0, (6,))]),
+    ],
+)
+def test_what_is_found_stands_where_the_prompt_names_it(texts, weights, expected):
+    plan = plan_image(texts, [], tokenize, weights=weights)
+    assert [(one.name, one.part, one.tokens) for one in plan.entities] == expected
+
+
 # ---------------------------------------------------------------- the adapter
 
 
@@ -271,7 +287,7 @@ def test_who_watches_can_not_disturb(a1111, shared):
 
 def test_overlap_of_one_entity_stands_aside(a1111, shared):
     _, _, sampling = drawn(a1111, shared, ["a cat"], Settings(enabled=True))
-    assert sampling.stood_aside == 'only "cat" was found in the prompt; overlap needs two'
+    assert sampling.stood_aside.startswith("only “cat” was found in the prompt, and com keeps entities apart")
     _, _, sampling = drawn(a1111, shared, ["a cat"], Settings(enabled=True, loss="intensity"))
     assert sampling.stood_aside == ""
 
