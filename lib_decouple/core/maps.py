@@ -97,6 +97,18 @@ class ImagePlan:
         return tuple(entity.name for entity in self.entities)
 
 
+class MapsMisfit(ValueError):
+    """A layer's maps have not the size that the latents and its factor give."""
+
+
+class ContextMisfit(ValueError):
+    """A token stands outside of the context that the denoiser was given."""
+
+
+class AttentionReplaced(ValueError):
+    """A layer was passed by, or works otherwise than it is made."""
+
+
 def level_size(height: int, width: int, factor: int) -> tuple[int, int]:
     """Size of the maps ``factor`` times below latents ``height x width``: every halving rounds up.
 
@@ -138,7 +150,7 @@ def _attention(parts: Projections, query: Tensor, key: Tensor, tokens: Sequence[
     """:func:`token_maps` of the projections' outputs."""
     wanted = range(key.shape[1]) if tokens is None else tokens
     if wanted and not 0 <= min(wanted) <= max(wanted) < key.shape[1]:
-        raise ValueError(f"tokens: {sorted(wanted)} reach outside a context of {key.shape[1]} tokens")
+        raise ContextMisfit(f"tokens: {sorted(wanted)} reach outside a context of {key.shape[1]} tokens")
     query = rearrange(query, "b n (k d) -> b k n d", k=parts.heads)
     key = rearrange(key, "b t (k d) -> b k t d", k=parts.heads)
     query = parts.query_norm(query) if parts.query_norm else query
@@ -180,13 +192,13 @@ class Capture:
         """
         missing = [layer.name for layer in layers if layer.name not in self.maps]
         if missing:
-            raise ValueError(f"layers: {', '.join(missing)} left no map; did the pass reach them?")
+            raise AttentionReplaced(f"layers: {', '.join(missing)} left no map; did the pass reach them?")
         grids = []
         for layer in layers:
             h, w = level_size(height, width, layer.factor)
             found = self.maps[layer.name]
             if found.shape[-1] != h * w:
-                raise ValueError(
+                raise MapsMisfit(
                     f"layers: {layer.name} has {found.shape[-1]} pixels, not {h} x {w}, "
                     f"for latents {height} x {width} at factor {layer.factor}"
                 )
@@ -223,7 +235,7 @@ def captured(
 
         def read_key(module: nn.Module, args: tuple[Any, ...], key: Tensor) -> None:
             if not queries:
-                raise ValueError(f"layers: {layer.name} projects its keys before its queries")
+                raise AttentionReplaced(f"layers: {layer.name} projects its keys before its queries")
             query = queries.pop()
             found = _attention(parts, query, key, capture.tokens)
             if capture.whole:
@@ -293,7 +305,7 @@ def entity_maps(
     for entity in entities:
         outside = [token for token in entity.tokens if token not in column]
         if outside or not 0 <= entity.part < token_grids.shape[0]:
-            raise ValueError(
+            raise ContextMisfit(
                 f"entity {entity.name!r}: token {outside or list(entity.tokens)} of prompt part {entity.part} "
                 f"is not among the captured ones"
             )

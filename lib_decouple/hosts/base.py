@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ..core.differentiable import GradientCut
-from ..core.gradient import Context, Learned, LossGradient, NonFinite, Pass
+from ..core.gradient import Context, Learned, LossGradient, Pass
 from ..core.guidance import Guide, Refinement
 from ..core.losses import WeightedLoss
 from ..core.maps import CrossAttentionLayer, ImagePlan, MapReader, Part
@@ -18,22 +17,9 @@ from ..core.memory import Thrift, is_out_of_memory
 from ..core.observe import Observer, Observers
 from ..core.schedule import Schedule, StepRule
 from ..settings import Settings
+from . import reasons
 
 log = logging.getLogger("lib_decouple")
-
-
-_WITHOUT_BACKWARD = (
-    ("sage", "SageAttention cannot be differentiated; start the WebUI without --sage"),
-    ("flash", "FlashAttention, as it is built in here, cannot be differentiated; start the WebUI without --flash"),
-)
-"""What stands in a function's name, and what to do about it."""
-
-
-def cut_in_words(error: GradientCut) -> str:
-    """What cuts the gradient, and what to do where that is known."""
-    told = str(error)
-    known = next((words for name, words in _WITHOUT_BACKWARD if name in told.lower()), "")
-    return f"{told}{'. ' * bool(known)}{known}"
 
 
 @dataclass(frozen=True)
@@ -151,6 +137,8 @@ class Session:
     guide: Guide
     looks: Callable[[int, int], bool] = lambda step, total: False
     moves: bool = True
+    active: Callable[[], Sequence[str]] = tuple
+    """Titles of what else is switched on in the job, for the reason of a failure."""
     stood_aside: str = field(default="", init=False)
     """Why guidance ended early; empty while it works."""
 
@@ -166,16 +154,11 @@ class Session:
             if self.looks(step, total):
                 self.guide.look(latents, step, run)
             return latents
-        except NonFinite as error:
-            reason = f"{error}"
-        except GradientCut as error:
-            reason = cut_in_words(error)
         except Exception as error:
             if is_out_of_memory(error):
                 reason = f"out of memory; try {self._what_is_left()}"
             else:
-                log.debug("guidance failed", exc_info=True)
-                reason = f"{type(error).__name__}: {error}"
+                reason = reasons.explained(error, self.active())
         self.stood_aside = f"at step {step + 1} of {total}: {reason}"
         log.warning("Attention Decoupling stands aside %s", self.stood_aside)
         return latents

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from .ldm import Unsupported
+from .reasons import Unsupported
 
 _NEEDED = (
     ("scripts", "Script.process_before_every_sampling"), ("scripts", "AlwaysVisible"),

@@ -42,7 +42,7 @@ def tokenize(text: str) -> list[Piece]:
     names = ("text_processing_engine", "text_processing_engine_l", "cond_stage_model")
     engine = next((getattr(model, name) for name in names if hasattr(model, name)), None)
     if engine is None:
-        raise Unsupported(f"{type(model).__name__} has no CLIP text encoder that is known here")
+        raise Unsupported("this model has no CLIP text encoder that is known here; those of SD 1.x, 2.x and XL are")
     return sampling.tokens_of(engine, text)
 
 
@@ -104,7 +104,7 @@ class SamplingPass(sampling.SamplingPass):
         if patcher.model_options.get("conditioning_modifiers"):
             raise Unsupported(
                 "another extension changes the model or its conditions anew at every step (ControlNet's reference and "
-                "revision, Fooocus inpainting do), which a guided pass cannot know before"
+                "revision, Fooocus inpainting do), which a guided pass cannot know before; switch that off"
             )
         conds, text = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
         beside = given["image_cond"] if patcher.extra_concat_condition is None else patcher.extra_concat_condition

@@ -15,6 +15,7 @@ from ..prompt.align import PART, Piece, align
 from ..prompt.relations import choose_of_parts, placed
 from ..prompt.syntax import Dialect
 from .base import Level
+from .reasons import Unsupported
 
 _ONE_CALL = {
     *("sample_euler", "sample_euler_ancestral", "sample_lms", "sample_dpmpp_2m", "sample_dpmpp_2m_sde"),
@@ -28,9 +29,11 @@ _TWO_CALLS = {
     *("sample_dpmpp_2s_ancestral_RF", "restart_sampler"),
 }
 _LOST = {
-    "sample_lcm": "the LCM sampler goes on with the denoised image alone, so a change of its latents is lost",
+    "sample_lcm": "the LCM sampler goes on with the denoised image alone, so a change of its latents is lost; "
+    "choose another, such as Euler or DPM++ 2M",
     # Its noise is (copy - denoised) / sigma: a change of the copy comes back with its sign turned.
-    "sample_unipc": "this WebUI's UniPC gives the denoiser a copy of its latents, and takes a change of it for noise",
+    "sample_unipc": "this WebUI's UniPC gives the denoiser a copy of its latents, and takes a change of it for noise; "
+    "choose another sampler, such as Euler or DPM++ 2M",
 }
 
 
@@ -38,17 +41,13 @@ _ENCODED = Dialect(comments=False)
 """Of a text whose comments the host has taken away."""
 
 
-class Unsupported(ValueError):
-    """A sampler or a model that guidance cannot work with."""
-
-
 def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
     """Every ``attn2`` of an ldm or sgm UNet in order of execution. Raises Unsupported for another network."""
     parts: Any = unet
     if not all(hasattr(parts, name) for name in ("input_blocks", "middle_block", "output_blocks")):
         raise Unsupported(
-            f"{type(unet).__name__} is not a UNet of Stable Diffusion 1.x, 2.x or XL, the only models supported; "
-            "those with joint attention (Flux, SD 3, Chroma) are not"
+            "this model can't be guided: those with the UNet of Stable Diffusion 1.x, 2.x or XL can, those with joint "
+            "attention (Flux, SD 3, Chroma) can't"
         )
     found: list[CrossAttentionLayer] = []
     factor = 1
@@ -102,7 +101,10 @@ def main_calls(sampler: str, steps: int) -> dict[int, int]:
     elif sampler in _LOST:
         raise Unsupported(_LOST[sampler])
     else:
-        raise Unsupported(f"it is not known where the sampler function {sampler!r} carries a change of its latents")
+        raise Unsupported(
+            f"it is not known where this sampler ({sampler}) carries a change of its latents; choose another, such as "
+            "Euler or DPM++ 2M"
+        )
     return {call: step for step, call in enumerate(starts)}
 
 

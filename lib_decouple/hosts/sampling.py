@@ -20,7 +20,7 @@ from modules import prompt_parser, sd_samplers, shared
 from torch import Tensor, nn
 
 from ..core.gradient import Learned, Pass
-from ..core.maps import ImagePlan
+from ..core.maps import ContextMisfit, ImagePlan
 from ..core.observe import Observation
 from ..core.schedule import Schedule
 from ..core.trace import ImageTrace, KeptMaps, Tracer, kept
@@ -155,7 +155,7 @@ class SamplingPass:
                 cross_attention_layers(self.unet())
                 self.reserve(x)
             except Exception as error:
-                return self.stand_aside(_in_words(error))
+                return self.stand_aside(self._explained(error))
         sampler.func = GuidedSampler(self, sampler)
 
     @contextmanager
@@ -166,11 +166,18 @@ class SamplingPass:
             name = getattr(sample, "__name__", str(sample))
             calls = main_calls(name, _schedule_length(name, denoiser, given))
         except Exception as error:
-            self.stand_aside(_in_words(error))
+            self.stand_aside(self._explained(error))
+            yield False
+            return
+        if reason := reasons.no_guided_step(self._schedule, len(calls)):
+            self.stand_aside(reason)
             yield False
             return
         with self._hooked(denoiser, calls, "timesteps" not in given):
             yield True
+
+    def _explained(self, error: Exception) -> str:
+        return reasons.explained(error, reasons.switched_on(self.p))
 
     def stand_aside(self, reason: str, logged: bool = False) -> None:
         """Leave the rest of this pass to the host, and tell the user why."""
@@ -201,7 +208,7 @@ class SamplingPass:
                     self._guide(denoiser, x, sigma, kwargs, step, len(calls), sigmas)
                 except Exception as error:
                     log.debug("guidance failed", exc_info=True)
-                    self.stand_aside(_in_words(error))
+                    self.stand_aside(self._explained(error))
                 finally:
                     self.seconds += time.perf_counter() - started
             return forward(x, sigma, **kwargs)
@@ -266,7 +273,7 @@ class SamplingPass:
             weights = [[weight for _, weight in image] for image in indexes]
             plans = [self._plan(i, *image) for i, image in enumerate(zip(now, ever, weights))]
             if now == ever and all(self.left_alone):
-                raise ValueError("; ".join(dict.fromkeys(self.left_alone)))
+                raise reasons.NothingToGuide("; ".join(dict.fromkeys(self.left_alone)))
             state = shared.state
             guide = make_guide(
                 self.settings, unet, layers, plans, default_level(layers),
@@ -276,7 +283,10 @@ class SamplingPass:
             )  # fmt: skip
             for trace, plan in zip(self.traces, plans):
                 trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))
-            self._session, self._planned = Session(guide, looks=lambda *_: True), planned
+            self._session, self._planned = (
+                Session(guide, looks=lambda *_: True, active=lambda: reasons.switched_on(self.p)),
+                planned,
+            )
         return self._session
 
     def _plan(self, index: int, texts: Sequence[str], others: Sequence[str], weights: Sequence[float]) -> ImagePlan:
@@ -286,7 +296,7 @@ class SamplingPass:
         try:
             plan = plan_image(texts, settings.entities, self.tokenize, others, settings.skip_missing, weights, own)
         except ValueError as error:
-            self.left_alone[index] = str(error)
+            self.left_alone[index] = self._explained(error)
             return ImagePlan((), len(texts))
         if reasons.too_few(plan.names, settings.loss):
             left_out = "" if settings.entities else choose_of_parts(texts, weights, own)[1].why()
@@ -315,16 +325,12 @@ class SamplingPass:
             for (index, _), composed in zip(own, conds):
                 ends = [entry.end_at_step for entry in composed.schedules]
                 if ends != [end for end, _ in self._schedules[index]]:
-                    raise RuntimeError("the conds do not fit the prompt; another extension changed one of them")
+                    raise ContextMisfit("the conds do not fit the prompt; another extension changed one of them")
                 current = next((k for k, end in enumerate(ends) if step <= end), 0)
                 texts.append(self._schedules[index][current][1])
             now.append(tuple(texts))
             ever.append(tuple(text for index, _ in own for _, text in self._schedules[index]))
         return tuple(now), tuple(ever)
-
-
-def _in_words(error: Exception) -> str:
-    return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _schedule_length(sampler: str, denoiser: Any, kwargs: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from modules import errors, progress, shared
 
 from .. import __version__, presets, profiles
-from ..hosts import detect
+from ..hosts import detect, reasons
 from ..hosts.base import Looking
 from ..hosts.family import profile_of_model
 from ..settings import Settings, specs
@@ -121,7 +121,7 @@ class Jobs:
             self.live.begin(run)  # again for each pass: a job within this one, such as ADetailer's, has ended its own
         except Exception as error:
             errors.report("Attention Decoupling stands aside", exc_info=True)
-            run.problem = f"{type(error).__name__}: {error}"
+            run.problem = reasons.explained(error, reasons.switched_on(p))
             p.comment(f"Attention Decoupling stood aside: {run.problem}")
 
     def after_batch(self, p: Any, batch: int) -> None:
@@ -214,7 +214,7 @@ class Jobs:
             map_files.write(wanted, job, p, processed)
         except Exception as error:
             errors.report("Attention Decoupling could not write the maps", exc_info=True)
-            run.notes.append(f"The maps could not be written: {type(error).__name__}: {error}")
+            run.notes.append(f"The maps could not be written: {_in_short(error)}")
         return job.id if run.kept else ""
 
     def _put_side_by_side(self, run: Run, comparison: compare.Comparison, processed: Any) -> None:
@@ -229,7 +229,12 @@ class Jobs:
             run.notes.append(compare.add_pictures(comparison, processed, told))
         except Exception as error:
             errors.report("Attention Decoupling could not put the pictures side by side", exc_info=True)
-            run.notes.append(f"The pictures could not be put side by side: {type(error).__name__}: {error}")
+            run.notes.append(f"The pictures could not be put side by side: {_in_short(error)}")
+
+
+def _in_short(error: Exception) -> str:
+    told = error.strerror if isinstance(error, OSError) else None
+    return told or "an unexpected error, which the WebUI's console has"
 
 
 def _page_task(p: Any) -> str:

@@ -117,8 +117,8 @@ class TestStandingAside:
         [
             (raising(torch.OutOfMemoryError("CUDA out of memory")), "out of memory"),
             (raising(MemoryError()), "out of memory"),
-            (raising(RuntimeError("a conflicting extension")), "RuntimeError: a conflicting extension"),
-            (lambda output: output * float("nan"), "is not finite"),
+            (raising(RuntimeError("a conflicting extension")), "an unexpected error"),
+            (lambda output: output * float("nan"), "numbers ran over"),
         ],
         ids=["oom", "memory", "runtime", "nan"],
     )
