@@ -4,6 +4,8 @@
 ``small_checkpoints`` left in FOLDER and writes what that WebUI needs of them: SD 2 with the last layer of its text
 encoder, which the penultimate one is read before, and a yaml with the smaller UNet beside each. ``tiny-inpainting``
 is the embedded model with five more input channels, which are random, ``tiny-other`` one with noise on its weights.
+``narrow-sd1`` has a random UNet with every block of SD 1.5, a tenth as wide, and the embedded model's other parts;
+``control/narrow-control`` is a random ControlNet for it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from lib_decouple.embedded.place import CHECKPOINT, TOKENIZER, yaml_text
 from lib_decouple.hosts.checkpoints import FAMILIES
+from tests.hosts import small_checkpoints
 
 LDM = "repositories/stable-diffusion-stability-ai/configs/stable-diffusion"
 SGM = "repositories/generative-models/configs/inference"
@@ -86,11 +89,28 @@ def other(folder: Path) -> None:
     (folder / "tiny-other.yaml").write_text(yaml_text(TOKENIZER.as_posix()))
 
 
+def narrow(folder: Path) -> None:
+    """Every block of SD 1.5, and a ControlNet beside it, for extensions that number the blocks."""
+    torch.manual_seed(7)
+    parts = {key: value for key, value in load_file(CHECKPOINT).items() if not key.startswith("model.diffusion_model.")}
+    parts |= {key: value.detach().half().contiguous() for key, value in small_checkpoints.unet("narrow").items()}
+    save_file(parts, folder / "narrow-sd1.safetensors")
+    found = OmegaConf.create(yaml_text(TOKENIZER.as_posix()))
+    found.model.params.unet_config.params.update(
+        {"model_channels": 32, "attention_resolutions": [4, 2, 1], "num_res_blocks": 2, "channel_mult": [1, 2, 4, 4],
+         "num_heads": 8}
+    )  # fmt: skip
+    OmegaConf.save(found, folder / "narrow-sd1.yaml")
+    (folder / "control").mkdir(exist_ok=True)
+    save_file(small_checkpoints.control_net("narrow"), folder / "control" / "narrow-control.safetensors")
+
+
 if __name__ == "__main__":
     root, target = Path(sys.argv[1]), Path(sys.argv[2])
     sd2(target)
     inpainting(target)
     other(target)
+    narrow(target)
     for name in SMALL:
         OmegaConf.save(layout(root, name, clip_l(target)), target / f"{name}.yaml")
         print(target / f"{name}.yaml")

@@ -36,14 +36,18 @@ UNETS: dict[str, dict[str, Any]] = {
     # The twofold width is one that FreeU acts on.
     # Depths of 0, 2 and 10 with two blocks each are how XL is known.
     "sdxl": {"block_out_channels": (320, 320, 320), "attention_head_dim": (5, 5, 5)},
+    # Every block that SD 1.5 has, for extensions of AUTOMATIC1111 that number them; with the embedded text encoder.
+    "narrow": {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 64},
 }
+BASE = {"narrow": "sd1"}
+"""A small one that is another's of its family -> the family."""
 
 
 def unet(family: str) -> dict[str, Tensor]:
     """Keys as in latent-diffusion."""
     from diffusers import UNet2DConditionModel
 
-    config = {k: v for k, v in FAMILIES[family]["unet"].items() if not k.startswith("_")}
+    config = {k: v for k, v in FAMILIES[BASE.get(family, family)]["unet"].items() if not k.startswith("_")}
     model = UNet2DConditionModel(**{**config, **UNETS[family]}).eval()
     sharpen(model)
     with torch.no_grad():  # keeps latents of usual size: random noise predictions would blow them up
@@ -131,18 +135,21 @@ def checkpoint(family: str, seed: int = 7) -> dict[str, Tensor]:
     return {key: value.detach().to(torch.float16).contiguous() for key, value in parts.items()}
 
 
-def control_net() -> dict[str, Tensor]:
-    """A random ControlNet for ``small-sd1``: its UNet's way down, a hint of three channels."""
+def control_net(family: str = "sd1") -> dict[str, Tensor]:
+    """A random ControlNet for ``small-sd1`` or another of its kind: its UNet's way down, a hint of three channels."""
     torch.manual_seed(8)
     encoder = ("time_embed.", "input_blocks.", "middle_block.")
-    parts = {key.removeprefix("model.diffusion_model."): value for key, value in unet("sd1").items()}
+    parts = {key.removeprefix("model.diffusion_model."): value for key, value in unet(family).items()}
     parts = {key: value for key, value in parts.items() if key.startswith(encoder)}
-    hint = (3, 16, 16, 32, 32, 96, 96, 256, 320)
+    config = {**FAMILIES["sd1"]["unet"], **UNETS[family]}
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    hint = (3, 16, 16, 32, 32, 96, 96, 256, widths[0])
     for number, (wide, into) in enumerate(pairwise(hint)):
         parts[f"input_hint_block.{2 * number}.weight"] = torch.randn(into, wide, 3, 3) / (9 * wide) ** 0.5
         parts[f"input_hint_block.{2 * number}.bias"] = torch.zeros(into)
-    outs = [f"zero_convs.{number}" for number in range(6)]
-    for name, channels in zip((*outs, "middle_block_out"), (320, 320, 320, 320, 320, 640, 640)):
+    blocks = [widths[0], *(wide for wide in widths for _ in range(layers + 1))][:-1]  # the last level has no way down
+    outs = [f"zero_convs.{number}" for number in range(len(blocks))]
+    for name, channels in zip((*outs, "middle_block_out"), (*blocks, widths[-1])):
         parts[f"{name}.0.weight"] = torch.randn(channels, channels, 1, 1) / channels**0.5
         parts[f"{name}.0.bias"] = torch.zeros(channels)
     return {f"control_model.{key}": value.detach().half().contiguous() for key, value in parts.items()}
