@@ -49,6 +49,13 @@ class SamplingPass(sampling.SamplingPass):
             for kind, forward in before.items():
                 kind.forward = forward
 
+    def callback_rows(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> sampling.CallbackRows:
+        """Conditional rows, then unconditional ones."""
+        conds, text = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
+        negative = prompt_parser.reconstruct_cond_batch(given["uncond"], denoiser.step)
+        images = [*(k for k, own in enumerate(conds) for _ in own), *range(len(x))]
+        return sampling.CallbackRows(x[images], given["image_cond"][images], sigma[images], text, negative)
+
     def conditional_pass(self, denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Pass:
         """The host's denoiser on the conditional rows alone, with the conds of this step."""
         conds, tensor = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)

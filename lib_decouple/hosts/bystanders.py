@@ -31,11 +31,13 @@ def keepers(forwards: Iterable[FunctionType]) -> list[Any]:
     return list({id(one): one for one in held if hasattr(one, "__dict__") and not isinstance(one, other)}.values())
 
 
-def made_ready(callbacks: Iterable[Callable[[Any], object]], model: nn.Module, params: Callable[[], Any]) -> None:
-    """Call those of the host's ``callbacks`` that belong to who has replaced ``model``'s attention, each with
+def made_ready(
+    callbacks: Callable[[], Iterable[Callable[[Any], object]]], model: nn.Module, params: Callable[[], Any]
+) -> None:
+    """Call those of the host's ``callbacks()`` that belong to who has replaced ``model``'s attention, each with
     ``params()`` of its own."""
     owners = [id(one) for one in keepers(replaced_forwards(model))]
-    for callback in callbacks:
+    for callback in callbacks() if owners else ():
         if id(getattr(callback, "__self__", None)) in owners:
             callback(params())
 

@@ -98,6 +98,14 @@ class SamplingPass(sampling.SamplingPass):
         """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
         return OrdinaryTensors(out_of_place=True)
 
+    def callback_rows(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> sampling.CallbackRows:
+        """The plain batch."""
+        _, text = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
+        negative = given["uncond"]
+        if negative is not None:
+            negative = prompt_parser.reconstruct_cond_batch(negative, denoiser.step)
+        return sampling.CallbackRows(x.clone(), given["image_cond"], sigma.clone(), text, negative)
+
     def conditional_pass(self, denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Pass:
         """The host's denoiser on the conditional rows alone, with the conds of this step."""
         patcher = shared.sd_model.forge_objects.unet

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from modules import prompt_parser, sd_samplers, shared
@@ -28,11 +28,21 @@ from ..prompt.align import Piece
 from ..prompt.relations import choose_of_parts
 from ..prompt.syntax import Dialect
 from ..settings import Settings
-from . import features, reasons
+from . import bystanders, features, reasons
 from .base import Looking, Session, make_guide, thrift
 from .ldm import cross_attention_layers, default_level, main_calls, pieces, plan_image
 
 log = logging.getLogger("lib_decouple")
+
+
+class CallbackRows(NamedTuple):
+    """The rows of a denoiser's call, as the hosts hand them to ``cfg_denoiser`` callbacks."""
+
+    x: Tensor
+    image_cond: Tensor
+    sigma: Tensor
+    text_cond: Any
+    text_uncond: Any
 
 
 def tokens_of(clip: Any, text: str) -> list[Piece]:
@@ -100,6 +110,10 @@ class SamplingPass:
 
         ``given``: what the sampler hands to ``CFGDenoiser.forward``.
         """
+        raise NotImplementedError
+
+    def callback_rows(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> CallbackRows:
+        """What the host is about to hand to ``cfg_denoiser`` callbacks, in tensors of its own."""
         raise NotImplementedError
 
     def unit(self, sigma: Tensor) -> Tensor | None:
@@ -238,7 +252,7 @@ class SamplingPass:
     ) -> None:
         """Move ``x`` in place, as the settings say for this step."""
         session = self._prepare(denoiser, given["cond"])
-        with self.differentiable():
+        with self._beside_others(denoiser, x, sigma, given), self.differentiable():
             run = self.conditional_pass(denoiser, sigma, given)
             latents, unit = x.detach().clone(), self.unit(sigma)
             if unit is not None:
@@ -256,6 +270,28 @@ class SamplingPass:
                 moved = x + (moved - x) * denoiser.nmask
             with torch.no_grad():
                 x.copy_(moved)
+
+    @contextmanager
+    def _beside_others(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Iterator[None]:
+        """Inside, extensions that have replaced the attention are as in the host's own pass; after, as before."""
+
+        def callbacks() -> list[Any]:
+            from modules import script_callbacks
+
+            return [one.callback for one in script_callbacks.ordered_callbacks("cfg_denoiser")]
+
+        def params() -> Any:
+            from modules import script_callbacks
+
+            state, rows = shared.state, self.callback_rows(denoiser, x, sigma, given)
+            return script_callbacks.CFGDenoiserParams(
+                rows.x, rows.image_cond, rows.sigma, state.sampling_step, state.sampling_steps,
+                rows.text_cond, rows.text_uncond, denoiser,
+            )  # fmt: skip
+
+        with bystanders.put_back(self.unet()):
+            bystanders.made_ready(callbacks, self.unet(), params)
+            yield
 
     def _show(self, seen: Observation) -> None:
         """The observer that keeps a step's maps for whoever watches."""

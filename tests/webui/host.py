@@ -48,6 +48,17 @@ class Clip:
         return torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(token)) for token in ids])
 
 
+class CFGDenoiserParams:
+    """What ``cfg_denoiser`` callbacks get."""
+
+    def __init__(
+        self, x, image_cond, sigma, sampling_step, total_sampling_steps, text_cond, text_uncond, denoiser=None
+    ):
+        self.x, self.image_cond, self.sigma = x, image_cond, sigma
+        self.sampling_step, self.total_sampling_steps = sampling_step, total_sampling_steps
+        self.text_cond, self.text_uncond, self.denoiser = text_cond, text_uncond, denoiser
+
+
 def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
     """Put the stand-in's ``modules`` in place; gives ``shared``."""
     clip = Clip()
@@ -55,7 +66,7 @@ def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
         cond_stage_model=clip, model=SimpleNamespace(diffusion_model=unet, conditioning_key="crossattn")
     )
     shared = types.ModuleType("modules.shared")
-    shared.state = SimpleNamespace(interrupted=False, skipped=False)
+    shared.state = SimpleNamespace(interrupted=False, skipped=False, sampling_step=0, sampling_steps=0)
     shared.opts = SimpleNamespace(use_old_scheduling=False)
     shared.sd_model = model
 
@@ -93,10 +104,17 @@ def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
     parser.get_multicond_prompt_list = prompt_list
     parser.get_learned_conditioning_prompt_schedules = schedules
     parser.reconstruct_multicond_batch = reconstruct
+    parser.reconstruct_cond_batch = lambda cond, step: cond
     samplers, common = types.ModuleType("modules.sd_samplers"), types.ModuleType("modules.sd_samplers_common")
     common.apply_refiner = lambda denoiser, x=None, sigma=None: False
+    callbacks = types.ModuleType("modules.script_callbacks")
+    callbacks.CFGDenoiserParams = CFGDenoiserParams
+    callbacks.on_cfg_denoiser = []
+    callbacks.ordered_callbacks = lambda category: [
+        SimpleNamespace(callback=one) for one in callbacks.on_cfg_denoiser if category == "cfg_denoiser"
+    ]
     package = types.ModuleType("modules")
-    for module in (shared, parser, samplers, common):
+    for module in (shared, parser, samplers, common, callbacks):
         setattr(package, module.__name__.partition(".")[2], module)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "modules", package)

@@ -386,3 +386,63 @@ def test_what_was_learned_about_memory_holds_when_the_prompt_changes(a1111, shar
         heal()
     assert sampling.stood_aside == ""
     assert passes.count(2) == 1  # at the first step alone, though another guide is made at the second
+
+
+# ---------------------------------------------------------------- others in the attention's place
+
+
+class Region:
+    """As Regional Prompter and NegPiP: in every cross-attention's place, ready only when its callback was called."""
+
+    def __init__(self, unet):
+        self.count, self.turns, self.conds = 0, [], None
+        self.layers = [layer.module for layer in cross_attention_layers(unet)]
+        for module in self.layers:
+            module.forward = self.hooked(module, module.forward)
+
+    def hooked(self, module, forward):
+        def instead(x, context=None, mask=None):
+            assert self.conds is not None, "object of type 'NoneType' has no len()"
+            self.count = (self.count + 1) % len(self.layers)
+            self.turns.append(len(x))
+            return forward(x, context=context, mask=mask)
+
+        return instead
+
+    def ready(self, params):
+        assert params.text_cond.shape[0] == len(params.x) - 1  # conditional rows, then the unconditional one
+        self.conds = params.x.shape
+
+    def remove(self):
+        for module in self.layers:
+            del module.forward
+
+
+def test_who_counts_in_the_attentions_place_finds_what_it_expects_and_no_trace_of_us(a1111, shared, unet):
+    import modules
+
+    region = Region(unet)
+    modules.script_callbacks.on_cfg_denoiser.append(region.ready)
+    counts = []
+
+    def spy(job):
+        forward = job.denoiser.forward
+
+        def seen(x, sigma, **given):
+            counts.append((region.count, list(region.turns), region.conds))
+            region.conds = x.shape  # as the host's own callback comes within forward
+            found = forward(x, sigma, **given)
+            region.conds, region.turns[:] = None, []
+            return found
+
+        job.denoiser.forward = seen
+
+    try:
+        moved, _, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH, prepare=spy)
+    finally:
+        region.remove()
+    plain, _, _ = drawn(a1111, shared, ["a cat and a dog"])
+    assert sampling.stood_aside == ""
+    assert [trace.steps[0].update_norm > 0 for trace in sampling.traces] == [True]
+    assert not torch.equal(moved, plain)
+    assert counts == [(0, [], None)] * 4

@@ -46,7 +46,7 @@ def model() -> nn.Sequential:
 
 def test_nothing_is_called_where_nothing_is_replaced(model: nn.Sequential) -> None:
     one = Counting()
-    made_ready([one.callback], model, lambda: pytest.fail("no params are wanted"))
+    made_ready(lambda: pytest.fail("no callbacks are wanted"), model, lambda: pytest.fail("no params are wanted"))
     with put_back(model):
         one.count = 5
     assert one.count == 5
@@ -59,7 +59,7 @@ def test_only_the_owners_callback_is_called_with_params_of_its_own(model: nn.Seq
     owner.hook(model[2])
     assert keepers(replaced_forwards(model)) == [owner]
     made: list[object] = []
-    made_ready([other.callback, owner.callback, seen.append], model, lambda: made.append(object()) or made[-1])
+    made_ready(lambda: [other.callback, owner.callback, seen.append], model, lambda: made.append(object()) or made[-1])
     assert owner.ready == made
     assert len(made) == 1
     assert other.ready is None
@@ -72,7 +72,7 @@ def test_all_that_was_counted_is_put_back(model: nn.Sequential, fails: bool) -> 
     owner.log["kept"] = 1
     held, before = owner.log, (calls, list(seen))
     with pytest.raises(ZeroDivisionError) if fails else put_back(model), put_back(model):
-        made_ready([owner.callback], model, object)
+        made_ready(lambda: [owner.callback], model, object)
         model(torch.ones(1, 2))
         assert (owner.count, calls, owner.fresh) == (1, before[0] + 1, True)
         if fails:
