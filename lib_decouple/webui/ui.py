@@ -57,7 +57,7 @@ def controls(
         made["compare"].do_not_save_to_config = True  # the button ticks it for one job
         gr.HTML(page.place("live"), elem_id=elem_id("live"))
         gr.HTML(page.place("trace"), elem_id=elem_id("trace"))
-        share = gr.Accordion("Share: save, export and import presets", open=False, elem_id=elem_id("presets"))
+        share = gr.Accordion("Share presets", open=False, elem_id=elem_id("presets"))
         with gr.Accordion("Expert", open=False, elem_id=elem_id("expert")):
             for group, title in EXPERT.items():
                 page.heading(title, "h4")

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from tests.browser import chromium, find, open_webui, until, write
 
 OWN = "#script_{tab}_attention_decoupling_"
-PROMPT = "a photo of an old man, a dog and (a red fire hydrant:1.2) <lora:fur:0.5> and a dog"
+PROMPT = "a photo of an old man, a dog and (a red teddy bear:1.2) <lora:fur:0.5> and the dog"
 PRESSED = (
     r"return [...document.querySelectorAll(arguments[0])].map(one => one.firstChild.textContent.replace(/\u2060/, ''));"
 )
@@ -90,19 +90,19 @@ def shot(page, name):
 
 
 def test_suggested_words_are_marked_and_signs_are_no_chips(page):
-    assert pressed(page) == ["man", "dog", "fire", "hydrant"]
+    assert pressed(page) == ["man", "dog", "teddy", "bear"]
     signs = [one.text for one in find(page, f"{OWN.format(tab='txt2img')}tokens .decouple-sign")]
     assert signs == [",", "(", ":1.2)", "<lora:fur:0.5>"]
-    assert "weight 1.2" in chip(page, "fire").get_attribute("title")
+    assert "weight 1.2" in chip(page, "teddy").get_attribute("title")
     assert chip(page, "man").get_attribute("title").startswith("token #6")
     shot(page, "suggested")
 
 
 def test_a_click_takes_the_suggestions_over_and_another_takes_a_word_out(page):
     chip(page, "red").click()
-    until(lambda: field(page) == "man, dog, fire hydrant, red")
+    until(lambda: field(page) == "man, dog, teddy bear, red")
     until(lambda: "4 chosen" in says(page))
-    chip(page, "fire").click()
+    chip(page, "teddy").click()
     until(lambda: field(page) == "man, dog, red")
     until(lambda: pressed(page) == ["man", "dog", "red"])
     find(page, ".decouple-back")[0].click()
@@ -111,18 +111,18 @@ def test_a_click_takes_the_suggestions_over_and_another_takes_a_word_out(page):
 
 def test_the_second_of_two_equal_words(page):
     chip(page, "dog", 2).click()
-    until(lambda: field(page) == "man, dog, fire hydrant, dog@2")
+    until(lambda: field(page) == "man, dog, teddy bear, dog@2")
 
 
 def test_shift_click_and_drag_join_words(page):
     chip(page, "red").click()
     until(lambda: "4 chosen" in says(page))
-    ActionChains(page).key_down(Keys.SHIFT).click(chip(page, "hydrant")).key_up(Keys.SHIFT).perform()
-    until(lambda: field(page) == "man, dog, red fire hydrant")
+    ActionChains(page).key_down(Keys.SHIFT).click(chip(page, "bear")).key_up(Keys.SHIFT).perform()
+    until(lambda: field(page) == "man, dog, red teddy bear")
     until(lambda: "3 chosen" in says(page))
     ActionChains(page).click_and_hold(chip(page, "old")).move_to_element(chip(page, "man")).release().perform()
-    until(lambda: field(page) == "dog, red fire hydrant, old man")
-    until(lambda: pressed(page) == ["old", "man", "dog", "red", "fire", "hydrant"])
+    until(lambda: field(page) == "dog, red teddy bear, old man")
+    until(lambda: pressed(page) == ["old", "man", "dog", "red", "teddy", "bear"])
     shot(page, "joined")
 
 
@@ -135,7 +135,7 @@ def test_words_that_do_not_stand_together_are_refused_in_words(page):
 def test_by_keyboard(page):
     page.execute_script("arguments[0].focus()", chip(page, "old"))
     ActionChains(page).send_keys(Keys.ARROW_RIGHT).send_keys(Keys.ENTER).perform()
-    until(lambda: field(page) == "dog, fire hydrant")
+    until(lambda: field(page) == "dog, teddy bear")
     until(lambda: "2 chosen" in says(page))
     assert word_of(page.switch_to.active_element) == "man"
 
@@ -143,17 +143,17 @@ def test_by_keyboard(page):
 def test_words_are_joined_by_keyboard_and_tab_stops_once(page):
     page.execute_script("arguments[0].focus()", chip(page, "red"))
     ActionChains(page).send_keys(Keys.ENTER).perform()
-    until(lambda: field(page) == "man, dog, fire hydrant, red")
+    until(lambda: field(page) == "man, dog, teddy bear, red")
     until(lambda: "4 chosen" in says(page))
     step = ActionChains(page).send_keys(Keys.ARROW_RIGHT).send_keys(Keys.ARROW_DOWN)
     step.key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
-    until(lambda: field(page) == "man, dog, red fire hydrant")
-    until(lambda: word_of(page.switch_to.active_element) == "hydrant")
+    until(lambda: field(page) == "man, dog, red teddy bear")
+    until(lambda: word_of(page.switch_to.active_element) == "bear")
     stops = [one for one in words(page) if one.get_attribute("tabindex") == "0"]
-    assert [word_of(one) for one in stops] == ["hydrant"]
-    assert chip(page, "fire").get_attribute("aria-label") == "fire, entity 3"
+    assert [word_of(one) for one in stops] == ["bear"]
+    assert chip(page, "teddy").get_attribute("aria-label") == "teddy, entity 3"
     ActionChains(page).send_keys(Keys.HOME).send_keys(Keys.SPACE).perform()
-    until(lambda: field(page) == "man, dog, red fire hydrant, a")
+    until(lambda: field(page) == "man, dog, red teddy bear, a")
 
 
 def test_a_finger_chooses_and_joins(page):
@@ -165,24 +165,24 @@ def test_a_finger_chooses_and_joins(page):
         return {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
 
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", chip(page, "red"))
-    ends = middle(chip(page, "red")), middle(chip(page, "fire"))
+    ends = middle(chip(page, "red")), middle(chip(page, "teddy"))
     touch("touchStart", ends[0])
     for k in range(1, 6):
         touch("touchMove", {axis: ends[0][axis] + (ends[1][axis] - ends[0][axis]) * k / 5 for axis in "xy"})
     touch("touchEnd")
-    until(lambda: field(page) == "man, dog, red fire")
+    until(lambda: field(page) == "man, dog, red teddy")
     until(lambda: "3 chosen" in says(page))
     touch("touchStart", middle(chip(page, "man")))
     touch("touchEnd")
-    until(lambda: field(page) == "dog, red fire")
+    until(lambda: field(page) == "dog, red teddy")
 
 
 def test_an_entity_keeps_its_colour_whatever_else_is_chosen(page):
-    before = colour(page, "man"), colour(page, "hydrant")
+    before = colour(page, "man"), colour(page, "bear")
     chip(page, "dog").click()
-    until(lambda: field(page) == "man, fire hydrant")
+    until(lambda: field(page) == "man, teddy bear")
     until(lambda: "2 chosen" in says(page))
-    assert (colour(page, "man"), colour(page, "hydrant")) == before
+    assert (colour(page, "man"), colour(page, "bear")) == before
     assert before[0] != before[1]
 
 
@@ -205,9 +205,9 @@ def test_chunks_breaks_and_parts_are_told(page):
 
 
 def test_what_is_typed_is_shown_and_a_wrong_word_is_named(page):
-    write(page, "fire hydrant, dgo", f"{OWN.format(tab='txt2img')}entities textarea")
+    write(page, "teddy bear, dgo", f"{OWN.format(tab='txt2img')}entities textarea")
     until(lambda: 'did you mean "dog"?' in says(page))
-    assert pressed(page) == ["fire", "hydrant"]
+    assert pressed(page) == ["teddy", "bear"]
 
 
 def test_typing_asks_seldom_and_shows_the_last(page):
