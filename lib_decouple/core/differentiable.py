@@ -124,11 +124,18 @@ class Proof:
             self._cut.add(name)
         # Of a single key every query takes all: no gradient reaches either.
         elif value.ndim != 3 or value.shape[1] > 1:
-            self._due[name] = self._due.get(name, 0) + 1
-            self._nodes[name] = value.grad_fn
-            value.register_hook(partial(self._came, name))
+            # A linear layer's output is a view in torch. What adds to it in place, as Forge's residuals do, puts
+            # another node in the view's place, but none in the place of what it is a view of.
+            if blamed.place == name and value._base is not None and value._base.grad_fn is not None:
+                value = value._base
+            node: Any = value.grad_fn
+            if node is not None:  # the latents themselves have none
+                self._due[name] = self._due.get(name, 0) + 1
+                self._nodes[name] = node
+                node.register_prehook(partial(self._came, name, value.output_nr))
 
-    def _came(self, name: str, gradient: Tensor | None) -> None:
+    def _came(self, name: str, output: int, gradients: Sequence[Tensor | None]) -> None:
+        gradient = gradients[output]
         if gradient is not None:  # as an operation without a backward has it
             self._taken.setdefault(name, []).append(gradient.any())
 

@@ -113,6 +113,18 @@ class TestProof:
         assert angle(bench.take(), whole) == pytest.approx(1, abs=1e-6)
         assert bench.gradient.proved
 
+    def test_adding_in_place_to_what_a_layer_gave_is_no_fault(
+        self, bench: Bench, whole: Tensor, monkeypatch: Any
+    ) -> None:
+        """As Forge's feed-forward parts, whose last layer's output the residual is added to."""
+        layers = [module for name, module in bench.unet.named_modules() if name.endswith("ff")]
+        assert len(layers) > 2
+        for layer in layers:
+            plain = layer.forward
+            monkeypatch.setattr(layer, "forward", lambda x, *_, plain=plain: plain(x).add_(x).sub_(x))
+        assert angle(bench.take(), whole) == pytest.approx(1, abs=1e-6)
+        assert bench.gradient.proved
+
     def test_a_gradient_of_zeros_shows_nothing(self, bench: Bench) -> None:
         bench.gradient.loss = lambda maps: maps.sum((1, 2, 3)) * 0
         assert not bench.take().any()
