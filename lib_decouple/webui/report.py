@@ -165,7 +165,7 @@ class Run:
             entities, moved, iou = (self.result(key, *image) for key in keys)
             if entities:
                 parts.append(f"{start}{entities}: {self._moved(moved or '')}")
-                parts += [f"overlap (IoU) by the update {iou}"] if iou else []
+                parts += [f"overlap (IoU) by the update {iou}{_risen(iou)}"] if iou else []
         if parts and (unused := self._unused(image)):
             parts.insert(1, f"not in this prompt: {unused}")
         if reason := self.result(STOOD_ASIDE, *image):
@@ -226,6 +226,12 @@ def reason_of(one: Pass, position: int, drawn: bool = True) -> str:
     if was_guided(one, position):
         return ""
     return one.left_alone[position] or (NO_STEP if drawn else "")
+
+
+def _risen(iou: str) -> str:
+    """The plain word where an update left more overlap than it found; ``iou`` as :func:`effect.by_update` writes it."""
+    before, _, behind, *_ = iou.split()
+    return ", which is more than before" if float(behind) > float(before) else ""
 
 
 def _told(key: str, one: Pass, position: int) -> str:

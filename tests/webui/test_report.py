@@ -112,6 +112,14 @@ def test_an_image_that_nothing_moved_says_why(one, reason):
         assert reason.removeprefix("hires: ") in " ".join(Run(Settings(enabled=True), passes, drawn={0}).lines())
 
 
+def test_an_update_that_raised_the_overlap_is_said_to_have():
+    def line(before, behind):
+        return Run(Settings(enabled=True), [Pass([trace((before, behind, 0.1))], [""])]).lines()[0]
+
+    assert line(0.3, 0.467).endswith("overlap (IoU) by the update 0.300 to 0.467 at step 1, which is more than before")
+    assert line(0.5, 0.4).endswith("0.500 to 0.400 at step 1")
+
+
 def test_an_image_that_no_update_moved_is_said_to_be_left_alone():
     still = [Pass([trace((0.5, None, 0.0))], [""])]
     stopped = Run(Settings(enabled=True, stop="on", stop_below=0.81), still, drawn={0})
