@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import caption, clip, clip_text, detector, open_clip, owlv2, soft_tifa, vqa, vqascore
+from . import caption, clip, clip_text, detector, drawn, open_clip, owlv2, soft_tifa, vqa, vqascore
 from .base import Judge, Missing, Options
 
 KINDS: dict[str, Any] = {
     judge.kind: judge
     for judge in (
         detector.Detector,
+        drawn.Drawn,
         clip.Clip,
         open_clip.OpenClip,
         clip_text.ClipText,

@@ -83,9 +83,9 @@ def _stamp(placed: Placed) -> np.ndarray:
     if placed.mirrored:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     side = max(2, round(placed.size * SIDE / (SIDE - 2)))
-    picture = picture.resize((side, side), Image.Resampling.BICUBIC if side > SIDE else Image.Resampling.BOX)
+    picture = picture.resize((side, side), Image.Resampling.BILINEAR if side > SIDE else Image.Resampling.BOX)
     if placed.angle:
-        picture = picture.rotate(placed.angle, Image.Resampling.BICUBIC, expand=True)
+        picture = picture.rotate(placed.angle, Image.Resampling.BILINEAR, expand=True)
     return np.asarray(picture)
 
 

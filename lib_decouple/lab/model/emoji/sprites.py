@@ -290,7 +290,7 @@ def _fitted(drawing: Image.Image) -> Image.Image:
     part = drawing.crop(box)
     scale = (SIDE - 2) / max(part.size)
     size = (max(1, round(part.width * scale)), max(1, round(part.height * scale)))
-    part = part.resize(size, Image.Resampling.LANCZOS)
+    part = part.resize(size, Image.Resampling.HAMMING)
     cell = Image.new("RGBA", (SIDE, SIDE))
     cell.paste(part, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
     return cell

@@ -1,0 +1,51 @@
+"""The judge of drawn things: a small net that ships, for the model whose pictures show 24 things in 11 colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ....prompt.lexicon import singulars
+from ...model.emoji.sprites import COLOURS, THINGS
+from .base import Item, Missing, Options
+from .words import described
+
+
+class Drawn:
+    """1 for each entity that is there, in whatever colour, 0 for each that is not; the whole: each as often as named,
+    in the colour named, and nothing else."""
+
+    kind = name = "drawn"
+    threshold = 0.5
+
+    def __init__(self, source: str, options: Options) -> None:
+        if source:
+            raise Missing(f"the judge of drawn things has its own weights and takes no model, but was given {source!r}")
+        self.source = ""
+
+    def score(self, items: Sequence[Item]) -> list[dict[str, float]]:
+        """Raises ValueError for things and attributes that it does not know, and for images of another size."""
+        from ...model.emoji.judge import look, match, verdict  # torch, which who only reads a report has no need of
+
+        scores: list[dict[str, float]] = []
+        for item in items:
+            asked = [(entity, each) for entity in item.entities for each in _asked(entity)]
+            (found,) = look(np.array(item.image.convert("RGB"))[None])
+            answers, _ = match(found, [each for _, each in asked])
+            there = dict.fromkeys(item.entities, 1.0)
+            there |= {entity: 0.0 for (entity, _), answer in zip(asked, answers) if answer is None}
+            scores.append({"": float(verdict(found, [each for _, each in asked]).right), **there})
+        return scores
+
+
+def _asked(entity: str) -> list[tuple[str, str | None]]:
+    """``"two red cars"`` -> a red car, twice."""
+    words = described(entity)
+    colours = [word for word in words.attributes if word in COLOURS]
+    if other := [word for word in words.attributes if word not in COLOURS]:
+        raise ValueError(f"entity: {other[0]!r} in {entity!r} is no colour that is drawn; one of {', '.join(COLOURS)}")
+    if len(colours) > 1:
+        raise ValueError(f"entity: {entity!r} names {len(colours)} colours; one thing has one here")
+    nouns = [noun for noun in (words.noun, *singulars(words.noun)) if noun in THINGS]
+    return [((nouns or [words.noun])[0], colours[0] if colours else None)] * words.number

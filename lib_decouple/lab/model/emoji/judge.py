@@ -1,0 +1,364 @@
+"""A small net that says what a picture of drawn things shows: which, how many, where and in which colours.
+
+It learns from scenes of its own, in which any things meet, may come twice and stand beside scraps, drawn with more
+drawings than the model is taught; other drawings are held out for its test. It never sees a picture of the model.
+
+``python -m lib_decouple.lab.model.emoji.judge train|test --folder DIR`` trains it and measures its error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .scenes import SCENE, Placed, place, render
+from .sprites import COLOURS, THINGS
+
+WEIGHTS = Path(__file__).resolve().parent / "judge.safetensors"
+CELL = 8
+"""Side of one cell of the heat map, pixels."""
+
+THRESHOLD = 0.4
+"""Least score of a thing that counts as there."""
+
+_PALETTE = tuple(COLOURS)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One thing in a picture; centre in pixels, score 0..1."""
+
+    thing: str
+    colour: str
+    x: float
+    y: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a picture shows against what its prompt asked for."""
+
+    missing: tuple[str, ...]
+    """Things asked for that are not there (a thing asked for twice and there once is missing once)."""
+    extra: tuple[str, ...]
+    """Things there beyond those asked for."""
+    miscoloured: tuple[str, ...]
+    """Things that are there, but not in the colour asked for."""
+
+    @property
+    def right(self) -> bool:
+        """Each thing asked for, in its colour, and nothing else."""
+        return not (self.missing or self.extra or self.miscoloured)
+
+
+def _block(given: int, wanted: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(given, wanted, 3, stride, 1, bias=False), nn.BatchNorm2d(wanted), nn.ReLU(inplace=True)
+    )
+
+
+class Judge(nn.Module):
+    """``[n, 3, 128, 128]`` in [-1, 1] -> logits of things ``[n, 24, 16, 16]`` and colours ``[n, 11, 16, 16]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near = nn.Sequential(
+            _block(3, 24, 2), _block(24, 48, 2), _block(48, 48), _block(48, 96, 2), _block(96, 96), _block(96, 96)
+        )
+        self.far = nn.Sequential(_block(96, 128, 2), _block(128, 128), _block(128, 128))
+        self.both = nn.Sequential(_block(96 + 128, 96), _block(96, 96))
+        self.things = nn.Conv2d(96, len(THINGS), 1)
+        self.colours = nn.Conv2d(96, len(COLOURS), 1)
+        nn.init.constant_(self.things.bias, -4.0)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of things and of colours, one a cell."""
+        near = self.near(images)
+        far = nn.functional.interpolate(self.far(near), scale_factor=2, mode="bilinear")
+        both = self.both(torch.cat([near, far], 1))
+        return self.things(both).float(), self.colours(both).float()
+
+
+@cache
+def judge() -> Judge:
+    """The trained net. Raises FileNotFoundError where it is not installed."""
+    from safetensors.torch import load_file
+
+    net = Judge()
+    net.load_state_dict({key: value.float() for key, value in load_file(WEIGHTS).items()})
+    return net.eval()
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """uint8 ``[n, 128, 128, 3]`` -> float ``[n, 3, 128, 128]`` in [-1, 1]. Raises ValueError for another shape."""
+    if images.ndim != 4 or images.shape[1:] != (SCENE, SCENE, 3):
+        raise ValueError(f"images: shape {images.shape}; [n, {SCENE}, {SCENE}, 3] is needed")
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+@torch.no_grad()
+def look(images: np.ndarray, net: Judge | None = None) -> list[list[Found]]:
+    """What each picture shows, uint8 ``[n, 128, 128, 3]``.
+
+    A cell whose best thing has at least :data:`THRESHOLD` and is the best within two cells counts as one thing.
+    """
+    things, colours = (net or judge())(to_tensor(images))
+    scores, best = things.sigmoid().max(1)
+    peaks = (scores >= THRESHOLD) & (scores == nn.functional.max_pool2d(scores[:, None], 5, 1, 2)[:, 0])
+    colour = colours.argmax(1)
+    found: list[list[Found]] = [[] for _ in range(len(images))]
+    for n, y, x in peaks.nonzero().tolist():
+        thing, hue = THINGS[int(best[n, y, x])], _PALETTE[int(colour[n, y, x])]
+        found[n].append(Found(thing, hue, (x + 0.5) * CELL, (y + 0.5) * CELL, float(scores[n, y, x])))
+    return found
+
+
+def match(found: list[Found], asked: list[tuple[str, str | None]]) -> tuple[list[Found | None], list[Found]]:
+    """For each thing asked for, with its colour (None is any), the one that answers it, and those that answer nothing.
+
+    Of several of a thing, those in the colour asked for count first. Raises ValueError for unknown things or colours.
+    """
+    for thing, colour in asked:
+        if thing not in THINGS:
+            raise ValueError(f"asked: {thing!r} is unknown to the judge; one of {', '.join(THINGS)}")
+        if colour is not None and colour not in COLOURS:
+            raise ValueError(f"asked: colour {colour!r} is unknown to the judge; one of {', '.join(COLOURS)}")
+    left = list(found)
+    answers: list[Found | None] = [None] * len(asked)
+    order = sorted(range(len(asked)), key=lambda i: asked[i][1] is None)
+    for picky in (True, False):
+        for i in order:
+            thing, colour = asked[i]
+            if answers[i] is None:
+                fits = (f for f in left if f.thing == thing and (not picky or colour in (None, f.colour)))
+                answers[i] = next(fits, None)
+                left = [f for f in left if f is not answers[i]]
+    return answers, left
+
+
+def verdict(found: list[Found], asked: list[tuple[str, str | None]]) -> Verdict:
+    """Compare what is there with things and colours asked for, as :func:`match` pairs them."""
+    answers, left = match(found, asked)
+    missing = tuple(thing for (thing, _), answer in zip(asked, answers) if answer is None)
+    miscoloured = tuple(
+        thing for (thing, colour), answer in zip(asked, answers) if answer and colour not in (None, answer.colour)
+    )
+    return Verdict(missing, tuple(f.thing for f in left), miscoloured)
+
+
+def scrap(image: np.ndarray, scene: list[Placed], rng: np.random.Generator) -> np.ndarray:
+    """The picture with one of its things cut into pieces that changed places: no longer a thing."""
+    victim = scene[rng.integers(len(scene))]
+    half = int(victim.size / 2)
+    side = 2 * half // 4
+    x0, y0 = int(victim.x) - half, int(victim.y) - half
+    broken = image.copy()
+    order = rng.permutation(16)
+    for index, source in enumerate(order):
+        (ty, tx), (sy, sx) = divmod(index, 4), divmod(int(source), 4)
+        part = image[y0 + sy * side : y0 + (sy + 1) * side, x0 + sx * side : x0 + (sx + 1) * side]
+        broken[y0 + ty * side : y0 + (ty + 1) * side, x0 + tx * side : x0 + (tx + 1) * side] = part
+    scene.remove(victim)
+    return broken
+
+
+def draw(
+    rng: np.random.Generator, roles: tuple[str, ...], count: int, twice: float = 0.2, tinted: float = 0.6
+) -> tuple[list[Placed], np.ndarray]:
+    """``count`` things that may meet in no scene for training, sometimes one of them twice."""
+    things = [str(thing) for thing in rng.choice(THINGS, size=count, replace=False)]
+    if count > 1 and rng.random() < twice:
+        things[1] = things[0]
+    colours = [str(rng.choice(_PALETTE)) if rng.random() < tinted else None for _ in things]
+    scene = place(list(zip(things, colours)), rng, roles)
+    return scene, render(scene, rng)
+
+
+def soften(images: Tensor) -> Tensor:
+    """Pictures made less sharp, noisy and shifted in colour, as those of a model are: ``[n, 3, h, w]``."""
+    side = images.shape[-1]
+    sharp, *blurred = images.chunk(3)
+    for part in blurred:
+        small = int(side / (1.2 + 1.4 * float(torch.rand(()))))
+        part = nn.functional.interpolate(part, size=small, mode="bilinear", antialias=True)
+        sharp = torch.cat([sharp, nn.functional.interpolate(part, size=side, mode="bilinear")])
+    strength = torch.rand(2, len(images), 1, 1, 1)
+    shift = torch.randn(len(images), 3, 16, 16) * strength[0] * 0.07
+    softened = sharp + nn.functional.interpolate(shift, size=side, mode="bilinear")
+    return (softened + torch.randn_like(softened) * strength[1] * 0.05).clamp(-1, 1)
+
+
+def targets(scenes: list[list[Placed]]) -> tuple[Tensor, Tensor]:
+    """Heat of things ``[n, 24, 16, 16]``, a bell at each centre; colours ``[n, 16, 16]``, -1 where none counts."""
+    cells = SCENE // CELL
+    heat = torch.zeros(len(scenes), len(THINGS), cells, cells)
+    colours = torch.full((len(scenes), cells, cells), -1)
+    yy, xx = torch.meshgrid(torch.arange(cells), torch.arange(cells), indexing="ij")
+    for n, scene in enumerate(scenes):
+        for placed in scene:
+            x, y = min(int(placed.x / CELL), cells - 1), min(int(placed.y / CELL), cells - 1)
+            bell = torch.exp(-((xx - x) ** 2 + (yy - y) ** 2) / (2 * 0.8**2))
+            index = THINGS.index(placed.thing)
+            heat[n, index] = torch.maximum(heat[n, index], bell)
+            if placed.colour:
+                colours[n, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = _PALETTE.index(placed.colour)
+    return heat, colours
+
+
+def focal(logits: Tensor, heat: Tensor) -> Tensor:
+    """CornerNet's focal loss of heat maps (Law and Deng, 2018), per thing there."""
+    chance = logits.sigmoid()
+    there = heat == 1
+    gain = there * (1 - chance) ** 2 * nn.functional.logsigmoid(logits)
+    calm = ~there * (1 - heat) ** 4 * chance**2 * nn.functional.logsigmoid(-logits)
+    return -(gain + calm).sum() / there.sum().clamp(min=1)
+
+
+def learn(folder: Path, seed: int, steps: int, batch: int = 24, peak: float = 3e-3) -> None:
+    """Train on scenes of taught and judged drawings; goes on where it was stopped; writes :data:`WEIGHTS`."""
+    from safetensors.torch import save_file
+
+    from .train import Training, assign
+
+    torch.manual_seed(seed)
+    net = Judge()
+    training = Training(folder, "judge", net, seed, peak, decay=0.99)
+    training.resume()
+
+    def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        scenes, images = [], []
+        for _ in range(batch):
+            scene, image = draw(rng, ("taught", "judged"), int(rng.integers(1, 5)))
+            if rng.random() < 0.15:
+                image = scrap(image, scene, rng)
+            scenes.append(scene)
+            images.append(image)
+        heat, colours = targets(scenes)
+        with torch.autocast("cpu", torch.bfloat16):
+            things, hues = net(soften(to_tensor(np.stack(images))))
+        kinds = focal(things, heat)
+        shades = nn.functional.cross_entropy(hues, colours, ignore_index=-1)
+        return kinds + 0.3 * shades, {"things": kinds.item(), "colours": shades.item()}
+
+    training.run(steps, loss)
+    assign(training.learned, training.average)
+    settle(net, seed)
+    net.eval()
+    state = {key: value.half().contiguous() for key, value in net.state_dict().items() if value.is_floating_point()}
+    state |= {key: value for key, value in net.state_dict().items() if not value.is_floating_point()}
+    save_file(state, WEIGHTS)
+
+
+@torch.no_grad()
+def settle(net: Judge, seed: int) -> None:
+    """The averaged weights' own statistics for batch normalisation, over some hundred scenes."""
+    rng = np.random.default_rng([seed, 2])
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+    net.train()
+    for _ in range(12):
+        images = np.stack([draw(rng, ("taught", "judged"), int(rng.integers(1, 5)))[1] for _ in range(32)])
+        net(soften(to_tensor(images)))
+
+
+def measure(
+    roles: tuple[str, ...], count: int, seed: int, through: Callable[[np.ndarray], np.ndarray] | None = None
+) -> dict[str, Any]:
+    """The judge's error on ``count`` scenes of one to three things whose content is known.
+
+    ``through`` changes the pictures first (an autoencoder). ``missing`` is the share of scenes in which the judge
+    is wrong about what is missing: a thing there that it does not see. ``reported`` is its converse: scenes of
+    which one thing was left out (drawn without it), but which it is said to show.
+    """
+    rng = np.random.default_rng([seed, 3])
+    scenes, images = [], []
+    for index in range(count):
+        scene, image = draw(rng, roles, 1 + index % 3, twice=0)
+        scenes.append(scene)
+        images.append(image)
+    pictures = np.stack(images)
+    found: list[list[Found]] = []
+    for start in range(0, count, 50):
+        part = pictures[start : start + 50]
+        found += look(through(part) if through else part)
+    wrong: Counter[str] = Counter()
+    drawn: Counter[str] = Counter()
+    missed: Counter[str] = Counter()
+    tinted = miscoloured = 0
+    for scene, seen in zip(scenes, found):
+        asked = [(placed.thing, placed.colour) for placed in scene]
+        said = verdict(seen, asked)
+        drawn.update(thing for thing, _ in asked)
+        missed.update(said.missing)
+        wrong["missing"] += bool(said.missing)
+        wrong["extra"] += bool(said.extra)
+        absent = [thing for thing in THINGS if thing not in {name for name, _ in asked}]
+        decoy = absent[int(rng.integers(len(absent)))]
+        wrong["reported"] += not verdict(seen, [*asked, (decoy, None)]).missing
+        coloured = [thing for thing, colour in asked if colour and thing not in said.missing]
+        tinted += len(coloured)
+        miscoloured += len(said.miscoloured)
+    return {
+        "scenes": count,
+        "missing": wrong["missing"] / count,
+        "extra": wrong["extra"] / count,
+        "reported": wrong["reported"] / count,
+        "colour": miscoloured / max(1, tinted),
+        "missed": {thing: missed[thing] / max(1, drawn[thing]) for thing in THINGS},
+    }
+
+
+def autoencoder(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Pictures as the trained autoencoder in ``folder`` gives them back."""
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae").eval()
+
+    @torch.no_grad()
+    def through(images: np.ndarray) -> np.ndarray:
+        back = torch.cat([vae.decode(vae.encode(p).latent_dist.mean).sample for p in to_tensor(images).split(10)])
+        return back.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+    return through
+
+
+def main() -> None:
+    """Train or test."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["train", "test"])
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="training's folder; test takes its autoencoder if there"
+    )
+    parser.add_argument("--seed", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--scenes", type=int, default=900)
+    arguments = parser.parse_args()
+    if arguments.what == "train":
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        learn(arguments.folder, arguments.seed, arguments.steps)
+        return
+    kinds: dict[str, tuple[tuple[str, ...], Any]] = {
+        "taught": (("taught",), None),
+        "held out": (("held out",), None),
+    }
+    if (arguments.folder / "vae").is_dir():
+        kinds["taught, through the autoencoder"] = (("taught",), autoencoder(arguments.folder))
+    for name, (roles, through) in kinds.items():
+        print(json.dumps({"drawings": name, **measure(roles, arguments.scenes, arguments.seed, through)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

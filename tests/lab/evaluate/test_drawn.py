@@ -1,0 +1,59 @@
+"""The judge of drawn things as `evaluate judge` has it, on scenes whose content is known."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+from lib_decouple.lab.evaluate.judges import Missing, Options, named, threshold
+from lib_decouple.lab.evaluate.judges.base import Item, verdicts
+from lib_decouple.lab.model.emoji import scenes
+
+
+def judge():
+    (found,), lacking = named("drawn", Options())
+    assert lacking == []
+    return found
+
+
+def drawn(*things, seed=0):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(scenes.render(scenes.place(list(things), rng), rng))
+
+
+def test_entities_are_looked_for_by_noun_and_colour():
+    items = [
+        Item(drawn(("car", "red"), ("bow", "blue")), "a red car and a blue bow", ("red car", "blue bow")),
+        Item(drawn(("car", "red"), ("bow", "blue")), "a blue car and a red bow", ("blue car", "red bow")),
+        Item(drawn(("car", "red")), "a red car and a turtle", ("red car", "turtle")),
+        Item(drawn(("frog", None), ("crown", None), ("apple", "green")), "a frog and a crown", ("frog", "crown")),
+        Item(drawn(("car", "red"), ("car", "blue")), "a red car and a blue car", ("red car", "blue car")),
+        Item(drawn(("car", "red"), ("car", "blue")), "two cars", ("two cars",)),
+        Item(drawn(("car", "red")), "two cars", ("two cars",)),
+    ]
+    assert judge().score(items) == [
+        {"": 1.0, "red car": 1.0, "blue bow": 1.0},
+        {"": 0.0, "blue car": 1.0, "red bow": 1.0},
+        {"": 0.0, "red car": 1.0, "turtle": 0.0},
+        {"": 0.0, "frog": 1.0, "crown": 1.0},
+        {"": 1.0, "red car": 1.0, "blue car": 1.0},
+        {"": 1.0, "two cars": 1.0},
+        {"": 0.0, "two cars": 0.0},
+    ]
+    assert threshold("drawn") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("entity", "words"),
+    [("cow", "'cow' is unknown"), ("shiny car", "'shiny' in 'shiny car'"), ("red blue car", "names 2 colours")],
+)
+def test_what_is_not_drawn_is_told(entity, words):
+    with pytest.raises(Missing, match=words):
+        verdicts(judge(), [Item(drawn(("cat", None)), "", (entity,))])
+
+
+def test_a_model_and_another_size_are_told():
+    _, lacking = named("drawn:/some/folder", Options())
+    assert "takes no model" in lacking[0]
+    with pytest.raises(Missing, match=r"shape \(1, 96, 96, 3\)"):
+        verdicts(judge(), [Item(Image.new("RGB", (96, 96)), "", ("cat",))])
