@@ -32,7 +32,8 @@ class Layout:
     heads: int
     context: int
     autoencoder: list[int]
-    """Its levels' widths as multiples of 32."""
+    """Its levels' widths as multiples of the first."""
+    autoencoder_width: int = 32
 
     @property
     def latents(self) -> int:
@@ -41,7 +42,7 @@ class Layout:
 
 
 TINY = Layout("decouple-tiny", 96, 64, [2], 4, 64, [1, 1, 2, 2])
-DRAWN = Layout("decouple-drawn", 128, 96, [1, 2], 8, 128, [1, 1, 2, 4])
+DRAWN = Layout("decouple-drawn", 128, 96, [1, 2], 8, 128, [1, 1, 1, 2], 64)
 """The model of drawn things (`lab/model/emoji`), in training; not in the project yet."""
 
 YAML = """\
@@ -92,7 +93,7 @@ model:
           resolution: {layout.side}
           in_channels: 3
           out_ch: 3
-          ch: 32
+          ch: {layout.autoencoder_width}
           ch_mult: {layout.autoencoder}
           num_res_blocks: 1
           attn_resolutions: []

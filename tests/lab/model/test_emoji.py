@@ -220,4 +220,5 @@ def test_the_drawn_layout_is_an_sd1_checkpoint_that_opens(tmp_path):
     params = yaml.safe_load(yaml_text(TOKENIZER.as_posix(), DRAWN))["model"]["params"]
     assert params["image_size"] == 16
     assert params["unet_config"]["params"]["attention_resolutions"] == [1, 2]
-    assert params["first_stage_config"]["params"]["ddconfig"]["ch_mult"] == [1, 1, 2, 4]
+    assert params["first_stage_config"]["params"]["ddconfig"]["ch_mult"] == [1, 1, 1, 2]
+    assert params["first_stage_config"]["params"]["ddconfig"]["ch"] == train.VAE_CONFIG["block_out_channels"][0]
