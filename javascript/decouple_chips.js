@@ -13,6 +13,7 @@
         comment: () => say("comment"),
         edit: () => say("prompt editing or a choice"),
         punctuation: () => say("a sign, not a word"),
+        keyword: () => say("a sign of another extension, not a word"),
         word: () => say("not a word that can be drawn"),
     };
 
@@ -120,6 +121,11 @@
             return entities.length ? entities.map((one) => one.words) : suggested;
         }
 
+        // What the prompt names, too, but isn't kept apart by itself; of no interest once entities are chosen.
+        leftOut() {
+            return this.answer.entities.length ? [] : this.answer.left_out ?? [];
+        }
+
         part(tag, name, text = "") {
             const made = document.createElement(tag);
             made.className = name;
@@ -151,6 +157,7 @@
             const owner = new Map();
             this.shownGroups().forEach((group, k) => group.forEach((word) => owner.set(word, k)));
             const automatic = !this.answer.entities.length;
+            const leftOut = this.leftOut();
             words.replaceChildren(...this.answer.words.map((word, k) => {
                 if (!word.selectable) {
                     const sign = this.part("span", "decouple-sign", word.text);
@@ -169,6 +176,12 @@
                     word.weight !== 1 && say("weight {weight}", {weight: word.weight}),
                 ].filter(Boolean).join("; ");
                 chip.setAttribute("aria-pressed", entity !== undefined);
+                const out = leftOut.find((one) => one.words.includes(k));
+                if (out) {
+                    chip.classList.add("decouple-left-out");
+                    chip.title = `${say("left out: {why}", {why: out.why})}; ${chip.title}`;
+                    chip.setAttribute("aria-label", say("{word}, left out: {why}", {word: word.text, why: out.why}));
+                }
                 if (entity !== undefined) {
                     chip.style.setProperty("--decouple-colour", this.answer.colours[entity]);
                     chip.append(this.part("sup", "", entity + 1));
@@ -187,9 +200,11 @@
             this.reach(focused);
             if (focused !== null) this.chip(focused)?.focus();
             const problems = [...(this.answer.warnings ?? []), ...this.answer.entities.map((one) => one.problem).filter(Boolean)];
+            const things = leftOut.map((one) => `${one.text} (${one.why})`).join(", ");
+            const told = things && say("Left out: {things}; a click keeps one apart, too.", {things});
             this.says(problems.join(" ") || (automatic
-                ? (owner.size ? say("Found automatically. Click words to change that; drag across words to join them.")
-                    : say("Nothing found; click words to choose."))
+                ? [owner.size ? say("Found automatically. Click words to change that; drag across words to join them.")
+                    : say("Nothing found; click words to choose."), told].filter(Boolean).join(" ")
                 : say("{number} chosen: {names}", {number: this.answer.entities.length, names: this.answer.field})), !automatic);
         }
 
@@ -267,7 +282,8 @@
             } else {
                 const groups = this.groups();
                 const without = groups.filter((group) => !group.includes(word));
-                this.choose(without.length < groups.length ? without : [...groups, [word]]);
+                const own = this.leftOut().find((one) => one.words.includes(word))?.words ?? [word];
+                this.choose(without.length < groups.length ? without : [...groups, own]);
             }
             this.last = word;
         }

@@ -56,12 +56,35 @@ def default_level(unet: nn.Module) -> Level:
     return Level(min(factors), "last") if len(factors) == 1 else Level(4)
 
 
+BACKTRACK = 20
+"""A full chunk ends behind its last comma where that is at most so many tokens before, as in the WebUIs."""
+
+
+def chunks(pipe: Any, prompt: str) -> list[list[int]]:
+    """The numbers of a prompt's tokens, without start and end, in chunks that the encoder can read; at least one."""
+    tokenizer = pipe.tokenizer
+    most = tokenizer.model_max_length - 2
+    comma = tokenizer.convert_tokens_to_ids(",</w>")
+    found: list[list[int]] = [[]]
+    for token in tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids:
+        own = found[-1]
+        if len(own) == most:
+            last = max((k for k, one in enumerate(own) if one == comma), default=-1)
+            moved = own[last + 1 :] if token != comma and last >= 0 and most - last <= BACKTRACK else []
+            del own[most - len(moved) :]
+            found.append(moved)
+        found[-1].append(token)
+    return found
+
+
 def pieces(pipe: Any, prompt: str) -> list[Piece]:
     """A prompt's tokens with their positions in the context, by the pipeline's own tokenizer."""
-    tokenizer = pipe.tokenizer
-    ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
-    texts = tokenizer.convert_ids_to_tokens(ids)
-    return [Piece(i, text) for i, text in enumerate(texts) if 0 < i < len(texts) - 1]
+    size = pipe.tokenizer.model_max_length
+    return [
+        Piece(number * size + k, text)
+        for number, chunk in enumerate(chunks(pipe, prompt))
+        for k, text in enumerate(pipe.tokenizer.convert_ids_to_tokens(chunk), start=1)
+    ]
 
 
 def plan_image(pipe: Any, prompt: str, entities: Sequence[str], skip_missing: bool = False) -> ImagePlan:
@@ -70,7 +93,7 @@ def plan_image(pipe: Any, prompt: str, entities: Sequence[str], skip_missing: bo
     own = pieces(pipe, prompt)
     places = align(entities, own, missing="skip" if skip_missing else "raise")
     found = tuple(Entity(name, tokens) for name, tokens in zip(entities, places) if tokens)
-    return ImagePlan(found, end=len(own) + 1)
+    return ImagePlan(found, end=own[-1].position + 1 if own else 1)
 
 
 def step_openings(scheduler: Any) -> list[bool]:
@@ -138,6 +161,7 @@ def generate(
     it comes out as it would alone. A sampler with several denoiser calls a step is guided at the first.
     What the settings leave open is filled by the profile of the model's family. ``layers`` chooses
     among the layers of the level that the settings name (all of them when left out).
+    A prompt longer than the text encoder's 75 tokens is encoded in chunks, as the WebUIs do.
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
     """
     count = len(prompts)
@@ -161,7 +185,8 @@ def generate(
         level = default_level(unet)
         guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers, [tracer])
         session = Session(guide, looks=lambda *_: observe or watch, moves=not observe)
-    embeds, extra = _conditioning(pipe, list(prompts), height, width)
+    encoded = _encoded(pipe, prompts, negative_prompt)
+    embeds, extra = _conditioning(pipe, list(prompts), height, width, encoded)
 
     scheduler.set_timesteps(steps, device=device)
     opens = step_openings(scheduler)
@@ -204,9 +229,10 @@ def generate(
     beginning = noise * start
     moved = guided(beginning, 0)
     first = noise if moved is beginning else moved / start  # untouched: the pipeline's own start, to the bit
+    texts = {} if encoded else {"prompt": list(prompts), "negative_prompt": [negative_prompt] * count}
     result = pipe(
-        prompt=list(prompts),
-        negative_prompt=[negative_prompt] * count,
+        **texts,
+        **encoded,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         height=height,
@@ -220,14 +246,53 @@ def generate(
     return Picture(list(result.images), traces, session.stood_aside if session else "", kept)
 
 
-def _conditioning(pipe: Any, prompts: list[str], height: int, width: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The conditional rows' context ``[batch, tokens, channels]``, and what SDXL adds to it."""
-    encoded = pipe.encode_prompt(
-        prompts, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    if not hasattr(pipe, "tokenizer_2"):
-        return encoded[0], {}
-    embeds, _, pooled, _ = encoded
+def _encoded(pipe: Any, prompts: Sequence[str], negative: str) -> dict[str, Tensor]:
+    """What to hand to the pipeline instead of texts: none where all fit into one chunk, which it reads itself."""
+    texts = [chunks(pipe, prompt) for prompt in (*prompts, negative)]
+    count = max(map(len, texts))
+    if count == 1:
+        return {}
+    rows = [own + [[]] * (count - len(own)) for own in texts]
+    embeds, pooled = zip(*(_encode(pipe, [row[k] for row in rows]) for k in range(count)))
+    joined = torch.cat(embeds, dim=1)
+    n = len(prompts)
+    found = {"prompt_embeds": joined[:n], "negative_prompt_embeds": joined[n:].repeat(n, 1, 1)}
+    if pooled[0] is not None:
+        found["pooled_prompt_embeds"] = pooled[0][:n]
+        found["negative_pooled_prompt_embeds"] = pooled[0][n:].repeat(n, 1)
+    return found
+
+
+def _encode(pipe: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+    """One chunk of each text: its context ``[rows, tokens, channels]`` and, of SDXL, what is pooled of it."""
+    contexts, pooled = [], None
+    xl = hasattr(pipe, "tokenizer_2")
+    for which in ("", "_2") if xl else ("",):
+        tokenizer, encoder = getattr(pipe, f"tokenizer{which}"), getattr(pipe, f"text_encoder{which}")
+        size, pad = tokenizer.model_max_length, tokenizer.pad_token_id
+        ids = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
+        numbers = torch.tensor([row + [pad] * (size - len(row)) for row in ids], device=pipe.unet.device)
+        read = encoder(numbers, output_hidden_states=xl)
+        contexts.append(read.hidden_states[-2] if xl else read[0])
+        pooled = read[0] if xl else None
+    return torch.cat(contexts, dim=-1).to(pipe.unet.dtype), pooled
+
+
+def _conditioning(
+    pipe: Any, prompts: list[str], height: int, width: int, given: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The conditional rows' context ``[batch, tokens, channels]``, and what SDXL adds to it; ``given``: of
+    :func:`_encoded`."""
+    xl = hasattr(pipe, "tokenizer_2")
+    if given:
+        embeds, pooled = given["prompt_embeds"], given.get("pooled_prompt_embeds")
+    else:
+        encoded = pipe.encode_prompt(
+            prompts, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        embeds, pooled = encoded[0], encoded[2] if xl else None
+    if not xl or pooled is None:
+        return embeds, {}
     times = pipe._get_add_time_ids(
         (height, width), (0, 0), (height, width), dtype=embeds.dtype, text_encoder_projection_dim=pooled.shape[-1]
     )

@@ -58,7 +58,12 @@ RUN = "Decouple run"
 """Key of a run's id in the ``info`` that the host gives to whoever drew; it is in no infotext, as pictures are passed
 on."""
 
-_SPECIAL = re.compile(r'[,"\x00-\x1f\x7f\x85\u2028\u2029]')
+_COMMAS = ",，、;；،؛"
+"""What parts the items of a list that a user types, in any script."""
+
+_SPECIAL = re.compile(rf'[{_COMMAS}"\x00-\x1f\x7f\x85\u2028\u2029]')
+_COMMA = re.compile(f"[{_COMMAS}]")
+_LIST_END = re.compile(rf"\s*(?:[{_COMMAS}]|$)")
 _DECODER = json.JSONDecoder(strict=False)
 
 
@@ -72,7 +77,7 @@ def split_list(text: str) -> list[str]:
     """What :func:`join_list` wrote, or a user typed; empty items are dropped. No text is an error."""
     items, start = [], 0
     while start < len(text):
-        if text[start].isspace() or text[start] == ",":
+        if text[start].isspace() or text[start] in _COMMAS:
             start += 1
             continue
         if text[start] == '"':
@@ -80,12 +85,12 @@ def split_list(text: str) -> list[str]:
                 value, end = _DECODER.raw_decode(text, start)
             except ValueError:
                 end = -1
-            if end >= 0 and re.match(r"\s*(?:,|$)", text[end:]):
+            if end >= 0 and _LIST_END.match(text, end):
                 items.append(value)
                 start = end
                 continue
-        comma = text.find(",", start)
-        end = len(text) if comma < 0 else comma
+        comma = _COMMA.search(text, start)
+        end = comma.start() if comma else len(text)
         items.append(text[start:end].strip())
         start = end
     return [item for item in items if item.strip()]

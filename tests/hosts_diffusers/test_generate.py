@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lib_decouple.core.maps import ImagePlan
 from lib_decouple.hosts.base import Level, choose_layers, make_guide
-from lib_decouple.hosts.diffusers import cross_attention_layers, generate, plan_image
+from lib_decouple.hosts.diffusers import _encoded, chunks, cross_attention_layers, generate, pieces, plan_image
 from lib_decouple.prompt.align import EntityNotFound
 from lib_decouple.settings import Settings
 
@@ -422,3 +422,43 @@ class TestErrors:
         assert [entity.tokens for entity in plan.entities] == [(7, 8, 9), (3,)]
         assert plan.end == 10
         assert plan.parts == 1
+
+
+LONG = "a cat, " + "very nice, " * 30 + "a bird"
+
+
+class TestLongPrompts:
+    def test_chunks_end_behind_a_comma_and_lose_nothing(self, sd1: Any) -> None:
+        found = chunks(sd1, LONG)
+        comma = sd1.tokenizer.convert_tokens_to_ids(",</w>")
+        assert [len(own) for own in found] == [75, 20]
+        assert found[0][-1] == comma
+        assert [token for own in found for token in own] == sd1.tokenizer(LONG, add_special_tokens=False).input_ids
+        assert [len(own) for own in chunks(sd1, "nice " * 160)] == [75, 75, 10]
+        assert chunks(sd1, "") == [[]]
+
+    def test_an_entity_behind_the_first_chunk_is_found(self, sd1: Any) -> None:
+        plan = plan_image(sd1, LONG, ["cat", "bird"])
+        assert [entity.tokens for entity in plan.entities] == [(2,), (77 + 20,)]
+        assert plan.end == 77 + 21
+        assert pieces(sd1, LONG)[74].position == 75
+
+    @pytest.mark.parametrize("name", ["sd1", "sdxl"])
+    def test_each_chunk_is_encoded_as_the_pipeline_would_it_alone(self, request: Any, name: str) -> None:
+        pipe = request.getfixturevalue(name)
+        second = pipe.tokenizer.decode(chunks(pipe, LONG)[1])
+        with torch.no_grad():
+            encoded = _encoded(pipe, [LONG], "")
+            alone = pipe.encode_prompt(
+                second, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+        assert encoded["prompt_embeds"].shape[1] == encoded["negative_prompt_embeds"].shape[1] == 154
+        assert torch.allclose(encoded["prompt_embeds"][:, 77:], alone[0], atol=1e-6)
+
+    def test_a_long_prompt_is_guided_and_short_ones_beside_it(self, sd1: Any) -> None:
+        use(sd1, "DDIMScheduler")
+        picture = generate(
+            sd1, [LONG, "a cat and a bird"], [["cat", "bird"]] * 2, ON, seeds=[7, 8], steps=4, output="latent"
+        )
+        assert picture.stood_aside == ""
+        assert all(record.update_norm > 0 for trace in picture.traces for record in trace.steps[:2])

@@ -181,3 +181,8 @@ def test_what_can_not_be_pasted_turns_off_and_says_why(folder, pasted, words):
 def test_a_value_that_is_no_number_is_named():
     with pytest.raises(ValueError, match="steps: 'many' is not allowed; a number, -1 to 150 steps"):
         from_text("steps", "many")
+
+
+def test_lists_are_parted_by_the_commas_of_any_script():
+    assert infotext.split_list("cat，dog、hen；owl; fox،  bee؛ant") == ["cat", "dog", "hen", "owl", "fox", "bee", "ant"]
+    assert infotext.split_list(infotext.join_list(["a、b", "c;d", "e"])) == ["a、b", "c;d", "e"]

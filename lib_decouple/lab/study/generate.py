@@ -15,12 +15,14 @@ import torch
 from tqdm import tqdm
 
 from ...core.memory import OUT_OF_MEMORY
+from ...core.schedule import Schedule
 from ...core.trace import ImageTrace
+from ...hosts import reasons
 from ...hosts.checkpoints import open_pipeline
 from ...hosts.diffusers import Picture, generate, plan_image
 from ...hosts.family import profile_of
 from ...profiles import closed
-from ...prompt.entities import suggest
+from ...prompt.relations import choose
 from ...settings import SWITCH, Settings, specs
 from ..model.detector import judge
 from ..model.scenes import ENTITIES
@@ -108,12 +110,25 @@ def settings_from(arguments: argparse.Namespace, entities: Sequence[str]) -> Set
 
 def choose_entities(prompt: str, given: str | None) -> list[str]:
     """Those given, or those found. Raises ValueError when there are none."""
-    names = [part.strip() for part in given.split(",") if part.strip()] if given is not None else suggest(prompt)
+    if given is not None:
+        names = [part.strip() for part in re.split("[,，、;；،؛]", given) if part.strip()]
+        told = "given"
+    else:
+        choice = choose(prompt)
+        names, left_out = [one.text for one in choice.apart], choice.why()
+        told = f"found in {prompt!r}" + (f" but {left_out}" if left_out else "")
     if not names:
-        raise ValueError(
-            f"entities: none {'given' if given is not None else f'found in {prompt!r}'}; use --entities a,b"
-        )
+        raise ValueError(f"entities: none {told}; use --entities a,b")
     return names
+
+
+def unmoved(pairs: Sequence[Pair], entities: Sequence[str], settings: Settings, steps: int, left_out: str) -> str:
+    """Why guidance moved nothing; "" where it did."""
+    if any(record.update_norm > 0 for pair in pairs for record in pair.after.steps):
+        return ""
+    schedule = Schedule(settings.steps, settings.every, settings.start)
+    why = reasons.too_few(entities, settings.loss, left_out) or reasons.no_guided_step(schedule, steps)
+    return f"Nothing was moved, the pictures are the plain ones: {why or 'no step had a loss to lower'}."
 
 
 def sentence(pairs: Sequence[Pair], entities: Sequence[str], truth: bool) -> str:
@@ -197,7 +212,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     pairs, asides = draw_pairs(draw, seeds, arguments.batch)
     truth = own and all(entity in ENTITIES for entity in entities)
-    said = sentence(pairs, entities, truth)
+    left_out = "" if arguments.entities is not None else choose(prompt).why()
+    nothing = "" if asides else unmoved(pairs, entities, settings, steps, left_out)
+    said = " ".join(filter(None, (nothing, sentence(pairs, entities, truth))))
     with whole_folder(target, arguments.overwrite) as folder:
         write(folder, pairs, entities, prompt, settings, said)
     for reason in asides:
