@@ -122,13 +122,16 @@ def choose_entities(prompt: str, given: str | None) -> list[str]:
     return names
 
 
-def unmoved(pairs: Sequence[Pair], entities: Sequence[str], settings: Settings, steps: int, left_out: str) -> str:
-    """Why guidance moved nothing; "" where it did."""
+def unmoved(
+    pairs: Sequence[Pair], entities: Sequence[str], settings: Settings, steps: int, left_out: str, asides: Sequence[str]
+) -> str:
+    """Why guidance moved nothing; "" where it did. ``asides``: why it stood aside, if it did."""
     if any(record.update_norm > 0 for pair in pairs for record in pair.after.steps):
         return ""
     schedule = Schedule(settings.steps, settings.every, settings.start)
     why = reasons.too_few(entities, settings.loss, left_out) or reasons.no_guided_step(schedule, steps)
-    return f"Nothing was moved, the pictures are the plain ones: {why or 'no step had a loss to lower'}."
+    why = why or (f"it stood aside {asides[0]}" if asides else "no step had a loss to lower")
+    return f"Nothing was moved, the pictures are the plain ones: {why}."
 
 
 def sentence(pairs: Sequence[Pair], entities: Sequence[str], truth: bool) -> str:
@@ -213,11 +216,11 @@ def run(arguments: argparse.Namespace) -> int:
     pairs, asides = draw_pairs(draw, seeds, arguments.batch)
     truth = own and all(entity in ENTITIES for entity in entities)
     left_out = "" if arguments.entities is not None else choose(prompt).why()
-    nothing = "" if asides else unmoved(pairs, entities, settings, steps, left_out)
+    nothing = unmoved(pairs, entities, settings, steps, left_out, asides)
     said = " ".join(filter(None, (nothing, sentence(pairs, entities, truth))))
     with whole_folder(target, arguments.overwrite) as folder:
         write(folder, pairs, entities, prompt, settings, said)
-    for reason in asides:
+    for reason in () if nothing else asides:
         print(f"decoupling stood aside {reason}; the image was finished plain")
     print(f"{said}\n{target / 'compare.png'}")
     return 0

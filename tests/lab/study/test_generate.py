@@ -34,6 +34,36 @@ def test_it_draws_both_and_writes_everything(tmp_path, capsys):
     assert "Of 2 images" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "why"),
+    [
+        (
+            "a man with a hat",
+            ["--loss", "com", "--start", "0"],
+            "only “man” was found in the prompt but hat (worn by man)",
+        ),
+        ("a cat and a dog", ["--loss", "com", "--start", "4", "--steps", "0"], "no step would be guided: 4 are passed"),
+    ],
+)
+def test_a_run_that_moved_nothing_says_so_and_why(prompt, arguments, why, tmp_path, capsys):
+    out = tmp_path / "out"
+    fast = ["--n", "1", "--sampling-steps", "4", "--no-stop"]
+    assert main(["generate", prompt, "--out", str(out), *fast, *arguments]) == 0
+    told = capsys.readouterr().out
+    assert "Nothing was moved, the pictures are the plain ones: " in told
+    assert why in told
+    assert (out / "1-plain.png").read_bytes() == (out / "1-decoupled.png").read_bytes()
+
+
+def test_the_same_noun_twice_is_told_apart_and_moved(tmp_path, capsys):
+    out = tmp_path / "out"
+    prompt = "a red apple and a green apple"
+    assert main(["generate", prompt, "--out", str(out), "--loss", "com", "--start", "0", *FAST]) == 0
+    told = capsys.readouterr().out
+    assert "entities: red apple, green apple" in told
+    assert "Nothing was moved" not in told
+
+
 def test_the_plain_image_is_the_pipelines_own(tmp_path):
     out = tmp_path / "out"
     main(["generate", "a cat", "--out", str(out), "--seed", "3", "--n", "1", "--sampling-steps", "4"])
