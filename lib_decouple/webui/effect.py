@@ -11,11 +11,17 @@ from ..core.trace import ImageTrace, StepRecord
 
 def moved(trace: ImageTrace, total: int) -> str:
     """``9 of 20 steps by 12.3 %``: how many of the ``total`` steps moved the image, and the sum of their updates, each
-    as a share of the latents' length. ``0 of 20 steps`` where none did."""
+    as a share of the latents' length. ``0 of 20 steps`` where none did, and behind it how many updates were taken
+    back, as they raised the loss."""
     updates = [record.update_norm for record in trace.steps if record.update_norm > 0]
-    if not updates:
-        return f"0 of {total} steps"
-    return f"{len(updates)} of {total} steps by {100 * sum(updates):.1f} %"
+    share = f" by {100 * sum(updates):.1f} %" if updates else ""
+    back = taken_back(trace)
+    return f"{len(updates)} of {total} steps{share}{f', {back} taken back' if back else ''}"
+
+
+def taken_back(trace: ImageTrace) -> int:
+    """How many updates did not help: they raised the loss however small they were made, and were undone."""
+    return sum(bool(getattr(record, "taken_back", False)) for record in trace.steps)
 
 
 def by_update(trace: ImageTrace) -> str:

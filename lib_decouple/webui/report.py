@@ -174,8 +174,12 @@ class Run:
 
     def _moved(self, moved: str) -> str:
         """:func:`effect.moved` in words."""
+        moved, _, back = moved.partition(", ")
+        failed = f"; guidance did not help at {back.split()[0]} more, where its update raised the loss" if back else ""
         if not moved.startswith("0 "):
-            return f"moved at {moved} of the latents' length"
+            return f"moved at {moved} of the latents' length{failed}"
+        if back:
+            return "not moved: guidance did not help, as every update raised the loss and was taken back"
         if self.settings.stop == "on":
             return f"left alone, as its loss was at most {self.settings.stop_below:g} at every guided step"
         return "not moved, as its loss gave no direction at any guided step"

@@ -112,6 +112,22 @@ def test_an_image_that_nothing_moved_says_why(one, reason):
         assert reason.removeprefix("hires: ") in " ".join(Run(Settings(enabled=True), passes, drawn={0}).lines())
 
 
+def test_updates_that_were_taken_back_are_said_not_to_have_helped():
+    def told(*looks):
+        own = trace(*looks)
+        for record in own.steps:
+            record.taken_back = not record.update_norm
+        one = Run(Settings(enabled=True), [Pass([own], [""])])
+        return one.result(MOVED, 0, 0), one.lines()[0]
+
+    value, line = told((0.5, None, 0.0), (0.4, None, 0.1))
+    assert value == "1 of 6 steps by 10.0 %, 1 taken back"
+    assert "guidance did not help at 1" in line
+    value, line = told((0.5, None, 0.0))
+    assert value == "0 of 6 steps, 1 taken back"
+    assert "not moved: guidance did not help" in line
+
+
 def test_an_update_that_raised_the_overlap_is_said_to_have():
     def line(before, behind):
         return Run(Settings(enabled=True), [Pass([trace((before, behind, 0.1))], [""])]).lines()[0]
