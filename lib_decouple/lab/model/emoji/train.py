@@ -362,7 +362,7 @@ def main() -> None:
     parser.add_argument("stage", choices=["vae", "pool", "unet", "average", "export", "all"])
     parser.add_argument("--folder", type=Path, required=True, help="where everything is written and found again")
     parser.add_argument("--seed", type=int, default=16)
-    parser.add_argument("--vae-steps", type=int, default=3000)
+    parser.add_argument("--vae-steps", type=int, default=2500)
     parser.add_argument("--pool", type=int, default=12000, help="scenes whose latents the denoiser learns from")
     parser.add_argument("--unet-steps", type=int, default=12000)
     arguments = parser.parse_args()
