@@ -304,7 +304,7 @@ def start_forge(tmp_path_factory: pytest.TempPathFactory, models_of_forge: Path)
         link_extensions(data)
         (data / "models").symlink_to(models_of_forge)
         command = os.environ.get("DECOUPLE_FORGE_START", default)
-        with started(Forge, " ".join((command, *flags)), data) as found:
+        with started(Forge, " ".join((command, *flags)), data, headers) as found:
             yield made_ready(found, "Forge Neo" if found.is_neo else "Forge", sd_model_checkpoint="small-sd1")
 
     return start
