@@ -1,13 +1,21 @@
-"""Beside the real ADetailer and dynamic-prompts in a real AUTOMATIC1111; see conftest.py (DECOUPLE_EXTENSIONS).
+"""Beside other real extensions in a real AUTOMATIC1111; see conftest.py (DECOUPLE_EXTENSIONS).
 
 ADetailer's detector is a YOLO of random weights with its threshold at zero: it finds something in every picture.
+ControlNet, Regional Prompter and NegPiP number the blocks of SD 1.5, so they run on ``narrow-sd1`` of
+a1111_checkpoints.py, ControlNet with the random net ``narrow-control`` among its models. (NegPiP loads from the second
+start of a data folder on, as it reads the host's ``ui-config.json``.)
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image, ImageDraw
+
+from tests.hosts.conftest import Host, encoded
 
 GIVEN = {"entities": ["cat", "dog"], "size": 0.3}
 RANDOM_YOLO = """
@@ -86,3 +94,122 @@ def test_dynamic_prompts(host, installed):
     )
     assert [made.value("Decouple found", k) for k in range(4)] == ["cat, ball", "cat, car", "dog, ball", "dog, car"]
     assert all(made.value("Decouple moved", k) for k in range(4))
+
+
+GRADIENT = Path(__file__).with_name("in_host_gradient.py").read_text()
+SIDE = {"width": 128, "height": 128}
+# The extension knows the widths of the real families alone.
+NARROW = """
+from scripts import controlnet_model_guess, global_state
+controlnet_model_guess.controlnet_default_config["model_channels"] = 32
+global_state.update_cn_models()
+result = [name for name in global_state.cn_models if name.startswith("narrow-control")]
+"""
+
+
+@pytest.fixture
+def narrow(host: Host, installed):
+    """The host with ``narrow-sd1`` loaded; skips where it is not there."""
+    titles = [one["model_name"] for one in host.get("/sdapi/v1/sd-models")]
+    if "narrow-sd1" not in titles:
+        pytest.skip("narrow-sd1 (a1111_checkpoints.py) is not among the checkpoints")
+    before = host.get("/sdapi/v1/options")["sd_model_checkpoint"]
+    host.post("/sdapi/v1/options", {"sd_model_checkpoint": "narrow-sd1"})
+    yield host
+    host.post("/sdapi/v1/options", {"sd_model_checkpoint": before})
+
+
+@pytest.fixture
+def unit(narrow, installed) -> dict[str, Any]:
+    """What the API takes for one ControlNet."""
+    if "controlnet" not in installed:
+        pytest.skip("sd-webui-controlnet is not among DECOUPLE_EXTENSIONS")
+    names = narrow.inside(NARROW)
+    if not names:
+        pytest.skip("narrow-control (a1111_checkpoints.py) is not among ControlNet's models")
+    picture = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(picture).ellipse((20, 20, 60, 60), fill="red")
+    return {
+        "enabled": True, "module": "none", "model": names[0], "weight": 1.0, "image": encoded(picture),
+        "resize_mode": "Crop and Resize", "guidance_start": 0.0, "guidance_end": 1.0, "control_mode": "Balanced",
+        "pixel_perfect": False, "threshold_a": 0.5, "processor_res": 128,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"control_mode": "My prompt is more important"}, {"control_mode": "ControlNet is more important"},
+     {"guidance_end": 0.3}, {"guidance_start": 0.5}],
+    ids=["balanced", "prompt first", "control first", "ends before ours", "begins after ours"],
+)  # fmt: skip
+def test_controlnet(narrow, unit, changed):
+    """It runs the way down without gradients, and catches whatever ends a pass: neither cuts ours, or moves its net."""
+    scripts = {"controlnet": {"args": [{**unit, **changed}]}}
+    before, alone = narrow.draw(**SIDE), narrow.draw(**SIDE, alwayson_scripts=dict(scripts))
+    guided = narrow.draw(GIVEN, **SIDE, alwayson_scripts=dict(scripts))
+    assert alone.pixels != before.pixels
+    assert guided.value("Decouple stood aside") is None
+    assert guided.pixels not in (alone.pixels, before.pixels)
+    assert narrow.draw(**SIDE, alwayson_scripts=dict(scripts)).pixels == alone.pixels
+    assert narrow.draw(**SIDE).pixels == before.pixels
+    found = narrow.inside(
+        GRADIENT, GIVEN={}, DECOUPLE={"size": 0.3}, EXTENSIONS={"ControlNet": [{**unit, **changed}]}, PREPARE="", H=1e-3
+    )
+    assert found["slopes"] == pytest.approx([1, 1], abs=2e-3), found["info"]
+
+
+def test_controlnets_reference_stands_aside(narrow, unit):
+    scripts = {"controlnet": {"args": [{**unit, "module": "reference_only", "model": "None"}]}}
+    alone = narrow.draw(**SIDE, alwayson_scripts=dict(scripts))
+    guided = narrow.draw(GIVEN, **SIDE, alwayson_scripts=dict(scripts))
+    assert "ControlNet" in guided.value("Decouple stood aside")
+    assert guided.pixels == alone.pixels
+
+
+def regions(calc: str) -> dict[str, Any]:
+    """Two columns, of the parts that BREAK or AND divide."""
+    return {
+        "regional prompter": {
+            "args": [True, False, "Matrix", "Columns", "Mask", "Prompt", "1,1", "0.2", False, False, False, calc, "",
+                     "0", "0", "0.4", "", "0", "0", False]
+        }
+    }  # fmt: skip
+
+
+def compared(host: Host, prompt: str, scripts: dict[str, Any]) -> tuple[Any, Any]:
+    """The picture with ``scripts`` alone and with ours besides; what they draw alone is the same before and after."""
+    alone = host.draw(**SIDE, prompt=prompt, alwayson_scripts=dict(scripts))
+    guided = host.draw(GIVEN, **SIDE, prompt=prompt, alwayson_scripts=dict(scripts))
+    assert host.draw(**SIDE, prompt=prompt, alwayson_scripts=dict(scripts)).pixels == alone.pixels
+    assert alone.pixels != host.draw(**SIDE, prompt=prompt).pixels
+    return alone, guided
+
+
+def test_regional_prompter_by_attention_stands_aside(narrow, installed):
+    if "regional prompter" not in installed:
+        pytest.skip("sd-webui-regional-prompter is not among DECOUPLE_EXTENSIONS")
+    alone, guided = compared(narrow, "a cat BREAK a dog", regions("Attention"))
+    assert "Regional Prompter" in guided.value("Decouple stood aside")
+    assert guided.pixels == alone.pixels
+
+
+def test_regional_prompter_by_latents(narrow, installed):
+    if "regional prompter" not in installed:
+        pytest.skip("sd-webui-regional-prompter is not among DECOUPLE_EXTENSIONS")
+    alone, guided = compared(narrow, "a cat BREAK a dog", regions("Latent"))
+    assert guided.value("Decouple stood aside") is None
+    assert guided.pixels != alone.pixels
+
+
+@pytest.mark.parametrize("after", ["nothing", "regions by latents"])
+def test_negpip(narrow, installed, after):
+    if "negpip" not in installed:
+        pytest.skip(
+            "sd-webui-negpip is not among DECOUPLE_EXTENSIONS, or its data folder is started for the first time"
+        )
+    if after != "nothing" and "regional prompter" in installed:
+        narrow.draw(**SIDE, prompt="a cat BREAK a dog", alwayson_scripts=regions("Latent"))
+    alone, guided = compared(narrow, "a cat and a dog (tree:-1)", {"negpip": {"args": [True]}})
+    assert guided.value("Decouple stood aside") is None
+    assert guided.value("Decouple found") == "cat, dog"
+    assert guided.pixels != alone.pixels
