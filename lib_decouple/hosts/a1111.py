@@ -13,6 +13,7 @@ from ..core.gradient import Pass
 from ..prompt.align import Piece
 from . import sampling
 from .ldm import cross_attention_layers
+from .reasons import Unsupported
 
 
 def tokenize(text: str) -> list[Piece]:
@@ -58,6 +59,11 @@ class SamplingPass(sampling.SamplingPass):
 
     def conditional_pass(self, denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Pass:
         """The host's denoiser on the conditional rows alone, with the conds of this step."""
+        if _draws_a_reference(self.unet()):
+            raise Unsupported(
+                "ControlNet's reference draws its own picture within each step, which a guided pass can't tell from "
+                "yours; choose another control type, or draw without guidance"
+            )
         conds, tensor = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
         image_cond = given["image_cond"]
 
@@ -77,3 +83,9 @@ class SamplingPass(sampling.SamplingPass):
             return denoiser.inner_model(latents[own], sigma[image], cond={**text, **extra})
 
         return run
+
+
+def _draws_a_reference(unet: nn.Module) -> bool:
+    """Has sd-webui-controlnet put its function for reference pictures into the blocks?"""
+    inner = (vars(block).get("_forward") for block in unet.modules())
+    return any(getattr(one, "__name__", "") == "hacked_basic_transformer_inner_forward" for one in inner)
