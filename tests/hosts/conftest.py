@@ -35,6 +35,7 @@ from typing import Any, TypeVar
 import pytest
 from PIL import Image
 
+from lib_decouple.settings import FIXED
 from tests.hosts import small_checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -122,13 +123,20 @@ class Host:
             return json.load(answer)
 
     def draw(self, decouple: dict[str, Any] | list[Any] | None = None, **given: Any) -> Picture:
-        """txt2img, or img2img where ``init_images`` are given: "a cat and a dog" at 96 pixels, Euler, 6 steps."""
+        """txt2img, or img2img where ``init_images`` are given: "a cat and a dog" at 96 pixels, Euler, 6 steps.
+
+        Of ``decouple`` by name nothing is left to the loaded model's profile, so that tests mean the same on any.
+        """
         body: dict[str, Any] = {
             "prompt": "a cat and a dog", "seed": 3, "steps": 6, "cfg_scale": 3, "width": 96, "height": 96,
             "sampler_name": "Euler", **given,
         }  # fmt: skip
         if decouple is not None:
-            args = decouple if isinstance(decouple, list) else [{"enabled": True, **decouple}]
+            args = (
+                decouple
+                if isinstance(decouple, list)
+                else [{"enabled": True, **({} if "preset" in decouple else FIXED), **decouple}]
+            )
             body.setdefault("alwayson_scripts", {})["attention decoupling"] = {"args": args}
         status, answer = self.post(f"/sdapi/v1/{'img2img' if 'init_images' in given else 'txt2img'}", body)
         assert status == 200, answer

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lib_decouple.hosts.ldm import main_calls
+from lib_decouple.settings import specs
+from lib_decouple.webui import infotext
 from tests.hosts.conftest import encoded
 
 HERE = Path(__file__).parent
@@ -52,6 +54,19 @@ def test_guided_picture_differs_and_says_what_was_done(host, plain):
     lowered = host.draw({"loss": "iou", "steps": 3, "size": 0.1}).value("Decouple IoU by update")
     before, behind = re.fullmatch(r"([\d.]+) to ([\d.]+) at step 1", lowered).groups()
     assert float(behind) < float(before)
+
+
+def test_what_is_left_open_is_the_loaded_model_s_and_the_infotext_draws_it_again(host):
+    made = host.draw([{"enabled": True}])
+    assert made.value("Decouple preset") == "Auto"
+    assert made.value("Decouple profile") == "decouple-tiny (measured)"
+    keys = {"Decouple", *(about.infotext for about in specs().values())}
+    written = {key: value for key in keys if (value := made.value(key)) is not None}
+    settings = infotext.read(written)
+    assert settings.left_open() == ()
+    again = host.draw([settings.as_dict()])
+    assert again.pixels == made.pixels
+    assert again.value("Decouple profile") is None
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM", "DPM++ 2M"])
