@@ -32,6 +32,10 @@ class Observation:
     """Passes of the denoiser for the loss at this step."""
     after: Tensor | None = None
     """``[entities, h, w]`` behind the update, where one more pass was made to see them."""
+    looks: int = 0
+    """Passes without a gradient, to see what an update does."""
+    taken_back: bool = False
+    """Was an update undone, since it raised the loss however small it was made?"""
 
 
 Observer = Callable[[Observation], None]

@@ -93,6 +93,8 @@ class StepRecord:
     """Passes of the denoiser for the loss at this step."""
     maps: Tensor | None = None
     """``[entities, h, w]`` on the CPU, before the update, when maps are kept."""
+    taken_back: bool = False
+    """Was an update undone, since it raised the loss however small it was made? Looked at with few steps alone."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Tracer:
             trace.steps.append(self._record(seen))
         else:
             trace.looks += seen.passes
-        trace.looks += seen.after is not None
+        trace.looks += seen.looks
         if self.keep_moments:
             self._keep(trace, seen, behind)
 
@@ -188,6 +190,7 @@ class Tracer:
             seen.update,
             seen.passes,
             seen.maps.float().cpu() if self.keep_maps else None,
+            seen.taken_back,
         )
 
     def _keep(self, trace: ImageTrace, seen: Observation, behind: bool) -> None:

@@ -69,6 +69,7 @@ class Step(BaseModel):
     after: Measures | None = None
     update_norm: float | None
     passes: int
+    taken_back: bool = False
 
 
 class SamplingPass(BaseModel):

@@ -15,7 +15,7 @@ from toy import Runner, Toy, contexts, noise
 
 from lib_decouple.core import losses
 from lib_decouple.core.gradient import Learned, LossGradient, NonFinite, frozen
-from lib_decouple.core.guidance import Guide, Refinement
+from lib_decouple.core.guidance import Caution, Guide, Refinement
 from lib_decouple.core.losses import LOSSES, WeightedLoss
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
 from lib_decouple.core.memory import Thrift
@@ -52,7 +52,8 @@ class Guided:
 def guide_for(model: Toy, plans: list[ImagePlan], **changes: Any) -> Guided:
     values = {
         "loss": LOSSES["iou"], "treatment": "raw", "combine": "mean", "schedule": Schedule(4),
-        "rule": StepRule("relative", 0.3), "looking": Looking(), "everything": False, "keep_maps": False, **changes,
+        "rule": StepRule("relative", 0.3), "looking": Looking(), "everything": False, "keep_maps": False,
+        "caution": Caution(places=0), **changes,
     }  # fmt: skip
     reader = MapReader(model.layers("coarse", "coarse2"), plans, values.pop("treatment"), values.pop("combine"))
     learned = Learned(Thrift(one_at_a_time=values.pop("one_at_a_time", False)))
@@ -358,6 +359,80 @@ class TestRefinement:
         guide = guide_for(model, [PLAN], schedule=Schedule(1), **self.settings(-1.0, 3))
         guide.step(noise(1), 0, 8, Runner(model, contexts(1)))
         assert guide.traces[0].steps[0].update_norm == pytest.approx(3 * 0.2, rel=1e-4)
+
+
+class TestCaution:
+    """Few guided steps, each long: an update is kept only where it lowers the loss at its own noise level."""
+
+    def stepped(self, size: float, loss: Any = LOSSES["iou"], steps: int = 2, **changes: Any) -> Any:
+        model, rows, latents = Toy(), contexts(3), noise(3)
+        run = Runner(model, rows)
+        guide = guide_for(
+            model,
+            PLANS,
+            schedule=Schedule(steps),
+            rule=StepRule("relative", size),
+            loss=loss,
+            caution=Caution(),
+            **changes,
+        )
+        return guide, run, latents, guide.step(latents, 0, 8, run)
+
+    def test_no_longer_than_allowed(self) -> None:
+        guide, _, latents, moved = self.stepped(3.0)
+        for trace, before, after in zip(guide.traces, latents, moved):
+            share = float((after - before).norm() / before.norm())
+            assert any(share == pytest.approx(0.3 * part, rel=1e-4) for part in (1, 0.5, 0.25))
+            assert trace.steps[0].update_norm == pytest.approx(share, rel=1e-4)
+
+    def test_every_kept_update_lowers_the_loss_and_the_look_is_what_is_told_behind_it(self) -> None:
+        guide, run, latents, moved = self.stepped(0.15)
+        assert run.calls == [[0, 1, 2], [0, 1, 2]]  # a gradient, and one look that found all three lower
+        before = guide.gradient(latents, [0, 1, 2], run).losses
+        after, maps = guide.guide.gradient.look(moved, [0, 1, 2], run)
+        assert (after < before).all()
+        for trace, own in zip(guide.traces, maps):
+            (record,) = trace.steps
+            assert not record.taken_back
+            assert record.after.iou == pytest.approx(measure(trace.entities, own).iou, abs=1e-5)
+            assert (record.passes, trace.looks) == (1, 1)
+
+    def climbing(self, maps: Tensor) -> Tensor:
+        """The gradient of a loss, and the value of its opposite: no step along it ever lowers it."""
+        value = LOSSES["iou"](maps)
+        return 2 * value.detach() * 0 - value.detach() + (value - value.detach())
+
+    def test_what_raises_the_loss_is_halved_then_taken_back_and_the_trace_says_so(self) -> None:
+        guide, run, latents, moved = self.stepped(0.2, self.climbing)
+        assert torch.equal(moved, latents)
+        assert run.calls == [[0, 1, 2]] * 4  # a gradient, and looks at the whole, the half and the quarter
+        for trace in guide.traces:
+            (record,) = trace.steps
+            assert record.taken_back
+            assert (record.update_norm, record.after, trace.looks) == (0, None, 3)
+            assert trace.as_dict()["steps"][0]["taken_back"] is True
+
+    def test_one_image_is_taken_back_and_the_others_move(self) -> None:
+        def third_climbs(maps: Tensor) -> Tensor:
+            return LOSSES["iou"](maps) if maps.shape[1] == 2 else self.climbing(maps)
+
+        guide, run, latents, moved = self.stepped(0.2, third_climbs)
+        assert [torch.equal(a, b) for a, b in zip(moved, latents)] == [False, True, False]  # the one of three entities
+        assert run.calls == [[0, 1, 2], [0, 1, 2], [1], [1]]
+        assert [trace.steps[0].taken_back for trace in guide.traces] == [False, True, False]
+
+    def test_a_refined_image_that_is_taken_back_is_not_tried_again(self) -> None:
+        _, run, latents, moved = self.stepped(0.2, self.climbing, refinement=Refinement((0,), -9.0, 5))
+        assert torch.equal(moved, latents)
+        assert len(run.calls) == 4
+
+    @pytest.mark.parametrize("loss", [LOSSES["iou"], climbing], ids=["falling", "rising"])
+    def test_where_many_steps_are_guided_nothing_is_looked_at(self, loss: Any) -> None:
+        loss = loss if loss is LOSSES["iou"] else self.climbing
+        _, run, latents, moved = self.stepped(1.5, loss, steps=5)
+        assert run.calls == [[0, 1, 2]]
+        assert float((moved[0] - latents[0]).norm() / latents[0].norm()) == pytest.approx(0.5, rel=1e-4)
+        assert Caution() == Caution(4, 0.3, 2)
 
 
 class TestStopping:
