@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lib_decouple.prompt.align import CHUNK, Piece, align
 from lib_decouple.prompt.entities import suggest
+from lib_decouple.prompt.relations import choose
 from lib_decouple.prompt.syntax import Dialect
 from lib_decouple.webui.tokens import describe
 from tests.tiny import TOKENIZER
@@ -96,7 +97,8 @@ def test_an_occurrence_is_what_the_entity_s_number_names():
 def test_suggestions_are_those_of_the_run(prompt):
     found = describe(prompt, tokenize)
     named = [" ".join(found["words"][k].text for k in own).lower() for own in found["suggested"]]
-    assert named == suggest(prompt)
+    assert sorted([*named, *(one.text for one in found["left_out"])]) == sorted(suggest(prompt))
+    assert named == [one.text for one in choose(prompt).apart]
 
 
 def test_the_total_is_the_host_s():
