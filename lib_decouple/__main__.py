@@ -11,10 +11,11 @@ from . import __version__
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
+    from . import doctor
     from .embedded import place
     from .lab.evaluate import calibrate, judge, rate, report, table
     from .lab.evaluate import run as run_plan
-    from .lab.study import bench, causes, detector, generate, layers, missing, presence
+    from .lab.study import bench, causes, detector, generate, layers, missing, precision, presence
 
     top = argparse.ArgumentParser(prog="python -m lib_decouple", description=__doc__)
     top.add_argument("--version", action="version", version=__version__)
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     causes.add_parser(studies)
     detector.add_parser(studies)
     layers.add_parser(studies)
+    precision.add_parser(studies)
     presence.add_parser(studies)
     bench.add_parser(commands)
     evaluate = commands.add_parser("evaluate", help="judge a run and report on it")
@@ -33,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     for step in (run_plan, judge, calibrate, rate, report, table):
         step.add_parser(evaluations)
     place.add_parser(commands)
+    doctor.add_parser(commands)
     return top
 
 

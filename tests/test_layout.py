@@ -21,8 +21,20 @@ ALLOWED = {
     "profiles": {"core", "prompt", "settings"},
     "presets": {"core", "prompt", "settings"},
     "hosts": {"core", "prompt", "settings", "profiles", "hosts"},
+    "doctor": {"core", "prompt", "settings", "profiles", "hosts", "__version__"},
     "embedded": {"embedded"},
-    "webui": {"webui", "embedded", "core", "prompt", "settings", "profiles", "presets", "hosts", "__version__"},
+    "webui": {
+        "webui",
+        "embedded",
+        "core",
+        "prompt",
+        "settings",
+        "profiles",
+        "presets",
+        "hosts",
+        "doctor",
+        "__version__",
+    },
     "lab": {"lab", "embedded", "core", "prompt", "settings", "profiles", "presets", "hosts", "__version__"},
 }
 # What else they may import beyond the standard library.

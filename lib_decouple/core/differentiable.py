@@ -190,7 +190,13 @@ def proving(model: nn.Module, layers: Sequence[CrossAttentionLayer], proof: Proo
     # A projection that takes no gradient is the fault of the attention that it is for.
     blamed = {child: attention for attention in attentions for child in attention.children()}
 
+    ended, last_key = False, layers[-1].reader(layers[-1].module).key
+
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        nonlocal ended
+        ended = ended or module is last_key  # nothing that runs from here on adds to a map
+        if ended:
+            return output
         if module in attentions or any(one.requires_grad for one in _flat((args, kwargs))):
             if module in blamed and isinstance(output, Tensor):
                 # A node of the attention's own: its maps, read off the same output before, take a gradient anyway.
@@ -263,7 +269,7 @@ def computed_by(module: nn.Module) -> str:
 
 @torch.no_grad()
 def slopes(
-    loss: Callable[[Tensor], Tensor], latents: Tensor, gradient: Tensor, length: float = 1e-3, directions: int = 4
+    loss: Callable[[Tensor], float], latents: Tensor, gradient: Tensor, length: float = 1e-3, directions: int = 4
 ) -> list[tuple[float, float]]:
     """Pairs (predicted, seen) of the loss's slope: along the gradient, then along random ``directions``.
 

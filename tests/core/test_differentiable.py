@@ -125,6 +125,15 @@ class TestProof:
         assert angle(bench.take(), whole) == pytest.approx(1, abs=1e-6)
         assert bench.gradient.proved
 
+    def test_what_runs_behind_the_last_map_need_not_add_to_it(self, whole: Tensor) -> None:
+        bench = Bench()
+        bench.gradient.reader = MapReader(cross_attention_layers(bench.unet)[:2], [PLAN])
+        ended = bench.take()
+        bench.gradient.reader = MapReader(cross_attention_layers(bench.unet)[:2], [PLAN], stop=False)
+        bench.gradient.proved = False
+        torch.testing.assert_close(bench.take(), ended)
+        assert bench.gradient.proved
+
     def test_a_gradient_of_zeros_shows_nothing(self, bench: Bench) -> None:
         bench.gradient.loss = lambda maps: maps.sum((1, 2, 3)) * 0
         assert not bench.take().any()

@@ -1,0 +1,375 @@
+"""``doctor``: does guidance work on this very machine, with this model, its attention, its flags and extensions?
+
+Answers are plain sentences and a JSON that names no prompt and no path, to be pasted into an issue: how the project
+learns about machines that it does not have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from . import __version__
+from .core.differentiable import GradientCut, computed_by, slopes
+from .core.gradient import LossGradient, Pass
+from .core.maps import PassEnded
+from .settings import Settings
+
+PROMPT, ENTITIES = "a cat and a dog", ("cat", "dog")
+SETTINGS = Settings(enabled=True, entities=ENTITIES, loss="com")
+"""A loss without kinks, which would spoil finite differences."""
+SECONDS = 40.0
+"""What is not begun by then is left out."""
+WHOLE, GOOD = (0.8, 1.25), 0.995
+"""The seen slope over the predicted one, where the gradient is whole; least cosine of half precision to float32."""
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Report:
+    """What was found; None where it was not measured, and ``left_out`` says why."""
+
+    extension: str = __version__
+    host: str = "diffusers"
+    python: str = field(default_factory=platform.python_version)
+    torch: str = field(default_factory=lambda: str(torch.__version__))
+    system: str = field(default_factory=lambda: f"{platform.system()} {platform.machine()}")
+    device: str = ""
+    model: str = ""
+    dtype: str = ""
+    latents: list[int] = field(default_factory=list)
+    attention: list[str] = field(default_factory=list)
+    """The functions that compute it."""
+    flags: list[str] = field(default_factory=list)
+    """Command-line options that were given, without their values."""
+    extensions: list[str] = field(default_factory=list)
+    whole: bool | None = None
+    cut: str = ""
+    replaced: bool = False
+    """Was the host's attention replaced for the guided pass?"""
+    slopes: list[list[float]] = field(default_factory=list)
+    """[predicted, seen]: along the gradient, then along random directions."""
+    cosine: float | None = None
+    """Of the gradient in the model's own precision to that in float32, of its first layers."""
+    scale: float | None = None
+    """What losses are multiplied with before they are differentiated."""
+    memory: dict[str, int] = field(default_factory=dict)
+    """Bytes on top of the model at the peak of a gradient: ``kept`` activations, and ``recomputed``."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of a ``plain`` step, a ``guided`` and a ``late`` one; the latter two include the plain step."""
+    left_out: list[str] = field(default_factory=list)
+
+    def as_json(self) -> str:
+        """To paste into an issue."""
+        return json.dumps(asdict(self), indent=1)
+
+
+class InFloat32(TorchFunctionMode):
+    """Inside, what a model computes in half precision is computed in float32, its weights widened at each use."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device.type
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "__get__":
+            return func(*args, **(kwargs or {}))
+        if func in (Tensor.half, Tensor.bfloat16):
+            func = Tensor.float
+        with torch.autocast(self._device, enabled=False):
+            return func(*_wide(args), **_wide(kwargs or {}))
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in _HALVES else value
+    if value in _HALVES if isinstance(value, torch.dtype) else False:
+        return torch.float32
+    if type(value) in (tuple, list):
+        return type(value)(_wide(one) for one in value)
+    if type(value) is dict:
+        return {key: _wide(one) for key, one in value.items()}
+    return value
+
+
+def resident(peak: bool) -> int | None:
+    """Bytes of resident memory, now or at most since the start or :func:`forget_peak`; None where unknown."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:" if peak else "VmRSS:"):
+                return int(line.split()[1]) * 1024
+        return None
+    try:
+        import resource
+    except ImportError:
+        return None
+    # Only the highest is known here: what loading took for a moment hides that much of the step.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak() -> None:
+    """Start :func:`resident`'s highest value afresh, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_of(body: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that ``body`` takes at its peak on top of what is taken now; None where unknown."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        body()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        return None
+    forget_peak()
+    now = resident(peak=False)
+    body()
+    most = resident(peak=True)
+    return None if now is None or most is None else max(0, most - now)
+
+
+def timed(body: Callable[[], object], device: torch.device) -> float:
+    """Seconds, what was queued on the device included."""
+
+    def wait() -> None:
+        if device.type in ("cuda", "mps", "xpu"):
+            getattr(torch, device.type).synchronize()
+
+    wait()
+    started = time.perf_counter()
+    body()
+    wait()
+    return time.perf_counter() - started
+
+
+@dataclass
+class Examination:
+    """The parts of an examination, each of which may fail without the others."""
+
+    gradient: LossGradient
+    latents: Tensor
+    """``[1, ...]``"""
+    run: Pass
+    report: Report
+    started: float = field(default_factory=time.perf_counter)
+
+    def all(self) -> None:
+        """Everything that there is time for; :attr:`report` has what was found."""
+        report, latents = self.report, self.latents
+        report.latents, report.device = list(latents.shape), device_name(latents.device)
+        report.attention = sorted({computed_by(layer.module) for layer in self.gradient.reader.layers})
+        try:
+            found = self.gradient(latents, [0], self.run)
+        except GradientCut as error:
+            report.whole, report.cut = False, str(error)
+            return
+        report.whole = True if self.gradient.proved else None
+        report.replaced = self.gradient.replacing
+        report.dtype = str(self._dtype()).removeprefix("torch.")
+        if report.dtype == "float16":
+            report.scale = self.gradient.learned.scale.factor
+        for name, part in (
+            ("finite differences", lambda: self._slopes(found.gradient)),
+            ("time", self._time),
+            ("half against float32", self._half),
+            ("memory", self._memory),
+        ):
+            self._try(name, part)
+
+    def _dtype(self) -> torch.dtype:
+        """What the maps' queries are computed in."""
+        with torch.no_grad(), self.gradient.reader.reading() as capture, suppress(PassEnded):
+            self.run(self.latents, [0])
+        return capture.dtype or torch.float32
+
+    def _slopes(self, gradient: Tensor) -> None:
+        """Random directions say nothing in half precision: their slopes drown in its rounding."""
+        precise = self.report.dtype == "float32"
+
+        def loss(latents: Tensor) -> float:
+            return float(self.gradient.look(latents, [0], self.run)[0][0])
+
+        found = slopes(loss, self.latents, gradient, 1e-3 if precise else 1e-2, 3 if precise else 0)
+        self.report.slopes = [list(pair) for pair in found]
+
+    def _time(self) -> None:
+        """What a gradient takes; one step late, it is that of the host's own conditional pass, run to its end."""
+        seconds, device = self.report.seconds, self.latents.device
+        plain = seconds.get("plain")
+        guided = timed(lambda: self.gradient(self.latents, [0], self.run), device)
+        whole = replace(self.gradient, reader=replace(self.gradient.reader, stop=False))
+        late = timed(lambda: whole(self.latents, [0], self.run), device)
+        seconds["gradient"], seconds["gradient_of_a_whole_pass"] = guided, late
+        if plain is not None:
+            seconds["guided"], seconds["late"] = plain + guided, plain / 2 + late
+
+    def _half(self) -> None:
+        """The first two layers alone, so that few weights have to be widened."""
+        if self.report.dtype not in ("float16", "bfloat16"):
+            return
+        reader = replace(self.gradient.reader, layers=list(self.gradient.reader.layers)[:2])
+        first = replace(self.gradient, reader=reader)
+        found = first(self.latents, [0], self.run).gradient.double().flatten()
+
+        def precisely(x: Tensor, images: Sequence[int]) -> object:
+            with InFloat32(self.latents.device):
+                return self.run(x, images)
+
+        exact = replace(first, scaled=False)(self.latents.float(), [0], precisely).gradient.double().flatten()
+        self.report.cosine = float(functional.cosine_similarity(found, exact, 0))
+
+    def _memory(self) -> None:
+        thrift = self.gradient.learned.thrift
+        before = thrift.recompute
+        try:
+            for name, thrift.recompute in (("kept", False), ("recomputed", True)):
+                taken = peak_of(lambda: self.gradient(self.latents, [0], self.run), self.latents.device)
+                if taken is not None:
+                    self.report.memory[name] = taken
+        finally:
+            thrift.recompute = before
+
+    def _try(self, name: str, part: Callable[[], None]) -> None:
+        if time.perf_counter() - self.started > SECONDS:
+            self.report.left_out.append(f"{name}: no time was left")
+            return
+        try:
+            part()
+        except Exception as error:
+            self.report.left_out.append(f"{name}: {type(error).__name__}")  # its words may hold a path
+
+
+def device_name(device: torch.device) -> str:
+    """Such as "NVIDIA GeForce RTX 4090, 24 GB" or "cpu, 2 threads"."""
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(device)
+        return f"{about.name}, {about.total_memory / 2**30:.0f} GB"
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def sentences(report: Report) -> list[str]:
+    """What was found and what to set, for people."""
+    told = [f"{report.model or 'The model'} on {report.device}, computed in {report.dtype or 'an unknown precision'}."]
+    if report.cut:
+        return [*told, f"Guidance does not work here: {report.cut}."]
+    if report.whole:
+        told.append("The gradient is whole: it passes every attention and every layer on its way.")
+    else:
+        told.append("It was not shown that the gradient is whole.")
+    if report.replaced:
+        told.append("For it the attention had to be replaced by torch's own; pictures are not affected.")
+    if report.slopes and report.slopes[0][0]:
+        ratio = report.slopes[0][1] / report.slopes[0][0]
+        right = WHOLE[0] <= ratio <= WHOLE[1]
+        fits = "which fits" if right else "which does NOT fit: please report this"
+        told.append(f"Moved along it, the loss changes by {ratio:.3f} of what it predicts, {fits}.")
+    if report.cosine is not None:
+        good = "good" if report.cosine >= GOOD else "poor: try float32 (--no-half) or, where it is bfloat16, float16"
+        told.append(
+            f"{report.dtype} against float32, in the first layers: cosine {report.cosine:.4f}, which is {good}."
+        )
+    if report.scale is not None:
+        told.append(f"Losses are multiplied by {report.scale:.0f} before they are differentiated.")
+    told += _of_time(report.seconds) + _of_memory(report.memory)
+    return [*told, *(f"Not measured: {one}." for one in report.left_out)]
+
+
+def _of_time(seconds: dict[str, float]) -> list[str]:
+    if "guided" not in seconds:
+        return [f"A gradient takes {seconds['gradient']:.2f} s."] if "gradient" in seconds else []
+    plain, guided = seconds["plain"], seconds["guided"]
+    times = 0.5 * (guided / plain + 1)
+    return [
+        f"A plain step takes {plain:.2f} s, a guided one {guided:.2f} s, one with a gradient taken one step late "
+        f"{seconds['late']:.2f} s. With half of the steps guided, sampling takes {times:.2f} times as long as plain; "
+        "to shorten it, guide fewer steps or every second one."
+    ]
+
+
+def _of_memory(memory: dict[str, int]) -> list[str]:
+    if len(memory) < 2:
+        return []
+    kept, again = (memory[name] / 2**30 for name in ("kept", "recomputed"))
+    advice = (
+        "“Save memory” set to on is worth trying where memory is short"
+        if again < 0.8 * kept
+        else ("“Save memory” would save little here")
+    )
+    return [
+        f"A gradient takes {kept:.2f} GB beside the model, {again:.2f} GB where blocks are computed twice. {advice}."
+    ]
+
+
+@torch.no_grad()
+def examine_pipeline(pipe: Any, size: int | None = None) -> Report:
+    """A diffusers pipeline's report, at ``size`` pixels a side (the model's own)."""
+    from .hosts.base import make_guide
+    from .hosts.diffusers import _conditioning, cross_attention_layers, default_level, plan_image
+
+    unet, device = pipe.unet, pipe.unet.device
+    side = (size or unet.config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
+    pixels = side * pipe.vae_scale_factor
+    embeds, extra = _conditioning(pipe, [PROMPT], pixels, pixels, {})
+    generator = torch.Generator("cpu").manual_seed(1)
+    latents = torch.randn(1, unet.config.in_channels, side, side, generator=generator).to(device, unet.dtype)
+    timestep = torch.tensor(801, device=device)
+
+    def run(x: Tensor, images: Sequence[int]) -> object:
+        rows = embeds.expand(len(x), -1, -1)
+        added = {name: value.expand(len(x), -1) for name, value in extra.items()} or None
+        return unet(x, timestep, encoder_hidden_states=rows, added_cond_kwargs=added, return_dict=False)
+
+    layers = cross_attention_layers(unet)
+    guide = make_guide(SETTINGS, unet, layers, [plan_image(pipe, PROMPT, ENTITIES)], default_level(unet))
+    report = Report(model=f"{type(unet).__name__}, {sum(one.numel() for one in unet.parameters()) / 1e6:.0f} M")
+    plain = [timed(lambda: run(torch.cat([latents] * 2), [0]), device) for _ in range(3)]
+    report.seconds["plain"] = min(plain)
+    Examination(guide.gradient, latents, run, report).all()
+    return report
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's options."""
+    parser = commands.add_parser("doctor", help="does guidance work on this machine?", description=__doc__)
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a .safetensors file or a diffusers folder (the embedded model)"
+    )
+    parser.add_argument("--device", default="cpu", help="of torch, such as cuda or mps (cpu)")
+    parser.add_argument("--half", action="store_true", help="compute in float16")
+    parser.add_argument("--size", type=int, help="pixels a side, a multiple of 64 (the model's own)")
+    parser.add_argument("--out", type=Path, help="write the JSON here, too")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .hosts.checkpoints import open_pipeline
+
+    if arguments.size is not None and (arguments.size < 64 or arguments.size % 64):
+        raise ValueError(f"size: {arguments.size} is not allowed; a multiple of 64 pixels")
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {arguments.device!r} is not there: {str(error).splitlines()[0]}") from None
+    dtype = torch.float16 if arguments.half else torch.float32
+    report = examine_pipeline(open_pipeline(arguments.checkpoint, arguments.device, dtype), arguments.size)
+    print("\n".join(sentences(report)))
+    print("\nTo paste into an issue; it names no prompt and no path:\n" + report.as_json())
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(report.as_json() + "\n", encoding="utf-8")
+    return 1 if report.cut else 0

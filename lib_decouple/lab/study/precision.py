@@ -1,0 +1,229 @@
+"""``study precision``: is the gradient in half precision the one of float32?
+
+Half precision is emulated on the CPU: every operation sums in float32 and is rounded once, forward and backward.
+``fp16``, ``bf16``: weights and latents in half, as Forge and diffusers run; ``autocast``: float32 weights and latents
+under torch's autocast, with the CPU's list of operations. A cosine is between the gradients of one loss by the same
+latents, half against float32, of the same fp16 values as weights. *Scaled* is what the extension does, *unscaled* the
+same without its loss scale. *Flushed*: share of the values of all gradients inside the network that rounding made
+zero. *Map error*: largest difference of a token's map to the one computed in float64 from the same queries and keys,
+over the map's highest value.
+
+Models: the embedded one; Stable Diffusion 1.5 and SDXL, random, in full, where each of SDXL's transformers repeats its
+first block's weights; and both with a sixteenth of their channels, where depth, heads and sizes stay. Queries and keys
+of the cross-attentions are multiplied by *sharpened*: random weights alone give flat maps, a trained model's lie
+between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from ...core.losses import LOSSES
+from ...settings import Settings
+from .emulate import HalfOnGpu
+from .files import reopened, write_whole
+from .unets import UNetWithInputs, embedded_unet, random_unet, unet_config, with_inputs
+
+BAR = 0.995
+"""Least cosine in fp16 and autocast."""
+ALL = (*LOSSES, "iou(form=union)", "com(form=negative)", "kl(form=js)", "kl(form=negative)", "intensity(peak=mean)")
+KINDS: dict[str, tuple[torch.dtype, bool]] = {
+    "fp16": (torch.float16, False),
+    "autocast fp16": (torch.float16, True),
+    "bf16": (torch.bfloat16, False),
+    "autocast bf16": (torch.bfloat16, True),
+}
+"""Dtype, and is it autocast's?"""
+NARROW = 16
+MODELS: dict[str, tuple[str, int, int]] = {
+    "embedded": ("embedded", 12, 1),
+    "sd15-narrow": ("sd15", 64, NARROW),
+    "sdxl-narrow": ("sdxl", 64, NARROW),
+    "sd15": ("sd15", 64, 1),
+    "sdxl": ("sdxl", 64, 1),
+}
+"""Architecture, side of the latents (a pixel's eighth), and what its channels are divided by."""
+Record = dict[str, Any]
+
+
+def open_model(name: str, sharpened: float) -> UNetWithInputs:
+    """A model of :data:`MODELS` with its inputs, in float32."""
+    family, side, narrow = MODELS[name]
+    if family == "embedded":
+        return embedded_unet()
+    return with_inputs(random_unet(unet_config(family, narrow), sharpened), side)
+
+
+@contextmanager
+def half(model: UNetWithInputs, kind: str) -> Iterator[HalfOnGpu]:
+    """Inside, ``model`` is computed in ``kind`` of half precision, or in float32 for "fp32"."""
+    weights = {}
+    with ExitStack() as stack:
+        if kind != "fp32":
+            dtype, autocast = KINDS[kind]
+            if autocast:
+                stack.enter_context(torch.autocast("cpu", dtype=dtype))
+            else:
+                weights = {one: one.data for one in model.unet.parameters()}
+                for one in weights:
+                    one.data = one.data.to(dtype)
+        emulated = HalfOnGpu(model.unet)
+        try:
+            if kind != "fp32":
+                stack.enter_context(emulated)
+            yield emulated
+        finally:
+            for one, before in weights.items():
+                one.data = before
+
+
+def gradient(model: UNetWithInputs, loss: str, kind: str, scaled: bool = True) -> tuple[Tensor, Record]:
+    """The loss's gradient by the latents, flat and in float32, as the extension takes it; and what was seen."""
+    taken = model.guide(Settings(enabled=True, loss=loss)).gradient
+    taken.scaled = None if scaled else False
+    started = time.perf_counter()
+    with half(model, kind) as emulated:
+        found = taken(model.latents.to(model.unet.dtype), [0], lambda x, _: model.run(x))
+    seen = {"seconds": time.perf_counter() - started, "loss": float(found.losses[0])}
+    if kind != "fp32":
+        seen["flushed"] = emulated.flushed.share
+    if scaled and taken.learned.scale is not None:
+        seen["scale"] = taken.learned.scale.factor
+    return found.gradient.float().flatten(), seen
+
+
+@torch.no_grad()
+def map_error(model: UNetWithInputs, kind: str) -> float:
+    """Largest error of a map as the extension reads it, over its highest value, given the same queries and keys."""
+    reader = model.guide(Settings(enabled=True)).gradient.reader
+    seen: dict[str, list[Tensor]] = {layer.name: [] for layer in reader.layers}
+    handles = []
+    for layer in reader.layers:
+        parts = layer.reader(layer.module)
+        for projection in (parts.query, parts.key):
+            keep = seen[layer.name]
+            handles.append(projection.register_forward_hook(lambda *given, keep=keep: keep.append(given[-1].double())))
+    try:
+        with half(model, kind), reader.reading() as capture:
+            model.run(model.latents.to(model.unet.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    errors = []
+    for layer in reader.layers:
+        parts = layer.reader(layer.module)
+        query, key = (rearrange(one, "b n (k d) -> b k n d", k=parts.heads) for one in seen[layer.name])
+        share = (query * (parts.scale or query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1).mean(1)
+        exact = share.transpose(1, 2)[:, list(capture.tokens or range(share.shape[-1]))]
+        errors.append(float((capture.maps[layer.name] - exact).abs().max() / exact.max()))
+    return max(errors)
+
+
+def measure(
+    name: str, sharpened: float, losses: Sequence[str], kinds: Sequence[str], done: set[Any]
+) -> Iterator[Record]:
+    """One record for each kind and loss that is not ``done``."""
+    wanted = [(kind, loss) for kind in kinds for loss in losses if (name, sharpened, kind, loss) not in done]
+    if not wanted:
+        return
+    model = open_model(name, sharpened)
+    exact = {loss: gradient(model, loss, "fp32") for loss in dict.fromkeys(loss for _, loss in wanted)}
+    errors = {kind: map_error(model, kind) for kind in dict.fromkeys(kind for kind, _ in wanted)}
+    for kind, loss in wanted:
+        record: Record = {"model": name, "sharpened": sharpened, "kind": kind, "loss": loss, "map_error": errors[kind]}
+        for key, scaled in (("scaled", True), ("unscaled", False)):
+            if not scaled and KINDS[kind][0] == torch.bfloat16:
+                continue  # bf16 has float32's range, so nothing is scaled there
+            found, seen = gradient(model, loss, kind, scaled)
+            cosine = functional.cosine_similarity(found.double(), exact[loss][0].double(), 0)
+            record[key] = {"cosine": float(cosine), **seen}
+        record["seconds_fp32"] = exact[loss][1]["seconds"]
+        yield record
+
+
+def table(records: Sequence[Record]) -> str:
+    """The records for people."""
+    lines = [
+        "| model | sharpened | precision | loss | cosine, scaled | scale | flushed % | cosine, unscaled | flushed % "
+        "| map error |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in records:
+        own, without = one["scaled"], one.get("unscaled")
+        bare = f"{without['cosine']:.4f} | {100 * without['flushed']:.1f}" if without else "– | –"
+        scale = f"{own['scale']:.0f}" if without and "scale" in own else "–"
+        lines.append(
+            f"| {one['model']} | {one['sharpened']:g} | {one['kind']} | {one['loss']} | {own['cosine']:.4f} "
+            f"| {scale} | {100 * own['flushed']:.1f} | {bare} | {one['map_error']:.0e} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def verdict(records: Sequence[Record]) -> str:
+    """Is the bar reached?"""
+    told = []
+    for dtype in ("fp16", "bf16"):
+        own = [one for one in records if one["kind"].endswith(dtype)]
+        if own:
+            least = min(own, key=lambda one: one["scaled"]["cosine"])
+            where = f"{least['model']}, sharpened {least['sharpened']:g}, {least['kind']}, {least['loss']}"
+            bar = f"; bar {BAR}: {'met' if least['scaled']['cosine'] >= BAR else 'NOT met'}" if dtype == "fp16" else ""
+            told.append(f"{dtype}: least cosine of {len(own)} {least['scaled']['cosine']:.4f} ({where}){bar}.")
+    return "\n".join(told)
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's options."""
+    about = "cosine of the gradient in half precision to that of float32"
+    parser = commands.add_parser("precision", help=about, description=__doc__)
+    parser.add_argument(
+        "--models", default="embedded,sd15-narrow,sdxl-narrow", help=f"by comma, of {', '.join(MODELS)}"
+    )
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"by comma, of {', '.join(KINDS)}")
+    parser.add_argument("--losses", default=";".join(ALL), help="by semicolon")
+    parser.add_argument("--sharpened", default="1,4", help="by comma: 1 leaves the random maps flat (1,4)")
+    parser.add_argument("--out", type=Path, default=Path("out/precision"), help="folder of the results (out/precision)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure what is not measured yet, then write precision.json and precision.md."""
+    for name, given, allowed in (("models", arguments.models, MODELS), ("kinds", arguments.kinds, KINDS)):
+        for one in given.split(","):
+            if one not in allowed:
+                raise ValueError(f"{name}: {one!r} is not one of {', '.join(allowed)}")
+    for loss in arguments.losses.split(";"):
+        Settings(loss=loss)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    records = reopened(out / "records.jsonl")
+    done = {(one["model"], one["sharpened"], one["kind"], one["loss"]) for one in records}
+    with (out / "records.jsonl").open("a", encoding="utf-8") as file, tqdm(unit="gradient") as bar:
+        for name in arguments.models.split(","):
+            for sharpened in [1.0] if name == "embedded" else map(float, arguments.sharpened.split(",")):
+                for record in measure(name, sharpened, arguments.losses.split(";"), arguments.kinds.split(","), done):
+                    bar.set_description(f"{name}, {record['kind']}, {record['loss']}")
+                    bar.update()
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
+                    records.append(record)
+    order = [list(MODELS), list(KINDS)]
+    records.sort(key=lambda one: (order[0].index(one["model"]), one["sharpened"], order[1].index(one["kind"])))
+    about = (__doc__ or "").split("\n\n", 1)[-1]
+    text = f"# Half precision against float32\n\n{about}\n{verdict(records)}\n\n{table(records)}"
+    write_whole(out / "precision.json", json.dumps({"torch": torch.__version__, "records": records}, indent=1))
+    write_whole(out / "precision.md", text)
+    print(f"{text}\n{out / 'precision.md'}")
+    return 0
