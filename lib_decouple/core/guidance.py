@@ -34,9 +34,10 @@ class Refinement:
 class Caution:
     """What is done where few steps are guided, each so far that the gradient says little of its end [I].
 
-    With at most ``places`` guided steps an update is no longer than ``longest`` of the latents' norm, and one that
-    raises the loss is halved, ``halvings`` times at most, then taken back. On the embedded model at 8 steps 0.1 cost
-    effect (missing of 50: 12, with its profile), and 0.3 none (9, as without a limit).
+    Of the relative rule alone, as the other is a published method's. With at most ``places`` guided steps an update is
+    no longer than ``longest`` of the latents' norm, and one that raises the loss is halved, ``halvings`` times at
+    most, then taken back. On the embedded model at 8 steps 0.1 cost effect (missing of 50: 12, with its profile), and
+    0.3 none (9, as without a limit).
     """
 
     places: int = 4
@@ -84,7 +85,7 @@ class Guide:
             above = [k for k, loss in enumerate(losses.tolist()) if loss > limit]
             images = [images[k] for k in above]
             update = self.rule.update(moved[images], gradient[above], step, total, place, sigma)
-            if place[1] <= self.caution.places:
+            if place[1] <= self.caution.places and self.rule.name == "relative":
                 update = self._accepted(moved[images], update, losses[above], images, run, seen)
             shares[images] += _norms(update) / _norms(moved[images]).clamp(min=1e-30)
             moved[images] += update
