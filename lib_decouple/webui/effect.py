@@ -21,7 +21,7 @@ def moved(trace: ImageTrace, total: int) -> str:
 
 def taken_back(trace: ImageTrace) -> int:
     """How many updates did not help: they raised the loss however small they were made, and were undone."""
-    return sum(bool(getattr(record, "taken_back", False)) for record in trace.steps)
+    return sum(record.taken_back for record in trace.steps)
 
 
 def by_update(trace: ImageTrace) -> str:

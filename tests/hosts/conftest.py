@@ -291,11 +291,12 @@ def models_of_forge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start_forge(tmp_path_factory: pytest.TempPathFactory, models_of_forge: Path) -> Callable[..., Any]:
+def start_forge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Starts a Forge with these flags besides; skips where its folder is not given."""
     root = os.environ.get("DECOUPLE_FORGE_ROOT")
     if not root:
         pytest.skip("no Forge to start: set DECOUPLE_FORGE_ROOT to its folder")
+    models = request.getfixturevalue("models_of_forge")  # gigabytes, which nobody without a Forge wants
     on_the_cpu = "--always-cpu --no-download-sd-model"
     if on_the_cpu.split()[0] not in (Path(root) / "backend/args.py").read_text():
         on_the_cpu = "--cpu"  # Forge Neo
@@ -310,7 +311,7 @@ def start_forge(tmp_path_factory: pytest.TempPathFactory, models_of_forge: Path)
     def start(*flags: str, headers: Mapping[str, str] = CALLER) -> Iterator[Forge]:
         data = tmp_path_factory.mktemp("webui")
         link_extensions(data)
-        (data / "models").symlink_to(models_of_forge)
+        (data / "models").symlink_to(models)
         command = os.environ.get("DECOUPLE_FORGE_START", default)
         with started(Forge, " ".join((command, *flags)), data, headers) as found:
             yield made_ready(found, "Forge Neo" if found.is_neo else "Forge", sd_model_checkpoint="small-sd1")

@@ -247,6 +247,7 @@ def guided_passes(settings: Settings, steps: int) -> int:
     """At most so many of one image; stopping early and refining less make fewer."""
     if not settings.enabled:
         return 0
+    settings = settings.fixed()  # what is left to a profile is known when the model is
     guided = range(settings.start, min(steps, settings.steps or steps // 2), settings.every)
     return len(guided) + sum(settings.refine_rounds for k in settings.refine_steps if k in guided)
 

@@ -375,7 +375,7 @@ def test_a_device_that_is_not_there_is_named(made: Callable[[str], Path]) -> Non
 
 
 def test_wrong_words_are_named() -> None:
-    with pytest.raises(ValueError, match="'clop' is not one of detector, clip"):
+    with pytest.raises(ValueError, match="'clop' is not one of detector, drawn, clip"):
         named("clop:x", Options())
     with pytest.raises(ValueError, match="'clip:x' is named twice"):
         named("clip:x,clip:x", Options())

@@ -148,7 +148,7 @@ def test_a_changed_plan_tells_what_it_would_redo_and_waits_to_be_told(painter, t
     assert draw(tmp_path, changed) == 2
     out, err = capsys.readouterr()
     assert "6 are drawn and reused" in out
-    assert "6 were drawn otherwise and are to be redone.\n  6 x size 0.15 is 0.2 now" in out
+    assert "6 were drawn otherwise and are to be redone.\n  6 x size 0.0 is 0.2 now" in out
     assert "--redo does it" in err
     assert painter.drew == []
     assert pictures(tmp_path) == before
