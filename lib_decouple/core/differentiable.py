@@ -137,7 +137,9 @@ class Proof:
     def _came(self, name: str, output: int, gradients: Sequence[Tensor | None]) -> None:
         gradient = gradients[output]
         if gradient is not None:  # as an operation without a backward has it
-            self._taken.setdefault(name, []).append(gradient.any())
+            # Half precision may have rounded all of it to zero on a way that is whole.
+            came = gradient.any() if gradient.dtype in (torch.float32, torch.float64) else gradient.new_ones(()).bool()
+            self._taken.setdefault(name, []).append(came)
 
     def check(self, leaf: Tensor, gradient: Tensor | None = None) -> bool:
         """Is it shown? Raises GradientCut for what no gradient can pass or, of a ``gradient`` by ``leaf``, did not.

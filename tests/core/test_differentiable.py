@@ -134,6 +134,17 @@ class TestProof:
         torch.testing.assert_close(bench.take(), ended)
         assert bench.gradient.proved
 
+    @pytest.mark.parametrize("factor", [2.0**-12, 2.0**-14, 2.0**-16])
+    def test_what_half_precision_rounds_to_zero_is_no_cut(self, bench: Bench, factor: float) -> None:
+        bench.unet.half()
+        bench.latents, bench.context, bench.gradient.scaled = bench.latents.half(), bench.context.half(), False
+        own = bench.gradient.loss
+        bench.gradient.loss = lambda maps: factor * own(maps)
+        bench.take()
+        bench.gradient.proved = False
+        with attention(bench, kernel, "attn1"), pytest.raises(GradientCut):
+            bench.take()
+
     def test_a_gradient_of_zeros_shows_nothing(self, bench: Bench) -> None:
         bench.gradient.loss = lambda maps: maps.sum((1, 2, 3)) * 0
         assert not bench.take().any()
