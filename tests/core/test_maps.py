@@ -86,12 +86,19 @@ class TestTokenMaps:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
     def test_half_precision_modules_give_float32(self, dtype: torch.dtype) -> None:
-        attention = PlainAttention(8, 6, 2)
-        hidden, context = randn(2, 35, 8), randn(2, 9, 6, seed=1)
-        fine = token_maps(attention, hidden, context)
-        half = token_maps(attention.to(dtype), hidden.to(dtype), context.to(dtype), [1, 2])
+        """As exact as float32 is, given the module's own queries and keys."""
+        attention = PlainAttention(8, 6, 2).to(dtype)
+        hidden, context = 3 * randn(2, 35, 8).to(dtype), 3 * randn(2, 9, 6, seed=1).to(dtype)
+        half = token_maps(attention, hidden, context, [1, 2])
         assert half.dtype == torch.float32
-        torch.testing.assert_close(half, fine[:, [1, 2]], rtol=0.1, atol=0.02)
+        query, key = (
+            own.double().unflatten(-1, (2, 4)).transpose(1, 2)
+            for own in (attention.to_q(hidden), attention.to_k(context))
+        )
+        exact = (query @ key.transpose(-1, -2) * attention.scale).softmax(-1).mean(1).transpose(1, 2)[:, [1, 2]]
+        torch.testing.assert_close(half.double(), exact, rtol=0, atol=2e-6)
+        rounded = (query @ key.transpose(-1, -2) * attention.scale).to(dtype).double().softmax(-1)
+        assert (rounded.mean(1).transpose(1, 2)[:, [1, 2]] - exact).abs().max() > 2e-5  # what the bound would not pass
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
     def test_under_autocast_only_the_projections_are_rounded(self, dtype: torch.dtype) -> None:
