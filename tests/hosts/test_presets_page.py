@@ -19,9 +19,9 @@ return (box.querySelector("input:checked") ?? box.querySelector("textarea, input
 
 @pytest.fixture(autouse=True)
 def opened(page):  # noqa: F811
-    if not shown(page, f"{PART}_apply"):
+    if not shown(page, f"{PART}_import_text"):
         page.execute_script("document.querySelector(arguments[0]).click()", f"{PART} .label-wrap")
-        until(lambda: shown(page, f"{PART}_apply"))
+        until(lambda: shown(page, f"{PART}_import_text"))
 
 
 def shown(page, selector):  # noqa: F811

@@ -137,7 +137,7 @@ def test_the_live_panel_shows_maps_and_curve_while_it_runs_and_asks_no_more_when
     summary(page, "live").send_keys("\ue007")
     until(lambda: is_open(page, "live"))
     until(lambda: "shown here while" in text(page, "live"))
-    write(page, 30, "#txt2img_steps input[type=number]")
+    write(page, 150, "#txt2img_steps input[type=number]")
     page.execute_script("document.querySelector('#txt2img_generate').click()")
     until(lambda: "Image 1 is being drawn" in text(page, "live"))
     until(lambda: len(find(page, f"{own('live')} canvas")) == 2)
