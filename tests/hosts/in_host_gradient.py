@@ -5,6 +5,7 @@ PREPARE (code, or "") and H (the differences' length over the latents'). For eac
 the gradient by differences, over the gradient's norm (1 is exact). The loss is to be smooth, or kinks spoil it.
 """
 
+import torch  # noqa: F401 - for what PREPARE runs
 from modules import processing, scripts, shared
 from modules.call_queue import queue_lock
 

@@ -312,13 +312,12 @@ result = {
 }
 """
 FAULTS = {
-    "out of memory in the pass": ("lib_decouple.core.maps", "_shares", "torch.cuda.OutOfMemoryError('none left')"),
+    "out of memory in the pass": ("lib_decouple.core.maps", "_attention", "torch.cuda.OutOfMemoryError('none left')"),
     "gradient": ("torch.autograd", "grad", "RuntimeError('no gradient')"),
     "prompt": ("lib_decouple.hosts.sampling", "plan_image", "KeyError('plan')"),
     "layers": ("lib_decouple.hosts.sampling", "cross_attention_layers", "AttributeError('layers')"),
     "schedule": ("lib_decouple.hosts.sampling", "main_calls", "IndexError('calls')"),
     "update": ("lib_decouple.core.schedule.StepRule", "update", "ZeroDivisionError('update')"),
-    "trace": ("lib_decouple.core.guidance", "look", "ArithmeticError('look')"),
     "attach": ("lib_decouple.hosts.sampling.SamplingPass", "attach", "MemoryError('attach')"),
     "report": ("lib_decouple.webui.report.Run", "lines", "ValueError('report')"),
 }

@@ -750,7 +750,7 @@ result = {
 }
 """
 FAULTS = {
-    "out of memory in the pass": ("lib_decouple.core.maps", "_shares", "torch.cuda.OutOfMemoryError('none left')"),
+    "out of memory in the pass": ("lib_decouple.core.maps", "_attention", "torch.cuda.OutOfMemoryError('none left')"),
     "gradient": ("torch.autograd", "grad", "RuntimeError('no gradient')"),
     "prompt": ("lib_decouple.hosts.sampling", "plan_image", "KeyError('plan')"),
     "layers": ("lib_decouple.hosts.sampling", "cross_attention_layers", "AttributeError('layers')"),
@@ -759,7 +759,6 @@ FAULTS = {
     "context": ("lib_decouple.hosts.forge.SamplingPass", "differentiable", "RuntimeError('mode')"),
     "pass": ("lib_decouple.hosts.forge", "_denoise", "RuntimeError('pass')"),
     "update": ("lib_decouple.core.schedule.StepRule", "update", "ZeroDivisionError('update')"),
-    "trace": ("lib_decouple.core.guidance", "look", "ArithmeticError('look')"),
     "attach": ("lib_decouple.hosts.sampling.SamplingPass", "attach", "MemoryError('attach')"),
     "detect": ("lib_decouple.hosts.detect", "adapter", "ImportError('detect')"),
 }
