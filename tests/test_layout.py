@@ -35,7 +35,7 @@ ALLOWED = {
         "doctor",
         "__version__",
     },
-    "lab": {"lab", "embedded", "core", "prompt", "settings", "profiles", "presets", "hosts", "__version__"},
+    "lab": {"doctor", "lab", "embedded", "core", "prompt", "settings", "profiles", "presets", "hosts", "__version__"},
 }
 # What else they may import beyond the standard library.
 OUTSIDE = {"core": {"torch", "einops"}, "prompt": set(), "settings": set(), "profiles": set(), "presets": set()}

@@ -63,7 +63,7 @@ def put_back(model: nn.Module) -> Iterator[None]:
                 del values[name]
         for values, copies in (*before, *plain):
             for name, (value, content) in copies.items():
-                if isinstance(value, _HOLDERS):
+                if type(value) in _HOLDERS:
                     _refill(value, content)
                 values[name] = value
 
@@ -74,7 +74,5 @@ def _copied(values: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _refill(value: Any, content: Any) -> None:
-    if type(value) not in _HOLDERS:
-        return
     value.clear()
     (value.extend if isinstance(value, list) else value.update)(content)

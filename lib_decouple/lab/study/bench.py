@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from tqdm import tqdm
 from ...core.gradient import LossGradient
 from ...core.guidance import Guide
 from ...core.maps import CrossAttentionLayer, Entity, ImagePlan, MapReader, captured, level_size
+from ...doctor import forget_peak, resident
 from ...hosts.base import make_guide
 from ...hosts.checkpoints import CHECKPOINT, FAMILIES, open_pipeline
 from ...hosts.diffusers import cross_attention_layers, default_level, first_noise, generate, plan_image
@@ -306,28 +307,6 @@ def timed(body: Callable[[], object]) -> float:
     started = time.perf_counter()
     body()
     return time.perf_counter() - started
-
-
-def resident(peak: bool) -> int | None:
-    """Bytes of resident memory, now or at most since the start or :func:`forget_peak`; None where unknown."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:" if peak else "VmRSS:"):
-                return int(line.split()[1]) * 1024
-        return None
-    try:
-        import resource
-    except ImportError:
-        return None
-    # Only the highest is known here: what loading took for a moment hides that much of the step.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def forget_peak() -> None:
-    """Start :func:`resident`'s highest value afresh, where the system can (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure(model: str, name: str, rounds: int) -> Record:
