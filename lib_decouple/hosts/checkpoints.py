@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -228,6 +229,26 @@ def family_of(path: Path) -> str:
     return family
 
 
+_HARMLESS = ("requires torchvision (not installed); falling back", "that should be kept in float32: []")
+"""In the libraries' warnings that tell a reader of nothing: what they fall back to does the same, the list is empty."""
+
+
+def _telling(record: logging.LogRecord) -> bool:
+    return not any(part in record.getMessage() for part in _HARMLESS)
+
+
+def quieten() -> None:
+    """Keep warnings that tell of nothing off the screen, and no others."""
+    import diffusers
+    import transformers  # noqa: F401 - both set up their handlers when imported
+
+    diffusers.utils.logging.disable_progress_bar()
+    for library in ("diffusers", "transformers"):
+        for handler in logging.getLogger(library).handlers:
+            if _telling not in handler.filters:
+                handler.addFilter(_telling)
+
+
 def open_pipeline(
     checkpoint: Path | None = None,
     device: str = "cpu",
@@ -240,10 +261,10 @@ def open_pipeline(
     folder says, and "epsilon" for a file, which does not say.
     Raises Unsupported, FileNotFoundError.
     """
+    quieten()
     import diffusers
     from transformers import CLIPTokenizer
 
-    diffusers.utils.logging.disable_progress_bar()
     path = Path(checkpoint) if checkpoint else CHECKPOINT
     if not path.exists():
         raise FileNotFoundError(f"checkpoint: {path} does not exist")

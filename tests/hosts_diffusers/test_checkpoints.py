@@ -1,6 +1,8 @@
 """The families' configurations, against the published sizes of the real models."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -32,3 +34,14 @@ def test_configurations_build_the_published_models(family, part):
             kind = getattr(transformers, config["architectures"][0])
             model = kind(transformers.CLIPTextConfig(**config))
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[family, part]
+
+
+def test_opening_says_nothing_and_keeps_warnings_that_tell_something() -> None:
+    code = (
+        "import logging; from lib_decouple.hosts.checkpoints import open_pipeline; open_pipeline()\n"
+        "for library in ('diffusers', 'transformers'): logging.getLogger(library + '.some').warning('weights missing')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert done.stderr.count("weights missing") == 2
+    assert len(done.stderr.strip().splitlines()) == 2, done.stderr
