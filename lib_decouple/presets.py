@@ -141,8 +141,12 @@ BUILT_IN: tuple[Preset, ...] = (
         "For prompts that keep losing an entity: larger steps, repeated up to five times at three early steps. "
         "Slow, and may pull the picture apart. Chosen by reasoning, not measured.",
         {
-            **{**FIXED, "loss": "intensity + 0.3*com", "size": 0.4},
-            **{"refine_steps": [0, 5, 10], "refine_threshold": 0.0, "refine_rounds": 5},
+            **FIXED,
+            "loss": "intensity + 0.3*com",
+            "size": 0.4,
+            "refine_steps": [0, 5, 10],
+            "refine_threshold": 0.0,
+            "refine_rounds": 5,
         },
     ),
     Preset(
@@ -157,8 +161,14 @@ BUILT_IN: tuple[Preset, ...] = (
         "steps 10 and 20 until attention 0.5. Its own code repeats at step 0, too, and its thresholds rise "
         "(0.05, 0.5, 0.8); here one stands for all.",
         {
-            **{**FIXED, "loss": "intensity", "rule": "attend-excite", "size": 20.0, "treatment": "attend-excite"},
-            **{"refine_steps": [10, 20], "refine_threshold": 0.5, "refine_rounds": 20},
+            **FIXED,
+            "loss": "intensity",
+            "rule": "attend-excite",
+            "size": 20.0,
+            "treatment": "attend-excite",
+            "refine_steps": [10, 20],
+            "refine_threshold": 0.5,
+            "refine_rounds": 20,
         },
     ),
     Preset(
@@ -172,8 +182,13 @@ BUILT_IN: tuple[Preset, ...] = (
         "For decouple-tiny, which comes with this extension, at 20 steps and two entities: missing in 24.4 % of 500 "
         "pictures without, 8.0 % with it (docs/results.md). Far too strong for large models.",
         {
-            **{**FIXED, "loss": "intensity + 0.3*com", "size": 1.5, "start": 5, "steps": 14},
-            **{"stop": "on", "stop_below": 0.81},
+            **FIXED,
+            "loss": "intensity + 0.3*com",
+            "size": 1.5,
+            "start": 5,
+            "steps": 14,
+            "stop": "on",
+            "stop_below": 0.81,
         },
     ),
 )

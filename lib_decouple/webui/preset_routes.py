@@ -78,13 +78,13 @@ def add(router: APIRouter, folder: Callable[[], Path], writing: Sequence[Any] = 
     @router.get("/presets/{name}", response_model=Preset)
     def get_preset(name: str) -> dict[str, Any]:
         """One preset; case doesn't count."""
-        with _told():
+        with _preset_errors_answered():
             return _shown(presets.load(name, folder()))
 
     @router.put("/presets/{name}", response_model=Preset, dependencies=writing)
     def put_preset(name: str, body: Content) -> dict[str, Any]:
         """Save a preset. One that is there is only replaced with ``overwrite``, a built-in never."""
-        with _told():
+        with _preset_errors_answered():
             preset = presets.Preset(name, body.reason, body.settings)
             presets.save(preset, folder(), body.overwrite)
             return _shown(preset)
@@ -92,14 +92,14 @@ def add(router: APIRouter, folder: Callable[[], Path], writing: Sequence[Any] = 
     @router.delete("/presets/{name}", dependencies=writing)
     def delete_preset(name: str) -> dict[str, str]:
         """Delete one of the user's presets."""
-        with _told():
+        with _preset_errors_answered():
             presets.delete(name, folder())
         return {"deleted": name}
 
     @router.post("/presets/import", response_model=Preview)
     def preview_import(body: Import) -> dict[str, Any]:
         """What importing would change; nothing is saved. To save it, ``PUT`` it."""
-        with _told():
+        with _preset_errors_answered():
             preview = presets.preview(body.text, Settings.from_dict(body.settings), folder())
         return {
             "preset": _shown(preview.preset),
@@ -110,7 +110,7 @@ def add(router: APIRouter, folder: Callable[[], Path], writing: Sequence[Any] = 
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _preset_errors_answered() -> Iterator[None]:
     """Answers for what presets raise."""
     try:
         yield

@@ -113,7 +113,7 @@ def add(chosen: Choice, controls: Mapping[str, Any], elem_id: Callable[[str], st
         shown = [answer.message, listed, reason, answer.confirm, answer.asked, *applied]
         gone = ["", gr.update(visible=False), None] * len(others)
         shown += [part for other in others for part in other]
-        button.click(lambda *got: [*_updates(*_told(do, *got)), *gone], list(inputs), shown, **quiet)
+        button.click(lambda *got: [*_updates(*_answered(do, *got)), *gone], list(inputs), shown, **quiet)
 
     listed.change(_reason_of, [listed], [reason], **quiet)
     press(anew, read_anew, [listed], of_chosen)
@@ -280,7 +280,7 @@ def _replace(preset: Preset) -> tuple[Shown, Any]:
     return Shown(same + changes, question=f"Replace {preset.name}"), ["replace", preset.name, data]
 
 
-def _told(do: Callable[..., tuple[Shown, Any]], *got: Any) -> tuple[Shown, Any]:
+def _answered(do: Callable[..., tuple[Shown, Any]], *got: Any) -> tuple[Shown, Any]:
     """What a press does, or in words why it does not."""
     try:
         return do(*got)

@@ -76,8 +76,8 @@ class Run:
             size = max((len(one.traces) for one in guided), default=1)
             return None if size == 1 or self.settings.one_at_a_time else f"{position + 1} of {size}"
         hires = key in HIRES.values()
-        told = [_told(key, one, position) for one in guided if one.hires is hires]
-        return told[0] or None if told else None
+        values = [_value_of(key, one, position) for one in guided if one.hires is hires]
+        return values[0] or None if values else None
 
     def label(self, iteration: int, position: int) -> str:
         """What stands above an image beside its plain one."""
@@ -238,7 +238,7 @@ def _risen(iou: str) -> str:
     return ", which is more than before" if float(behind) > float(before) else ""
 
 
-def _told(key: str, one: Pass, position: int) -> str:
+def _value_of(key: str, one: Pass, position: int) -> str:
     trace = one.traces[position]
     if key in (FOUND, HIRES[FOUND]):
         return join_list(trace.entities)

@@ -54,7 +54,7 @@ class Host:
     """``user:password``s by comma, as ``--api-auth`` has them."""
     origins: Sequence[str] = ()
     """Other sites whose pages may write, as ``--cors-allow-origins`` has them."""
-    seen: run_routes.Seen = field(default_factory=run_routes.Seen)
+    runs_to_show: run_routes.RunsToShow = field(default_factory=run_routes.RunsToShow)
     """The last runs, and the one that is being drawn."""
     model: Callable[[], str] = lambda: ""
     """The loaded model's name; "" while none is loaded."""
@@ -194,7 +194,7 @@ def add(app: Any, host: Host) -> None:
         }
 
     preset_routes.add(router, host.preset_folder, [Depends(users.admit_writing)])
-    run_routes.add(router, host.seen, users.caller)
+    run_routes.add(router, host.runs_to_show, users.caller)
     app.include_router(router)
     app.openapi_schema = None
 
@@ -310,7 +310,7 @@ def of_webui(runs: Runs, live: Live) -> Host:
 
     options = shared.cmd_opts
     origins = [one.strip() for one in (getattr(options, "cors_allow_origins", None) or "").split(",") if one.strip()]
-    seen = run_routes.Seen(
+    to_show = run_routes.RunsToShow(
         runs,
         live,
         enabled=lambda: bool(chosen.chosen("decouple_live_panel")),
@@ -319,4 +319,4 @@ def of_webui(runs: Runs, live: Live) -> Host:
         font=images.get_font,
     )
     users = getattr(options, "api_auth", None) or ""
-    return Host(tokenize, chosen.preset_folder, dialect, users, origins, seen, name, warnings, sampler, profile)
+    return Host(tokenize, chosen.preset_folder, dialect, users, origins, to_show, name, warnings, sampler, profile)

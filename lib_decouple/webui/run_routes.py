@@ -17,7 +17,7 @@ from .runs import NOBODY, Live, Runs, UnknownRun, shape_and_values
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunsToShow:
     """What the routes tell of."""
 
     runs: Runs = field(default_factory=Runs)
@@ -161,7 +161,7 @@ class LiveRun(BaseModel):
     maps: LiveMaps | None = None
 
 
-def add(router: APIRouter, seen: Seen, caller: Callable[[Request], str]) -> None:
+def add(router: APIRouter, shown: RunsToShow, caller: Callable[[Request], str]) -> None:
     """Add them. ``caller`` tells who sends a request."""
     unknown: dict[int | str, dict[str, Any]] = {404: {"description": "No such run, image, moment or entity is kept."}}
 
@@ -173,22 +173,29 @@ def add(router: APIRouter, seen: Seen, caller: Callable[[Request], str]) -> None
             "hint": "" if asking else NOBODY,
             "runs": [
                 {
-                    **{"id": run.id, "created": run.created, "tab": run.tab},
-                    **{"images": len(run.images), "entities": run.entities()},
+                    "id": run.id,
+                    "created": run.created,
+                    "tab": run.tab,
+                    "images": len(run.images),
+                    "entities": run.entities(),
                 }
-                for run in seen.runs.of(asking)
+                for run in shown.runs.of(asking)
             ],
         }
 
     @router.get("/trace/{id}", response_model=Trace, responses=unknown)
     def get_trace(id: str, request: Request) -> dict[str, Any]:
         """What guidance did in a run, or in the caller's ``last``: every image, pass and step."""
-        with _told():
-            run = seen.runs.get(id, caller(request))
+        with _unknown_run_answered():
+            run = shown.runs.get(id, caller(request))
         images = [
             {
-                **{"number": one.number, "prompt": one.prompt, "seed": one.seed, "entities": list(one.entities)},
-                **{"colours": colours(one.entities), "passes": one.passes},
+                "number": one.number,
+                "prompt": one.prompt,
+                "seed": one.seed,
+                "entities": list(one.entities),
+                "colours": colours(one.entities),
+                "passes": one.passes,
             }
             for one in run.images
         ]
@@ -197,8 +204,8 @@ def add(router: APIRouter, seen: Seen, caller: Callable[[Request], str]) -> None
     @router.get("/trace/{id}/csv", response_class=Response, responses={**unknown, 200: {"content": {"text/csv": {}}}})
     def get_trace_as_csv(id: str, request: Request) -> Response:
         """The same as a table: one row an image, pass, step, moment (before, after), measure, and pair or entity."""
-        with _told():
-            run = seen.runs.get(id, caller(request))
+        with _unknown_run_answered():
+            run = shown.runs.get(id, caller(request))
         name = f'attachment; filename="decouple-{run.id}.csv"'
         return Response(
             run.csv().encode("utf-8", "backslashreplace"),
@@ -209,11 +216,13 @@ def add(router: APIRouter, seen: Seen, caller: Callable[[Request], str]) -> None
     @router.get("/maps/{id}", response_model=RunMaps, responses=unknown)
     def get_maps(id: str, request: Request) -> dict[str, Any]:
         """A run's attention maps: at the unguided first pass, after the first guided step and after the last."""
-        with _told():
-            run = seen.runs.get(id, caller(request))
+        with _unknown_run_answered():
+            run = shown.runs.get(id, caller(request))
         images = [
             {
-                **{"number": one.number, "entities": list(one.entities), "colours": colours(one.entities)},
+                "number": one.number,
+                "entities": list(one.entities),
+                "colours": colours(one.entities),
                 "maps": [
                     {"hires": maps.hires, "moment": maps.moment, "step": maps.step, **shape_and_values(maps.values)}
                     for maps in one.maps
@@ -232,8 +241,8 @@ def add(router: APIRouter, seen: Seen, caller: Callable[[Request], str]) -> None
         id: str, request: Request, image: int, moment: Moment, of: str = "", hires: bool = False
     ) -> Response:
         """One moment's maps as a picture: ``of`` an entity, of the ``overlap``, or all side by side."""
-        with _told():
-            run = seen.runs.get(id, caller(request))
+        with _unknown_run_answered():
+            run = shown.runs.get(id, caller(request))
             own = next((one for one in run.images if one.number == image), None)
             if own is None:
                 raise UnknownRun(f"image {image} is not in this run; it has {len(run.images)} images, from 0")
@@ -244,21 +253,21 @@ def add(router: APIRouter, seen: Seen, caller: Callable[[Request], str]) -> None
             offered = heatmaps.names(own.entities)
             if of and of not in offered:
                 raise UnknownRun(f"of: {of!r} is not one of {', '.join(offered)}")
-        drawn = heatmaps.row(maps.values, own.entities, own.picture, of, seen.font)
+        drawn = heatmaps.row(maps.values, own.entities, own.picture, of, shown.font)
         return Response(heatmaps.as_png(drawn), media_type="image/png")
 
     @router.get("/live", response_model=LiveRun)
     def get_live(request: Request, task: str = "") -> dict[str, Any]:
         """The caller's run that is being drawn, or that of the page's ``task``. Its maps are kept for ten seconds after
         each question, and only then."""
-        enabled = seen.enabled()
-        told = seen.live.ask(caller(request), task) if enabled else seen.live.nothing()
-        running = told["running"] and seen.busy()
-        return {**told, "running": running, "interval_ms": seen.interval_ms(), "enabled": enabled}
+        enabled = shown.enabled()
+        told = shown.live.ask(caller(request), task) if enabled else shown.live.nothing()
+        running = told["running"] and shown.busy()
+        return {**told, "running": running, "interval_ms": shown.interval_ms(), "enabled": enabled}
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _unknown_run_answered() -> Iterator[None]:
     """An answer for what is not kept."""
     try:
         yield

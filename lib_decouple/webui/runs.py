@@ -124,7 +124,7 @@ def of_job(run: Run, p: Any, tab: str, pictures: dict[int, bytes]) -> KeptRun:
                 sayable(str(p.all_prompts[number])),
                 int(p.all_seeds[number]),
                 entities,
-                [_told(one, trace, position) for one, trace in zip(own, traces)],
+                [_pass_as_dict(one, trace, position) for one, trace in zip(own, traces)],
                 [
                     Maps(one.hires, moment, kept.step, _aligned(kept, entities))
                     for one, trace in zip(own, traces)
@@ -143,7 +143,7 @@ def _aligned(kept: KeptMaps, entities: Sequence[str]) -> np.ndarray:
     return np.stack([own.get(name, nothing) for name in entities])
 
 
-def _told(one: Any, trace: ImageTrace, position: int) -> dict[str, Any]:
+def _pass_as_dict(one: Any, trace: ImageTrace, position: int) -> dict[str, Any]:
     steps = [finite(plain(record)) for record in trace.steps]
     return {"hires": one.hires, "total": one.total, "stood_aside": reason_of(one, position), "steps": steps}
 

@@ -16,8 +16,17 @@ from .palette import colours
 Kind = Literal["word", "weight", "break", "and", "lora", "embedding", "edit", "comment", "punctuation", "keyword"]
 
 _KINDS: dict[str, Kind] = {
-    **{"word": "word", "weight": "weight", "break": "break", "and": "and", "network": "lora", "comment": "comment"},
-    **{"editing": "edit", "alternation": "edit", "choice": "edit", "wildcard": "edit", "punctuation": "punctuation"},
+    "word": "word",
+    "weight": "weight",
+    "break": "break",
+    "and": "and",
+    "network": "lora",
+    "comment": "comment",
+    "editing": "edit",
+    "alternation": "edit",
+    "choice": "edit",
+    "wildcard": "edit",
+    "punctuation": "punctuation",
     "keyword": "keyword",
 }
 _READ = ("word", "punctuation", "choice", "wildcard", "keyword")

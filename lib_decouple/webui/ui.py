@@ -26,7 +26,7 @@ EXPERT: dict[Group, str] = {
 }
 """Titles of the groups that are folded away."""
 
-_told = count(1)
+_status_numbers = count(1)
 
 
 def controls(
@@ -121,4 +121,4 @@ def status_html(lines: list[str], run: str = "") -> str:
     if not lines:
         return ""
     told = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    return f'<div class="decouple-run" data-told="{next(_told)}" data-run="{escape(run)}">{told}</div>'
+    return f'<div class="decouple-run" data-told="{next(_status_numbers)}" data-run="{escape(run)}">{told}</div>'

@@ -56,9 +56,9 @@ def runs():
     return Runs()
 
 
-def client(**seen):
+def client(**shown):
     app = fastapi.FastAPI()
-    rest.add(app, rest.Host(lambda text: [], Path, seen=run_routes.Seen(**seen)))
+    rest.add(app, rest.Host(lambda text: [], Path, runs_to_show=run_routes.RunsToShow(**shown)))
     return TestClient(app, headers={"X-Decouple-Caller": SECRET})
 
 
@@ -337,9 +337,9 @@ def test_half_characters_of_a_prompt_do_not_spoil_its_trace(runs):
 
 def test_these_routes_let_in_whom_the_others_do(runs):
     app = fastapi.FastAPI()
-    seen = run_routes.Seen(runs=runs)
+    shown = run_routes.RunsToShow(runs=runs)
     runs.keep(job(), 5)
-    rest.add(app, rest.Host(lambda text: [], Path, credentials="ann:secret", seen=seen))
+    rest.add(app, rest.Host(lambda text: [], Path, credentials="ann:secret", runs_to_show=shown))
     web = TestClient(app)
     for path in ("runs", "trace/last", "trace/last/csv", "maps/last", "maps/last/0/unguided.png", "live"):
         assert web.get(f"/decouple/v1/{path}").status_code == 401

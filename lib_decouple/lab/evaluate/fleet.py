@@ -42,7 +42,7 @@ class NoEndpoint(Exception):
 
 
 @dataclass(frozen=True)
-class How:
+class BackendOpener:
     """All that a task needs to open a backend."""
 
     part: BackendPart
@@ -76,8 +76,8 @@ class How:
 
 
 @lru_cache(maxsize=64)
-def _opened(how: How, url: str) -> Backend:
-    return opened(how.part, how.sampling, how.folder, url, how.auth, how.maps)
+def _opened(opener: BackendOpener, url: str) -> Backend:
+    return opened(opener.part, opener.sampling, opener.folder, url, opener.auth, opener.maps)
 
 
 @dataclass
@@ -91,29 +91,30 @@ class _Endpoint:
 
 
 @dataclass(frozen=True)
-class News:
+class FleetState:
     """What a look found. ``live``: endpoints that draw or could."""
 
     live: int
-    told: tuple[str, ...]
+    messages: tuple[str, ...]
+    """Who has joined, failed or returned since the last look."""
 
 
 class Directory:
     """Which endpoints there are, and which of them are free. Run as a Ray actor with many threads."""
 
-    def __init__(self, how: How) -> None:
-        self.how = how
+    def __init__(self, opener: BackendOpener) -> None:
+        self.opener = opener
         self._known: dict[str, _Endpoint] = {}
         self._changed = threading.Condition()
         self._last_live = time.monotonic()
-        self._told: list[str] = []
+        self._messages: list[str] = []
         self._list_problem = ""
 
-    def refresh(self) -> News:
+    def refresh(self) -> FleetState:
         """Read the list anew, look at what is new or was left out long enough."""
         now = time.monotonic()
         try:
-            names, problem = self.how.names(), ""
+            names, problem = self.opener.names(), ""
         except (ValueError, OSError) as error:  # a file that is being written; the next look reads it again
             names, problem = list(self._known), f"endpoints: {error}; those known go on"
         if problem and problem != self._list_problem:
@@ -138,17 +139,17 @@ class Directory:
             live = sum(own.state in ("free", "lent") for own in self._known.values())
             if live:
                 self._last_live = time.monotonic()
-            told, self._told = tuple(self._told), []
+            messages, self._messages = tuple(self._messages), []
             self._changed.notify_all()
-        return News(live, told)
+        return FleetState(live, messages)
 
     def _look(self, name: str) -> None:
         problem, refused = "", False
         try:
-            about = self.how.open(name).about()
-            if self.how.expected and about.checkpoint and about.checkpoint != self.how.expected:
+            about = self.opener.open(name).about()
+            if self.opener.expected and about.checkpoint and about.checkpoint != self.opener.expected:
                 raise WrongCheckpoint(
-                    f"{name}: has checkpoint {about.name} [{about.checkpoint}], the run has [{self.how.expected}]"
+                    f"{name}: has checkpoint {about.name} [{about.checkpoint}], the run has [{self.opener.expected}]"
                 )
         except (Unreachable, ValueError, OSError) as error:
             problem, refused = str(error), isinstance(error, WrongCheckpoint)
@@ -170,8 +171,8 @@ class Directory:
         own.until = time.monotonic() + (LONGEST_PAUSE if refused else pause)
 
     def _tell(self, text: str) -> None:
-        if text not in self._told:
-            self._told.append(text)
+        if text not in self._messages:
+            self._messages.append(text)
 
     def lend(self, images: int) -> str:
         """A free endpoint, waited for. Raises NoEndpoint after the plan's patience without any."""
@@ -180,11 +181,11 @@ class Directory:
                 for name, own in self._known.items():
                     if own.state == "free":
                         own.state = "lent"
-                        own.until = time.monotonic() + images * self.how.part.timeout + LEASE_MARGIN
+                        own.until = time.monotonic() + images * self.opener.part.timeout + LEASE_MARGIN
                         return name
-                if time.monotonic() - self._last_live > self.how.part.patience:
+                if time.monotonic() - self._last_live > self.opener.part.patience:
                     why = "; ".join(own.problem for own in self._known.values() if own.problem)
-                    raise NoEndpoint(f"none for {self.how.part.patience:g} s{f': {why}' if why else ''}")
+                    raise NoEndpoint(f"none for {self.opener.part.patience:g} s{f': {why}' if why else ''}")
                 self._changed.wait(REFRESH)
 
     def give_back(self, name: str, problem: str) -> None:
@@ -198,17 +199,19 @@ class Directory:
             self._changed.notify_all()
 
 
-def _draw(directory: Any, how: How, jobs: Sequence[Job]) -> tuple[str, list[Drawn]]:
+def _draw(directory: Any, opener: BackendOpener, jobs: Sequence[Job]) -> tuple[str, list[Drawn]]:
     """The task: borrow, draw, give back."""
     import ray
 
     name = ray.get(directory.lend.remote(len(jobs)))
     problem = "drawing was cut short"
     try:
-        drawn = how.open(name).draw(jobs)
-        wrong = next((d.about for d in drawn if how.expected and d.about.checkpoint not in ("", how.expected)), None)
+        drawn = opener.open(name).draw(jobs)
+        wrong = next(
+            (d.about for d in drawn if opener.expected and d.about.checkpoint not in ("", opener.expected)), None
+        )
         if wrong:
-            raise WrongCheckpoint(f"{name}: has checkpoint {wrong.name} [{wrong.checkpoint}], not [{how.expected}]")
+            raise WrongCheckpoint(f"{name}: has checkpoint {wrong.name} [{wrong.checkpoint}], not [{opener.expected}]")
         problem = ""
     except Unreachable as error:
         problem = str(error)
@@ -231,7 +234,9 @@ class Outcome:
     problem: str = ""
 
 
-def draw_all(how: How, batches: Sequence[Sequence[Job]], tell: Callable[[str], None]) -> Generator[Outcome, None, None]:
+def draw_all(
+    opener: BackendOpener, batches: Sequence[Sequence[Job]], tell: Callable[[str], None]
+) -> Generator[Outcome, None, None]:
     """Each batch's outcome as it comes. Raises NoEndpoint when there is none for too long, ValueError without Ray.
 
     No more tasks are given to Ray than there are endpoints; ``tell`` hears of those that join, fail and return.
@@ -241,7 +246,7 @@ def draw_all(how: How, batches: Sequence[Sequence[Job]], tell: Callable[[str], N
     # Ray's workers inherit these.
     given = {
         "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "PYTHONPATH": path,
-        AUTH_VARIABLE: how.auth, **_guard(),
+        AUTH_VARIABLE: opener.auth, **_guard(),
     }  # fmt: skip
     with _environment(given):
         try:
@@ -256,7 +261,7 @@ def draw_all(how: How, batches: Sequence[Sequence[Job]], tell: Callable[[str], N
                 _node_ip_address="127.0.0.1", object_store_memory=200 * 1024 * 1024, logging_level=logging.ERROR,
             )  # fmt: skip
             tell(ports_of_ray(ray.__version__))
-            yield from _drawn(ray, how, batches, tell)
+            yield from _drawn(ray, opener, batches, tell)
         finally:
             ray.shutdown()
 
@@ -293,33 +298,33 @@ def _environment(given: Mapping[str, str]) -> Iterator[None]:
 
 
 def _drawn(
-    ray: Any, how: How, batches: Sequence[Sequence[Job]], tell: Callable[[str], None]
+    ray: Any, opener: BackendOpener, batches: Sequence[Sequence[Job]], tell: Callable[[str], None]
 ) -> Generator[Outcome, None, None]:
     from ray.exceptions import RayError, RayTaskError
 
-    directory = ray.remote(num_cpus=0, max_concurrency=256)(Directory).remote(how)
-    task = ray.remote(num_cpus=0, max_retries=how.part.retries, retry_exceptions=[Unreachable])(_draw)
+    directory = ray.remote(num_cpus=0, max_concurrency=256)(Directory).remote(opener)
+    task = ray.remote(num_cpus=0, max_retries=opener.part.retries, retry_exceptions=[Unreachable])(_draw)
     left = iter(batches)
     running: dict[Any, Sequence[Job]] = {}
-    news = ray.get(directory.refresh.remote())
+    state = ray.get(directory.refresh.remote())
     looking, looked = None, time.monotonic()
     more = True
     while more or running:
-        for line in news.told:
+        for line in state.messages:
             tell(line)
-        while more and len(running) < max(1, news.live):
+        while more and len(running) < max(1, state.live):
             jobs = next(left, None)
             if jobs is None:
                 more = False
             else:
-                running[task.remote(directory, how, jobs)] = jobs
+                running[task.remote(directory, opener, jobs)] = jobs
         if looking is None and time.monotonic() - looked > REFRESH:
             looking = directory.refresh.remote()
-        news = News(news.live, ())
+        state = FleetState(state.live, ())
         waited = [*running, *([looking] if looking is not None else [])]
         for ready in ray.wait(waited, timeout=REFRESH)[0] if waited else ():
             if ready is looking:
-                news, looking, looked = ray.get(ready), None, time.monotonic()
+                state, looking, looked = ray.get(ready), None, time.monotonic()
                 continue
             jobs = running.pop(ready)
             try:

@@ -128,7 +128,7 @@ def _p(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.2g}"
 
 
-def _told(value: float | None, digits: int) -> str:
+def _number_or_not_told(value: float | None, digits: int) -> str:
     return "not told" if value is None else f"{value:.{digits}f}"
 
 
@@ -157,8 +157,8 @@ def result_table(figure: Figure, spent: Mapping[tuple[int, str], Cost]) -> Table
                 line.change.difference.format(figure.scale, figure.digits) if line.change else "",
                 _p(line.p),
                 _p(line.p_images),
-                _told(cost.passes, 1),
-                _told(cost.seconds, 2),
+                _number_or_not_told(cost.passes, 1),
+                _number_or_not_told(cost.seconds, 2),
                 "" if cost.times is None else f"{cost.times:.2f}",
             ]
         )

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ...settings import Settings
 from ..study.files import PART, write_durably
 from .backends import About, Backend, Drawn, Unreachable
-from .fleet import AUTH_VARIABLE, How, NoEndpoint, Outcome, draw_all
+from .fleet import AUTH_VARIABLE, BackendOpener, NoEndpoint, Outcome, draw_all
 from .plan import Job, Plan, read
 from .statistics import detectable
 from .store import Row, Store
@@ -78,9 +78,9 @@ class Work:
 def run(arguments: argparse.Namespace) -> int:
     """Draw what is not drawn yet; 1 when some could not be."""
     plan, jobs = read(arguments.plan)
-    how, folder = how_to(plan, arguments), arguments.out or Path("out/evaluate") / arguments.plan.stem
-    names, first, about = survey(how)
-    how = replace(how, expected=about.checkpoint)
+    opener, folder = opener_of(plan, arguments), arguments.out or Path("out/evaluate") / arguments.plan.stem
+    names, first, about = survey(opener)
+    opener = replace(opener, expected=about.checkpoint)
     folder.mkdir(parents=True, exist_ok=True)  # else a name with a dot is taken for the SQLite file's
     store = Store(folder, create=True)
     with locked(folder):
@@ -102,14 +102,16 @@ def run(arguments: argparse.Namespace) -> int:
         store.set_status(work.back, "done")
         store.set_status([*work.aside, *work.stale], "aside")
         write_notes(store, plan, arguments, about)
-        missing = draw(store, plan, how, left, about, None if how.part.endpoints or len(how.names()) > 1 else first)
+        missing = draw(
+            store, plan, opener, left, about, None if opener.part.endpoints or len(opener.names()) > 1 else first
+        )
     for line in missing[:20]:
         print(line, file=sys.stderr)
     print(f"{len(jobs) - len(missing)} of {len(jobs)} images are in {folder}")
     return 1 if missing else 0
 
 
-def how_to(plan: Plan, arguments: argparse.Namespace) -> How:
+def opener_of(plan: Plan, arguments: argparse.Namespace) -> BackendOpener:
     """The plan's backend, with what the command line says. Raises ValueError."""
     part = plan.backend
     if arguments.endpoints:
@@ -118,18 +120,18 @@ def how_to(plan: Plan, arguments: argparse.Namespace) -> How:
         part = replace(part, urls=(), endpoints=str(arguments.endpoints.resolve()))
     if arguments.api_auth and ":" not in arguments.api_auth:
         raise ValueError("api-auth: USER:PASSWORD is needed")
-    return How(part, plan.sampling, arguments.plan.resolve().parent, arguments.api_auth, plan.maps)
+    return BackendOpener(part, plan.sampling, arguments.plan.resolve().parent, arguments.api_auth, plan.maps)
 
 
-def survey(how: How) -> tuple[list[str], Backend, About]:
+def survey(opener: BackendOpener) -> tuple[list[str], Backend, About]:
     """Endpoints that answer, one of them, and what they have. Raises ValueError when none does or they differ."""
     there: list[tuple[str, Backend, About]] = []
-    for name in how.names():
+    for name in opener.names():
         try:
-            backend = how.open(name)
+            backend = opener.open(name)
             there.append((name, backend, backend.about()))
         except Unreachable as error:
-            if len(how.names()) == 1:
+            if len(opener.names()) == 1:
                 raise ValueError(str(error)) from None
             print(f"left out for now: {error}", file=sys.stderr)
     if not there:
@@ -138,7 +140,7 @@ def survey(how: How) -> tuple[list[str], Backend, About]:
     if len(checkpoints) > 1:
         own = "; ".join(f"{name} has {about.name} [{about.checkpoint}]" for name, _, about in there)
         raise ValueError(f"checkpoint: the endpoints have several: {own}. One run, one checkpoint; nothing was drawn")
-    if not (there[0][2].checkpoint or how.part.kind != "webui"):
+    if not (there[0][2].checkpoint or opener.part.kind != "webui"):
         print("warning: the WebUI tells no hash of its checkpoint; a change of it will not be noticed", file=sys.stderr)
     if len({about.host for _, _, about in there}) > 1:
         print("warning: A1111 and Forge together: the same seed may look different in each", file=sys.stderr)
@@ -271,7 +273,7 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
     yield from open_ones.values()
 
 
-def alone(backend: Backend, how: How, groups: Sequence[Sequence[Job]]) -> Generator[Outcome, None, None]:
+def alone(backend: Backend, opener: BackendOpener, groups: Sequence[Sequence[Job]]) -> Generator[Outcome, None, None]:
     """Each batch on the one endpoint, in this process. Raises ValueError when that is gone."""
     name = getattr(backend, "url", "")
     for group in groups:
@@ -282,22 +284,26 @@ def alone(backend: Backend, how: How, groups: Sequence[Sequence[Job]]) -> Genera
         except ValueError as error:
             yield Outcome(group, problem=str(error))
             continue
-        wrong = next((d.about for d in found if how.expected and d.about.checkpoint not in ("", how.expected)), None)
+        wrong = next(
+            (d.about for d in found if opener.expected and d.about.checkpoint not in ("", opener.expected)), None
+        )
         if wrong:
             raise ValueError(
                 f"checkpoint: {name or 'the backend'} has {wrong.name} [{wrong.checkpoint}] now, the run has "
-                f"[{how.expected}]. That image was not kept; what is drawn is"
+                f"[{opener.expected}]. That image was not kept; what is drawn is"
             )
         yield Outcome(group, name, found)
 
 
-def draw(store: Store, plan: Plan, how: How, left: Sequence[Job], about: About, single: Backend | None) -> list[str]:
+def draw(
+    store: Store, plan: Plan, opener: BackendOpener, left: Sequence[Job], about: About, single: Backend | None
+) -> list[str]:
     """Draw and keep; gives a line for each image that nobody could draw. Raises ValueError when it can't go on."""
-    groups = list(batches(left, 1 if how.part.kind == "webui" else how.part.batch))
+    groups = list(batches(left, 1 if opener.part.kind == "webui" else opener.part.batch))
     failed: list[str] = []
     aside = 0
     with tqdm(total=len(left), unit="image", disable=not left, smoothing=0.05) as bar:
-        found = alone(single, how, groups) if single else draw_all(how, groups, bar.write)
+        found = alone(single, opener, groups) if single else draw_all(opener, groups, bar.write)
         try:
             # Closed at once when it can't go on, so that Ray ends, too.
             with closing(found) as outcomes:

@@ -25,10 +25,10 @@ from .standin import picture
 PLAN = 'arms = ["plain", "com", "iou"]\nseeds = 4\n[[prompts]]\nset = "animal-animal"\nlimit = 5\n'
 
 
-def how(**part) -> fleet.How:
+def opener(**part) -> fleet.BackendOpener:
     given = {"arms": ["plain"], "prompts": [{"set": "tiam-2"}], "backend": {"kind": "webui", **part}}
     plan = plans.parsed(given)
-    return fleet.How(plan.backend, plan.sampling, Path(), expected="0123456789")
+    return fleet.BackendOpener(plan.backend, plan.sampling, Path(), expected="0123456789")
 
 
 class Endpoints:
@@ -36,8 +36,8 @@ class Endpoints:
 
     def __init__(self, monkeypatch, **has):
         self.has = {f"http://{name}": checkpoint for name, checkpoint in has.items()}
-        monkeypatch.setattr(fleet.How, "names", lambda own: list(self.has))
-        monkeypatch.setattr(fleet.How, "open", lambda own, name: self.backend(name))
+        monkeypatch.setattr(fleet.BackendOpener, "names", lambda own: list(self.has))
+        monkeypatch.setattr(fleet.BackendOpener, "open", lambda own, name: self.backend(name))
 
     def backend(self, name):
         class Backend:
@@ -51,10 +51,10 @@ class Endpoints:
 
 def test_the_directory_lends_each_endpoint_once_and_leaves_out_what_fails(monkeypatch):
     ends = Endpoints(monkeypatch, a="0123456789", b="ffffffffff", c=None)
-    directory = fleet.Directory(how(urls=["http://a"], patience=1))
-    news = directory.refresh()
-    assert news.live == 1
-    told = "\n".join(news.told)
+    directory = fleet.Directory(opener(urls=["http://a"], patience=1))
+    state = directory.refresh()
+    assert state.live == 1
+    told = "\n".join(state.messages)
     assert "http://a: joins" in told
     assert "http://b: has checkpoint toy [ffffffffff], the run has [0123456789]; left out" in told
     assert "http://c: gone; left out" in told
@@ -69,13 +69,13 @@ def test_the_directory_lends_each_endpoint_once_and_leaves_out_what_fails(monkey
     assert taken == ["http://a"]
     directory.give_back("http://a", "http://a: broke")
     ends.has["http://a"], ends.has["http://d"] = None, "0123456789"
-    news = directory.refresh()
-    assert (news.live, directory.lend(1)) == (1, "http://d")
-    assert "http://a: broke; left out" in news.told
-    assert "http://d: joins" in news.told
+    state = directory.refresh()
+    assert (state.live, directory.lend(1)) == (1, "http://d")
+    assert "http://a: broke; left out" in state.messages
+    assert "http://d: joins" in state.messages
     del ends.has["http://d"]
     assert "http://d: left the list" in directory.refresh().told
-    monkeypatch.setattr(fleet.How, "names", lambda own: plans.checked_url("a:1"))
+    monkeypatch.setattr(fleet.BackendOpener, "names", lambda own: plans.checked_url("a:1"))
     told = [line for _ in range(2) for line in directory.refresh().told]
     assert [line.partition(";")[0] for line in told].count("endpoints: urls: 'a:1' is not allowed") == 1
     with pytest.raises(fleet.NoEndpoint, match="none for 1 s: http://a: broke; http://b: has checkpoint"):
@@ -86,7 +86,7 @@ def test_a_failed_endpoint_comes_back_and_a_dead_borrowers_is_taken_back(monkeyp
     monkeypatch.setattr(fleet, "FIRST_PAUSE", 0.0)
     monkeypatch.setattr(fleet, "LEASE_MARGIN", 0.0)
     Endpoints(monkeypatch, a="0123456789")
-    directory = fleet.Directory(how(urls=["http://a"], timeout=1))
+    directory = fleet.Directory(opener(urls=["http://a"], timeout=1))
     directory.refresh()
     assert directory.lend(1) == "http://a"
     directory.give_back("http://a", "broke")
@@ -100,7 +100,7 @@ def test_a_failed_endpoint_comes_back_and_a_dead_borrowers_is_taken_back(monkeyp
 
 def test_the_file_of_endpoints_is_read_each_time(tmp_path):
     file = tmp_path / "ends.txt"
-    own = how(endpoints=str(file))
+    own = opener(endpoints=str(file))
     with pytest.raises(FileNotFoundError, match=r"endpoints: .* does not exist"):
         own.names()
     file.write_text("# mine\nhttp://a:1/\n\nhttp://b:2\nhttp://a:1\n")
@@ -212,7 +212,7 @@ def test_without_ray_several_endpoints_say_what_to_install(start, tmp_path, caps
 def test_ray_s_objects_hold_no_password(monkeypatch):
     from dataclasses import replace
 
-    own = replace(how(urls=["http://a"]), auth="ann:a password of hers")
+    own = replace(opener(urls=["http://a"]), auth="ann:a password of hers")
     data = pickle.dumps(own)
     assert b"a password of hers" not in data
     assert "a password of hers" not in repr(own)

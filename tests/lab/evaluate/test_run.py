@@ -62,7 +62,7 @@ class Painter:
 @pytest.fixture
 def painter(monkeypatch):
     own = Painter()
-    monkeypatch.setattr(fleet.How, "open", lambda self, name: own)
+    monkeypatch.setattr(fleet.BackendOpener, "open", lambda self, name: own)
     return own
 
 
@@ -194,8 +194,8 @@ def test_an_endpoint_that_is_down_at_the_start_may_still_join(painter, tmp_path,
         return painter
 
     taken = []
-    monkeypatch.setattr(fleet.How, "open", opened)
-    monkeypatch.setattr(run, "draw_all", lambda how, groups, tell: (taken.append(how.names()) or o for o in ()))
+    monkeypatch.setattr(fleet.BackendOpener, "open", opened)
+    monkeypatch.setattr(run, "draw_all", lambda opener, groups, tell: (taken.append(opener.names()) or o for o in ()))
     monkeypatch.setattr(run, "alone", lambda *_: pytest.fail("one endpoint's way"))
     backend = '[backend]\nkind = "webui"\nurls = ["http://127.0.0.1:1", "http://127.0.0.1:2"]\n'
     assert draw(tmp_path, PLAN.partition("[backend]")[0] + backend) == 0
