@@ -132,14 +132,8 @@ class Proof:
             if node is not None:  # the latents themselves have none
                 self._due[name] = self._due.get(name, 0) + 1
                 self._nodes[name] = node
-                node.register_prehook(partial(self._came, name, value.output_nr))
-
-    def _came(self, name: str, output: int, gradients: Sequence[Tensor | None]) -> None:
-        gradient = gradients[output]
-        if gradient is not None:  # as an operation without a backward has it
-            # Half precision may have rounded all of it to zero on a way that is whole.
-            came = gradient.any() if gradient.dtype in (torch.float32, torch.float64) else gradient.new_ones(()).bool()
-            self._taken.setdefault(name, []).append(came)
+                # Not this object: it holds the node, and no garbage collector sees a circle that goes through autograd.
+                node.register_prehook(partial(_came, self._taken.setdefault(name, []), value.output_nr))
 
     def check(self, leaf: Tensor, gradient: Tensor | None = None) -> bool:
         """Is it shown? Raises GradientCut for what no gradient can pass or, of a ``gradient`` by ``leaf``, did not.
@@ -164,6 +158,15 @@ class Proof:
         if lacking:
             raise GradientCut(list(dict.fromkeys(cut for name, cut in self._blamed.items() if name in lacking)))
         return gradient is not None
+
+
+def _came(taken: list[Tensor], output: int, gradients: Sequence[Tensor | None]) -> None:
+    gradient = gradients[output]
+    if gradient is not None:  # as an operation without a backward has it
+        # Half precision may have rounded all of it to zero on a way that is whole.
+        taken.append(
+            gradient.any() if gradient.dtype in (torch.float32, torch.float64) else gradient.new_ones(()).bool()
+        )
 
 
 def _reaches(node: Any, leaf: Tensor) -> bool:

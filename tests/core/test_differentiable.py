@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from tiny import CONTEXT, tiny_unet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib_decouple.core.differentiable import GradientCut, GradientsOn, slopes
+from lib_decouple.core.differentiable import GradientCut, GradientsOn, Proof, slopes
 from lib_decouple.core.gradient import Learned, LossGradient
 from lib_decouple.core.losses import WeightedLoss
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
@@ -187,6 +188,25 @@ class TestProof:
         linear.forward = lambda x: functional.linear(x.detach(), linear.weight, linear.bias)
         with pytest.raises(GradientCut, match=r"mid_block.attentions.0.transformer_blocks.0.ff.net.2, which .*lambda"):
             bench.take()
+
+    @pytest.mark.parametrize("fails", [None, GradientCut, MemoryError], ids=["whole", "cut", "out of memory"])
+    def test_the_graph_goes_with_the_gradient(self, bench: Bench, fails: Any) -> None:
+        """However it ended: a pass that is kept alive by its own proof takes megabytes of a job, on a GPU gigabytes."""
+
+        def alive() -> int:
+            gc.collect()
+            return sum(isinstance(one, Proof) or type(one).__name__ == "AddmmBackward0" for one in gc.get_objects())
+
+        def fail(*_: Any) -> Tensor:
+            raise MemoryError
+
+        before = alive()
+        attend = kernel if fails is GradientCut else functional.scaled_dot_product_attention
+        if fails is MemoryError:
+            bench.gradient.loss = fail
+        with attention(bench, attend), pytest.raises(fails) if fails else contextlib.nullcontext():
+            bench.take()
+        assert alive() == before
 
     def test_nothing_stays_hooked(self, bench: Bench, hooks_are_off: Any) -> None:
         with hooks_are_off(bench.unet), attention(bench, kernel, "attn1"), contextlib.suppress(GradientCut):
