@@ -20,7 +20,7 @@ ALLOWED = {
     "settings": {"core", "prompt"},
     "profiles": {"core", "prompt", "settings"},
     "presets": {"core", "prompt", "settings"},
-    "hosts": {"core", "prompt", "settings", "profiles", "hosts"},
+    "hosts": {"core", "prompt", "settings", "profiles", "embedded", "hosts"},
     "doctor": {"core", "prompt", "settings", "profiles", "hosts", "__version__"},
     "embedded": {"embedded"},
     "webui": {

@@ -10,10 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("fastapi", reason="fastapi is not installed")
 
 import lib_decouple
+from lib_decouple.embedded import place
+from lib_decouple.hosts.family import profile_of
 from lib_decouple.settings import FIXED, Settings
 from lib_decouple.webui import api, infotext, report
 
@@ -113,25 +116,55 @@ def test_compare_left_out_is_told_beside_what_guidance_did(host):
 
 
 def unet(context):
-    """A denoiser with one cross-attention that reads a context of so many channels."""
+    """A denoiser with one cross-attention that reads a context of so many channels, or has the embedded model's."""
     block = torch.nn.Module()
     block.attn2 = torch.nn.Module()
-    block.attn2.to_k = torch.nn.Linear(context, 8)
+    block.attn2.to_k = torch.nn.Linear(64 if context == "tiny" else context, 128, bias=False)
+    if context == "tiny":
+        block.attn2.to_k.weight.data = next(iter(embedded_keys().values()))
     return block
+
+
+def embedded_keys():
+    weights = load_file(place.CHECKPOINT)
+    return {name: weight for name, weight in weights.items() if name.endswith("attn2.to_k.weight")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("number", range(len(embedded_keys())))
+def test_the_embedded_model_is_known_by_its_weights_in_any_precision(dtype, number):
+    block = unet("tiny")
+    block.attn2.to_k.weight.data = list(embedded_keys().values())[number].to(dtype)
+    assert profile_of(block).name() == "decouple-tiny (measured)"
+
+
+@pytest.mark.parametrize("how", ["trained on", "shuffled", "of another seed", "not there yet"])
+def test_a_model_of_the_embedded_one_s_widths_is_not_taken_for_it(how):
+    block = unet("tiny")
+    weight = block.attn2.to_k.weight.data.float()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(weight.shape, generator=generator) * weight.std()
+    made = {
+        "trained on": weight + 0.05 * noise, "shuffled": weight.flip(0), "of another seed": noise,
+        "not there yet": weight.to("meta"),
+    }  # fmt: skip
+    block.attn2.to_k.weight = torch.nn.Parameter(made[how])
+    assert profile_of(block).name() == "models not known here (not measured)"
 
 
 @pytest.mark.parametrize("wrapped", ["model", "forge_objects"])
 @pytest.mark.parametrize(
     ("context", "steps", "told", "wanted"),
     [
-        (64, 20, "decouple-tiny (measured)",
+        ("tiny", 20, "decouple-tiny (measured)",
          {"loss": "intensity + 0.3*com", "size": 1.5, "start": 5, "steps": 14, "stop": "on", "stop_below": 0.81}),
-        (64, 4, "decouple-tiny (measured)",
+        ("tiny", 4, "decouple-tiny (measured)",
          {"loss": "intensity + 0.3*com", "size": 1.5, "start": 1, "steps": 3, "stop": "on", "stop_below": 0.81}),
-        (64, 1, "decouple-tiny (measured)",
+        ("tiny", 1, "decouple-tiny (measured)",
          {"loss": "intensity + 0.3*com", "size": 1.5, "start": 0, "steps": 1, "stop": "on", "stop_below": 0.81}),
         (768, 20, "Stable Diffusion 1.x (not measured)", {}),
         (2048, 30, "Stable Diffusion XL (not measured)", {}),
+        (64, 20, "models not known here (not measured)", {}),
         (7, 20, "models not known here (not measured)", {}),
     ],
 )  # fmt: skip
@@ -156,7 +189,7 @@ def test_what_is_left_open_is_the_loaded_model_s_and_stands_closed_in_the_infote
 
 def test_what_was_chosen_stands_over_the_profile(host):
     p = job()
-    p.sd_model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet(64)))
+    p.sd_model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet("tiny")))
     host.jobs.begin(p, "txt2img", [{"enabled": True, "loss": "kl", "steps": 3}])
     settings = p.attention_decoupling.settings
     assert settings == Settings(enabled=True, loss="kl", steps=3, start=0, rule="relative", size=1.5, stop="off")

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from lib_decouple import presets  # noqa: E402
 from lib_decouple.presets import BUILT_IN  # noqa: E402
-from lib_decouple.profiles import of_context  # noqa: E402
+from lib_decouple.profiles import EMBEDDED  # noqa: E402
 from lib_decouple.prompt.align import Piece  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
 from lib_decouple.webui import api, callers, rest, schema  # noqa: E402
@@ -235,7 +235,7 @@ def test_what_a_job_would_be_told_is_told_before_it_is_drawn(body, words):
 
 def test_a_profile_that_begins_later_begins_sooner_with_few_steps():
     app = fastapi.FastAPI()
-    rest.add(app, rest.Host(tokenize, Path, profile=lambda: of_context(64)))
+    rest.add(app, rest.Host(tokenize, Path, profile=lambda: EMBEDDED["decouple-tiny"]))
     body = {"prompt": "a cat and a dog", "settings": {"steps": "-1", "start": "-1", "loss": "auto"}, "steps": 1}
     assert TestClient(app).post("/decouple/v1/tokens", json=body).json()["warnings"] == []
 
