@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import memory
 from .differentiable import GradientCut, GradientsOn, Proof, cuts_told, proving
-from .maps import Capture, CrossAttentionLayer, MapReader, PassEnded, full_precision
+from .maps import Capture, CrossAttentionLayer, MapReader, PassEnded, full_precision, no_autocast
 from .memory import Thrift
 
 T = TypeVar("T")
@@ -25,6 +25,20 @@ Context = Callable[[], AbstractContextManager[Any]]
 Pass = Callable[[Tensor, Sequence[int]], object]
 """``run(latents, images)``: the denoiser's conditional pass on the latents ``[k, ...]`` of the k
 images named by their index in the batch. Rows are image-major, an image's AND parts consecutive."""
+
+
+Beside = Callable[[Tensor, Tensor], Tensor]
+"""Of latents ``[k, ...]`` and the gradient by them, a number an image ``[k]``."""
+
+
+def rows(batch: Tensor, images: Sequence[int]) -> Tensor:
+    """Of ``batch`` ``[batch, ...]`` the rows ``images``, and ``batch`` itself where they are all of it, in order.
+
+    An index made in Python would make the CPU wait for the device.
+    """
+    if list(images) == list(range(len(batch))):
+        return batch
+    return torch.stack([batch[image] for image in images]) if images else batch[:0]
 
 
 class NonFinite(ArithmeticError):
@@ -40,6 +54,8 @@ class LossAndGradient(NamedTuple):
     """Like the latents ``[k, ...]``."""
     maps: list[Tensor]
     """Of each image ``[entities, h, w]``, detached."""
+    beside: Tensor = torch.empty(0)
+    """``[k]``, on the CPU: what was asked for beside them."""
 
 
 @contextmanager
@@ -182,33 +198,41 @@ class LossGradient:
     replacing: bool = field(default=False, init=False)
     """Is the denoiser's attention replaced?"""
 
-    def __call__(self, latents: Tensor, images: Sequence[int], run: Pass) -> LossAndGradient:
-        """Raises NonFinite when a loss or a gradient is not finite, and whatever the denoiser raises.
+    def __call__(
+        self, latents: Tensor, images: Sequence[int], run: Pass, beside: Beside | None = None
+    ) -> LossAndGradient:
+        """The losses and their gradient, and what is wanted ``beside`` them, in the same copy to the CPU.
 
-        Where memory ends, the pass is tried again one image at a time, then with blocks computed twice.
+        Where memory ends, the pass is tried again one image at a time, then with blocks computed twice. Raises
+        NonFinite when a loss or a gradient is not finite, and whatever the denoiser raises.
         """
         self._foresee(latents, images)
 
         def whole() -> LossAndGradient:
-            parts = [self._finite(latents[own], [images[k] for k in own], run) for own in self._passes(len(images))]
-            losses, gradients, maps = zip(*parts)
-            return LossAndGradient(torch.cat(losses), torch.cat(gradients), [one for own in maps for one in own])
+            parts = [
+                self._finite(rows(latents, own), [images[k] for k in own], run, beside)
+                for own in self._passes(len(images))
+            ]
+            losses, gradients, maps, numbers = zip(*parts)
+            return LossAndGradient(
+                torch.cat(losses), torch.cat(gradients), [one for own in maps for one in own], torch.cat(numbers)
+            )
 
         return self._as_memory_allows(whole, len(images))
 
     @torch.no_grad()
     def look(self, latents: Tensor, images: Sequence[int], run: Pass) -> tuple[Tensor, list[Tensor]]:
-        """Losses ``[k]``, on the CPU, and maps, without a gradient."""
+        """Losses ``[k]``, on the latents' device, and maps, without a gradient."""
 
         def whole() -> tuple[Tensor, list[Tensor]]:
             losses, maps = [], []
             for own in self._passes(len(images)):
                 chosen = [images[k] for k in own]
                 with self.reader.reading() as capture:
-                    found, values = self._losses(capture, latents[own], chosen, run)
+                    found, values = self._losses(capture, rows(latents, own), chosen, run)
                 maps += found
                 losses.append(values)
-            return torch.cat(losses).cpu(), maps
+            return torch.cat(losses), maps
 
         return self._as_memory_allows(whole, len(images))
 
@@ -246,7 +270,7 @@ class LossGradient:
             proof.check(leaf)
             scaled = capture.dtype == torch.float16 if self.scaled is None else self.scaled
             scale = self.learned.scale.factor if scaled else 1.0
-            with full_precision(leaf.device), cuts_told():
+            with no_autocast(leaf.device), cuts_told():
                 (gradient,) = torch.autograd.grad(losses.sum() * scale, leaf)
                 if scale != 1:
                     gradient = gradient.float() / scale
@@ -276,21 +300,22 @@ class LossGradient:
             maps = self.reader.maps(capture, latents.shape[-2:], images)
             return maps, torch.cat([self.loss(own[None]) for own in maps])
 
-    def _finite(self, latents: Tensor, images: Sequence[int], run: Pass) -> LossAndGradient:
-        """:meth:`differentiate` with a scale at which the gradient is finite, its losses on the CPU."""
+    def _finite(self, latents: Tensor, images: Sequence[int], run: Pass, beside: Beside | None) -> LossAndGradient:
+        """:meth:`differentiate` with a scale at which the gradient is finite; its numbers are on the CPU."""
         failures = 0
         while True:
             found, scale = self.differentiate(latents, images, run)
-            # One copy to the CPU for all that has to be known here.
             finite = torch.isfinite(found.gradient).all().to(found.losses.dtype)
-            *losses, finite = torch.cat([found.losses, finite[None]]).cpu()
-            found = found._replace(losses=torch.stack(losses))
-            if not torch.isfinite(found.losses).all():
+            more = [beside(latents, found.gradient)] if beside else []
+            # One copy to the CPU, as each waits for the device.
+            told = torch.cat([finite[None], found.losses, *more]).cpu()
+            losses, numbers = told[1 : 1 + len(images)], told[1 + len(images) :]
+            if not torch.isfinite(losses).all():
                 raise NonFinite("the loss is not finite")
-            if finite:
+            if told[0]:
                 if scale != 1:
                     self.learned.scale.keep()
-                return found
+                return found._replace(losses=losses, beside=numbers)
             if scale == 1 or not self.learned.scale.lower(failures):
                 raise NonFinite("the gradient is not finite")
             failures += 1

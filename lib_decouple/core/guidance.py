@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .gradient import LossGradient, NonFinite, Pass
+from .gradient import LossGradient, NonFinite, Pass, rows
 from .observe import Observation, Observers
 from .schedule import Schedule, StepRule
 
@@ -73,60 +73,75 @@ class Guide:
             raise ValueError(f"start: {self.schedule.start} passes over all {self.schedule.window(total)} guided steps")
         if not self.schedule.guided(step, total):
             return latents
-        moved, images = latents.clone(), self.gradient.reader.named
-        shares = latents.new_zeros(len(latents), dtype=torch.float32)
-        seen: dict[int, Observation] = {}
         place = self.schedule.place(step, total)
+
+        def update_of(latents: Tensor, gradient: Tensor) -> Tensor:
+            return self.rule.update(latents, gradient, step, total, place, sigma)
+
+        def share_of(latents: Tensor, gradient: Tensor) -> Tensor:
+            return _norms(update_of(latents, gradient)) / _norms(latents).clamp(min=1e-30)
+
+        moved, images = latents.clone(), self.gradient.reader.named
+        seen: dict[int, Observation] = {}
         for limit in self._limits(step):
             if not images or self.interrupted():
                 break
-            losses, gradient, maps = self.gradient(moved[images], images, run)
-            self._note(seen, step, images, losses, maps)
+            own = rows(moved, images)
+            losses, gradient, maps, shares = self.gradient(own, images, run, share_of)
+            self._note(seen, step, images, losses.tolist(), maps)
             above = [k for k, loss in enumerate(losses.tolist()) if loss > limit]
             images = [images[k] for k in above]
-            update = self.rule.update(moved[images], gradient[above], step, total, place, sigma)
+            update = rows(update_of(own, gradient), above)
+            shares = rows(shares, above)
+            if not torch.isfinite(shares).all():
+                raise NonFinite("the update is not finite")
             if place[1] <= self.caution.places and self.rule.name == "relative":
-                update = self._accepted(moved[images], update, losses[above], images, run, seen)
-            shares[images] += _norms(update) / _norms(moved[images]).clamp(min=1e-30)
-            moved[images] += update
+                taken = self._taken(rows(own, above), update, losses[above], shares, images, run, seen)
+                shares, update = shares * taken, _column(taken, update) * update
+            for k, image in enumerate(images):
+                seen[image].update += float(shares[k])
+                moved[image] += update[k]
             images = [image for image in images if not seen[image].taken_back]
-        self._tell(seen, shares, moved, step, total, run)
+        self._show(seen, moved, step, total, run)
         return moved
 
     def look(self, latents: Tensor, step: int, run: Pass) -> None:
         """Show the observers the maps of ``latents``, which nothing moves at this step."""
         images, seen = self.gradient.reader.named, dict[int, Observation]()
         if images:
-            self._note(seen, step, images, *self.gradient.look(latents[images], images, run))
+            losses, maps = self.gradient.look(rows(latents, images), images, run)
+            self._note(seen, step, images, losses.tolist(), maps)
         for observation in seen.values():
             observation.guided = False
             self.observers.show(observation)
 
-    def _accepted(
+    def _taken(
         self,
         latents: Tensor,
         update: Tensor,
         losses: Tensor,
+        shares: Tensor,
         images: Sequence[int],
         run: Pass,
         seen: dict[int, Observation],
     ) -> Tensor:
-        """``update`` as far as :class:`Caution` lets it go, seen at the noise level at which it was made."""
-        share = (self.caution.longest * _norms(latents) / _norms(update).clamp(min=1e-30)).clamp(max=1)
+        """How much of ``update`` :class:`Caution` lets each image have, ``[k]`` in [0, 1], seen at the noise level at
+        which it was made."""
+        taken = (self.caution.longest / shares.clamp(min=1e-30)).clamp(max=1)
         rising = list(range(len(images)))
         for _ in range(self.caution.halvings + 1):
             if not rising or self.interrupted():
                 break
-            there = latents[rising] + _rows(share[rising], update) * update[rising]
+            there = rows(latents, rising) + _column(taken[rising], update) * rows(update, rising)
             found, maps = self.gradient.look(there, [images[k] for k in rising], run)
             for k, own in zip(rising, maps):
                 seen[images[k]].after = own
                 seen[images[k]].looks += 1
             rising = [k for k, loss in zip(rising, found.tolist()) if not loss <= losses[k]]
-            share[rising] /= 2
+            taken[rising] /= 2
         for k in rising:
-            share[k], seen[images[k]].taken_back, seen[images[k]].after = 0, True, None
-        return _rows(share, update) * update
+            taken[k], seen[images[k]].taken_back, seen[images[k]].after = 0, True, None
+        return taken
 
     def _limits(self, step: int) -> list[float]:
         """Of each round at ``step``, the loss that leaves an image alone."""
@@ -137,37 +152,35 @@ class Guide:
         return [max(threshold, stop), *[threshold] * (self.refinement.rounds - 1)]
 
     def _note(
-        self, seen: dict[int, Observation], step: int, images: Sequence[int], losses: Tensor, maps: Sequence[Tensor]
+        self,
+        seen: dict[int, Observation],
+        step: int,
+        images: Sequence[int],
+        losses: Sequence[float],
+        maps: Sequence[Tensor],
     ) -> None:
-        for image, loss, own in zip(images, losses.tolist(), maps):
+        for image, loss, own in zip(images, losses, maps):
             if image in seen:
                 seen[image].passes += 1
             else:
                 seen[image] = Observation(step, image, self.gradient.reader.images[image].names, own, loss)
 
-    def _tell(
-        self, seen: dict[int, Observation], shares: Tensor, moved: Tensor, step: int, total: int, run: Pass
-    ) -> None:
-        """Show what was done. Raises NonFinite when an update is not finite."""
-        for image, share in enumerate(shares.tolist()):
-            if not math.isfinite(share):
-                raise NonFinite("the update is not finite")
-            if image in seen:
-                seen[image].update = share
+    def _show(self, seen: dict[int, Observation], moved: Tensor, step: int, total: int, run: Pass) -> None:
+        """Show the observers what was done."""
         if seen and self.look_after(step, total) and not self.interrupted():
             unseen = [image for image, observation in seen.items() if observation.after is None]
-            for image, maps in zip(unseen, self.gradient.look(moved[unseen], unseen, run)[1] if unseen else ()):
+            for image, maps in zip(unseen, self.gradient.look(rows(moved, unseen), unseen, run)[1] if unseen else ()):
                 seen[image].after = maps
                 seen[image].looks += 1
         for observation in seen.values():
             self.observers.show(observation)
 
 
-def _norms(rows: Tensor) -> Tensor:
+def _norms(batch: Tensor) -> Tensor:
     """Euclidean length of each row ``[k, ...]``, in float32."""
-    return rows.float().flatten(1).norm(dim=1)
+    return batch.float().flatten(1).norm(dim=1)
 
 
-def _rows(values: Tensor, like: Tensor) -> Tensor:
+def _column(values: Tensor, like: Tensor) -> Tensor:
     """One value a row ``[k]``, to be multiplied with ``like`` ``[k, ...]``."""
-    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return values.to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))

@@ -7,14 +7,17 @@ IP-Adapter does) is read as well. After the last needed layer the pass is ended,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 Treatment = Literal["raw", "attend-excite"]
@@ -121,12 +124,61 @@ def level_size(height: int, width: int, factor: int) -> tuple[int, int]:
     return height, width
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast is off inside, which would undo ``.float()`` in front of every matrix product."""
     try:
         return torch.autocast(device.type, enabled=False)
     except RuntimeError:  # a device that has no autocast
         return nullcontext()
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products of float32 are float32's inside, whatever the host allows: neither autocast nor TF32, nor bf16.
+
+    The process has one switch for that, which is put back. Half precision's own switches do not concern float32.
+    """
+    before = _allowed_products()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with no_autocast(device):
+            yield
+    finally:
+        for allow, value in before:
+            allow(value)
+
+
+def _allowed_products() -> list[tuple[Callable[[str], object], str]]:
+    """Which float32 products the process may shorten: what puts each switch back, and to what.
+
+    torch 2.9 has one switch a backend beside the old one for all, which moves them but brings none back; the old one
+    can't be read where only the new ones were used.
+    """
+    found: list[tuple[Callable[[str], object], str]] = []
+    with suppress(RuntimeError):
+        found.append((torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()))
+    for backend in (torch.backends.cuda, torch.backends.mkldnn):
+        own: Any = getattr(backend, "matmul", None)
+        if hasattr(own, "fp32_precision"):
+            found.append((partial(setattr, own, "fp32_precision"), own.fp32_precision))
+    return found
+
+
+class _Logits(torch.autograd.Function):
+    """``query @ key^T``, in :func:`full_precision` on the way back, too, where a whole denoiser must not be."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor) -> Tensor:
+        ctx.save_for_backward(query, key)
+        return query @ key.transpose(-1, -2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        query, key = ctx.saved_tensors
+        (gradient,), (of_query, of_key) = gradients, ctx.needs_input_grad
+        with full_precision(gradient.device):
+            return gradient @ key if of_query else None, gradient.transpose(-1, -2) @ query if of_key else None
 
 
 def token_maps(
@@ -143,11 +195,26 @@ def token_maps(
     in [0, 1]; all tokens when ``tokens`` is None. Raises ValueError for a position outside the context.
     """
     parts = reader(module)
-    return _attention(parts, parts.query(hidden), parts.key(context), tokens)
+    return _attention(parts, parts.query(hidden), parts.key(context), Columns(tokens))
 
 
-def _attention(parts: Projections, query: Tensor, key: Tensor, tokens: Sequence[int] | None) -> Tensor:
+@dataclass
+class Columns:
+    """The tokens whose attention is wanted; None: all."""
+
+    tokens: Sequence[int] | None
+    _index: Tensor | None = None
+
+    def of(self, logits: Tensor) -> Tensor:
+        """Of ``[..., tokens]`` those wanted. Their positions are copied to the device once: it is waited for then."""
+        if self._index is None or self._index.device != logits.device:
+            self._index = torch.tensor(self.tokens, device=logits.device)
+        return logits.index_select(-1, self._index)
+
+
+def _attention(parts: Projections, query: Tensor, key: Tensor, columns: Columns) -> Tensor:
     """:func:`token_maps` of the projections' outputs."""
+    tokens = columns.tokens
     wanted = range(key.shape[1]) if tokens is None else tokens
     if wanted and not 0 <= min(wanted) <= max(wanted) < key.shape[1]:
         raise ContextMisfit(f"tokens: {sorted(wanted)} reach outside a context of {key.shape[1]} tokens")
@@ -158,11 +225,11 @@ def _attention(parts: Projections, query: Tensor, key: Tensor, tokens: Sequence[
     with full_precision(query.device):
         if query.dtype != torch.float64:
             query, key = query.float(), key.float()
-        logits = (query * float(parts.scale or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
+        logits = _Logits.apply(query * float(parts.scale or query.shape[-1] ** -0.5), key)
         if tokens is None:
             share = logits.softmax(-1)
         else:
-            share = (logits[..., list(tokens)] - logits.logsumexp(-1, keepdim=True)).exp()
+            share = (columns.of(logits) - logits.logsumexp(-1, keepdim=True)).exp()
         return reduce(share, "b k n t -> b t n", "mean")
 
 
@@ -215,7 +282,7 @@ class Capture:
 
 @contextmanager
 def captured(
-    layers: Sequence[CrossAttentionLayer], tokens: Sequence[int] | None, stop: bool = True
+    layers: Sequence[CrossAttentionLayer], tokens: Sequence[int] | Columns | None, stop: bool = True
 ) -> Iterator[Capture]:
     """Read the maps of ``layers`` while the body runs a pass of the denoiser.
 
@@ -224,7 +291,8 @@ def captured(
     """
     if not layers:
         raise ValueError("layers: none to read maps from")
-    capture = Capture(None if tokens is None else tuple(tokens))
+    columns = tokens if isinstance(tokens, Columns) else Columns(tokens)
+    capture = Capture(None if columns.tokens is None else tuple(columns.tokens))
 
     def hooked(layer: CrossAttentionLayer) -> Any:
         parts = layer.reader(layer.module)
@@ -237,7 +305,7 @@ def captured(
             if not queries:
                 raise AttentionReplaced(f"layers: {layer.name} projects its keys before its queries")
             query = queries.pop()
-            found = _attention(parts, query, key, capture.tokens)
+            found = _attention(parts, query, key, columns)
             if capture.whole:
                 return
             capture.maps[layer.name], capture.dtype = found, query.dtype
@@ -265,13 +333,14 @@ def smooth(maps: Tensor, sigma: float = 0.5) -> Tensor:
     of 0.71 pixels; the weights here are the code's, as in diffusers' pipeline.
     ``[batch, entities, h, w]``; a side of one pixel is padded by repetition, as nothing can be reflected.
     """
-    offsets = torch.arange(-1, 2, device=maps.device, dtype=maps.dtype)
-    line = (-(offsets / (2 * sigma)).square()).exp()
-    line = line / line.sum()
+    side, middle, _ = (math.exp(-((offset / (2 * sigma)) ** 2)) for offset in (-1, 0, 1))
     mode = "reflect" if min(maps.shape[-2:]) > 1 else "replicate"
-    flat = rearrange(functional.pad(maps, (1, 1, 1, 1), mode=mode), "b e h w -> (b e) 1 h w")
-    blurred = functional.conv2d(flat, torch.outer(line, line)[None, None])
-    return rearrange(blurred, "(b e) 1 h w -> b e h w", b=maps.shape[0])
+    padded = functional.pad(maps, (1, 1, 1, 1), mode=mode)
+    # By sums, as a convolution may be TF32's.
+    for axis in (-2, -1):
+        before, own, after = (padded.narrow(axis, k, maps.shape[axis]) for k in range(3))
+        padded = (side * (before + after) + middle * own) / (2 * side + middle)
+    return padded
 
 
 def entity_maps(
@@ -309,7 +378,8 @@ def entity_maps(
                 f"entity {entity.name!r}: token {outside or list(entity.tokens)} of prompt part {entity.part} "
                 f"is not among the captured ones"
             )
-        own = token_grids[entity.part, [column[token] for token in entity.tokens]]
+        # One by one: an index made in Python would make the CPU wait for the device.
+        own = torch.stack([token_grids[entity.part, column[token]] for token in entity.tokens])
         maps.append(own.mean(0) if combine == "mean" else own.amax(0))
     return torch.stack(maps)
 
@@ -340,9 +410,14 @@ class MapReader:
             return None
         return sorted({t for plan in self.images for entity in plan.entities for t in entity.tokens})
 
+    @cached_property
+    def columns(self) -> Columns:
+        """:attr:`tokens`, on the device of the pass that was read last."""
+        return Columns(self.tokens)
+
     def reading(self) -> AbstractContextManager[Capture]:
         """Capture what :meth:`maps` needs of the pass that the body runs."""
-        return captured(self.layers, self.tokens, self.stop)
+        return captured(self.layers, self.columns, self.stop)
 
     def maps(self, capture: Capture, size: Sequence[int], images: Sequence[int]) -> list[Tensor]:
         """Entity maps ``[entities, h, w]`` of each of ``images``, whose rows the pass had; ``size`` is the latents'

@@ -9,7 +9,7 @@ from typing import Any
 from modules import prompt_parser, sd_samplers_common, shared
 from torch import Tensor, nn
 
-from ..core.gradient import Pass
+from ..core.gradient import Pass, rows
 from ..prompt.align import Piece
 from . import sampling
 from .ldm import cross_attention_layers
@@ -69,18 +69,19 @@ class SamplingPass(sampling.SamplingPass):
 
         def run(latents: Tensor, images: Sequence[int]) -> object:
             if denoiser.mask_before_denoising and denoiser.mask is not None:
-                latents = latents * denoiser.nmask + denoiser.init_latent[list(images)] * denoiser.mask
-            rows = [row for image in images for row, _ in conds[image]]
+                latents = latents * denoiser.nmask + rows(denoiser.init_latent, images) * denoiser.mask
+            texts = [row for image in images for row, _ in conds[image]]
             own = [k for k, image in enumerate(images) for _ in conds[image]]
             image = [images[k] for k in own]
             if shared.sd_model.model.conditioning_key == "crossattn-adm":
-                extra: dict[str, Any] = {"c_adm": image_cond[image]}
+                extra: dict[str, Any] = {"c_adm": rows(image_cond, image)}
             else:
-                extra = {"c_concat": [image_cond[image]]}
-            text = (
-                {k: v[rows] for k, v in tensor.items()} if isinstance(tensor, dict) else {"c_crossattn": [tensor[rows]]}
-            )
-            return denoiser.inner_model(latents[own], sigma[image], cond={**text, **extra})
+                extra = {"c_concat": [rows(image_cond, image)]}
+            if isinstance(tensor, dict):
+                text: dict[str, Any] = {k: rows(v, texts) for k, v in tensor.items()}
+            else:
+                text = {"c_crossattn": [rows(tensor, texts)]}
+            return denoiser.inner_model(rows(latents, own), rows(sigma, image), cond={**text, **extra})
 
         return run
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.gradient import rows
 from ..core.maps import CrossAttentionLayer, Entity, ImagePlan
 from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
@@ -204,12 +205,11 @@ def generate(
         sigma = None if shrink == 1 else (shrink**-2 - 1).sqrt()
 
         def run(x: Tensor, images: Sequence[int]) -> None:
-            chosen = list(images)
-            conditions = {k: v[chosen] for k, v in extra.items()} or None
+            conditions = {k: rows(v, images) for k, v in extra.items()} or None
             unet(
                 x * shrink.to(x.dtype),
                 timestep,
-                encoder_hidden_states=embeds[chosen],
+                encoder_hidden_states=rows(embeds, images),
                 added_cond_kwargs=conditions,
                 return_dict=False,
             )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from ..core.gradient import Pass
+from ..core.gradient import Pass, rows
 from ..core.schedule import flow_scale
 from ..prompt.align import Piece
 from . import features, sampling
@@ -120,19 +120,19 @@ class SamplingPass(sampling.SamplingPass):
         outside = _outside_the_mask(denoiser, patcher.model, level)
 
         def run(latents: Tensor, images: Sequence[int]) -> object:
-            x = latents * scale[list(images), None, None, None]
+            x = latents * rows(scale, images)[:, None, None, None]
             if outside is not None:
-                x = x * denoiser.nmask + outside[list(images)] * denoiser.mask
-            rows = [row for image in images for row, _ in conds[image]]
+                x = x * denoiser.nmask + rows(outside, images) * denoiser.mask
+            texts = [row for image in images for row, _ in conds[image]]
             own = [k for k, image in enumerate(images) for _ in conds[image]]
             image = [images[k] for k in own]
             if isinstance(text, dict):
-                c: dict[str, Any] = {"c_crossattn": text["crossattn"][rows], "y": text["vector"][rows]}
+                c: dict[str, Any] = {"c_crossattn": rows(text["crossattn"], texts), "y": rows(text["vector"], texts)}
             else:
-                c = {"c_crossattn": text[rows]}
+                c = {"c_crossattn": rows(text, texts)}
             if isinstance(beside, Tensor) and len(beside) == len(conds) and beside.shape[2:] == x.shape[2:]:
-                c["c_concat"] = beside[image]
-            return _denoise(patcher, x[own], level[image], c, image)
+                c["c_concat"] = rows(beside, image)
+            return _denoise(patcher, rows(x, own), rows(level, image), c, image)
 
         return run
 

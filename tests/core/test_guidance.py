@@ -80,7 +80,7 @@ class TestGradient:
         leaf = latents.clone().requires_grad_()
         loss = explicit_loss(model, leaf, rows)
         (expected,) = torch.autograd.grad(loss, leaf)
-        found_loss, found, _ = guide_for(model, [PLAN]).gradient(latents, [0], Runner(model, rows))
+        found_loss, found, *_ = guide_for(model, [PLAN]).gradient(latents, [0], Runner(model, rows))
         assert found_loss.item() == pytest.approx(loss.item(), abs=1e-6)
         assert expected.abs().max() > 1e-5
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
@@ -95,7 +95,7 @@ class TestGradient:
         model = Toy(torch.float64)
         latents, run = noise(1, 5, 6, torch.float64), Runner(model, contexts(1, dtype=torch.float64))
         guide = guide_for(model, [PLAN], loss=loss, treatment=treatment)
-        _, gradient, _ = guide.gradient(latents, [0], run)
+        _, gradient, *_ = guide.gradient(latents, [0], run)
         assert gradient.dtype == torch.float64
 
         def value(at: Tensor) -> float:
@@ -505,7 +505,7 @@ class TestObserve:
         guide.observers = Observers([shown.append])
         moved = guide.step(latents, 0, 8, Runner(model, rows))
         (seen,) = shown
-        losses, _, maps = guide.gradient(latents, [0], Runner(model, rows))
+        losses, _, maps, _ = guide.gradient(latents, [0], Runner(model, rows))
         assert seen.loss == losses.item()
         assert torch.equal(seen.maps, maps[0])
         assert not seen.maps.requires_grad

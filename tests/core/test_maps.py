@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_unet
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import PlainAttention, Toy, contexts, noise
 
 from lib_decouple.core import maps as core_maps
@@ -115,7 +116,7 @@ class TestTokenMaps:
             projection.register_forward_hook(keep)
         with torch.autocast("cpu", dtype):
             maps = token_maps(attention, hidden.requires_grad_(), context, [1, 2])
-            with core_maps.full_precision(maps.device):
+            with core_maps.no_autocast(maps.device):
                 maps.square().sum().backward()
         assert [one.dtype for one in kept] == [dtype, dtype]
         query, key = (one.detach().double().unflatten(-1, (2, 4)).transpose(1, 2) for one in kept)
@@ -125,6 +126,50 @@ class TestTokenMaps:
         (slope,) = torch.autograd.grad(exact.square().sum(), query)
         found = kept[0].grad.double().unflatten(-1, (2, 4)).transpose(1, 2)
         assert (found - slope).norm() < torch.finfo(dtype).eps * slope.norm()  # rounded once, on its way into `dtype`
+
+    @pytest.mark.parametrize("allowed", ["high", "medium", "own switches"])
+    def test_float32_products_are_whole_whatever_the_host_allows(self, allowed: str) -> None:
+        """TF32's and bf16's are switched off for maps and loss, there and back, and for nothing else."""
+        own = [getattr(one, "matmul", None) for one in (torch.backends.cuda, torch.backends.mkldnn)]
+        own = [one for one in own if hasattr(one, "fp32_precision")]
+        if allowed == "own switches" and not own:
+            pytest.skip("this torch has none")
+
+        def switches() -> list[str]:
+            return [one.fp32_precision for one in own] or [torch.get_float32_matmul_precision()]
+
+        class Products(TorchDispatchMode):
+            def __init__(self) -> None:
+                super().__init__()
+                self.seen: list[tuple[Any, list[str]]] = []
+
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                if func in (torch.ops.aten.bmm.default, torch.ops.aten.mm.default):
+                    self.seen.append((len(args[0].shape), switches()))
+                return func(*args, **(kwargs or {}))
+
+        before, strict = [one.fp32_precision for one in own], ["ieee" if own else "highest"] * (len(own) or 1)
+        at_first = torch.get_float32_matmul_precision()
+        attention, context = PlainAttention(8, 6, 2), randn(1, 9, 6, seed=1)
+        hidden = randn(1, 35, 8).requires_grad_()
+        try:
+            if allowed == "own switches":
+                for one in own:
+                    one.fp32_precision = "tf32"
+            else:
+                torch.set_float32_matmul_precision(allowed)
+            lax = switches()
+            with Products() as products:
+                maps = token_maps(attention, hidden, context, [1, 2])
+                maps.square().sum().backward()
+            assert switches() == lax != strict
+        finally:
+            torch.set_float32_matmul_precision(at_first)
+            for one, value in zip(own, before):
+                one.fp32_precision = value
+        batched = [seen for shape, seen in products.seen if shape == 3]
+        assert batched == [strict] * 3  # the logits, and on the way back the queries' gradient and the keys'
+        assert [seen for shape, seen in products.seen if shape == 2].count(lax) >= 3  # the projections' own
 
     def test_an_architecture_is_read_by_its_own_reader(self) -> None:
         """Other names and norms, as in Anima: q_norm(q_proj(x)), k_norm(k_proj(context)), heads counted elsewhere."""

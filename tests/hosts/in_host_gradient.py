@@ -15,8 +15,8 @@ whole = LossGradient.__call__
 slopes = []
 
 
-def gradient(self, latents, images, run):
-    found = whole(self, latents, images, run)
+def gradient(self, latents, images, run, *more):
+    found = whole(self, latents, images, run, *more)
     slope = found.gradient
     length = slope.norm()
     move = slope / length * latents.norm() * H  # noqa: F821

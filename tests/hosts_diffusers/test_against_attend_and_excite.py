@@ -63,7 +63,7 @@ def test_loss_gradient_and_update(theirs: Any, places: tuple[int, ...]) -> None:
     def run(x: Tensor, _: Any) -> None:
         theirs.unet(x, 700, encoder_hidden_states=text)
 
-    found_loss, found, _ = guide.gradient(latents, [0], run)
+    found_loss, found, *_ = guide.gradient(latents, [0], run)
     assert found_loss.item() == pytest.approx(loss.item(), abs=1e-5)
     # The softmax of 100 times the maps makes 100 times of fp32's rounding.
     assert gradient.norm() > 1e-4

@@ -71,8 +71,8 @@ def gradients(monkeypatch):
     """What is found in a job: latents and gradient."""
     found, whole = [], LossGradient.__call__
 
-    def gradient(self, latents, images, run):
-        result = whole(self, latents, images, run)
+    def gradient(self, latents, images, run, *more):
+        result = whole(self, latents, images, run, *more)
         found.append((latents.clone(), result.gradient))
         return result
 

@@ -48,8 +48,8 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Of each guided step of a job."""
     found, whole = [], LossGradient.__call__
 
-    def gradient(self: Any, latents: Tensor, images: Any, run: Any) -> Any:
-        result = whole(self, latents, images, run)
+    def gradient(self: Any, latents: Tensor, images: Any, run: Any, *more: Any) -> Any:
+        result = whole(self, latents, images, run, *more)
         found.append(result.gradient.flatten())
         return result
 

@@ -153,7 +153,7 @@ def test_late_applies_the_first_gradient_before_the_second_step(pipe: Any) -> No
     )
     pipe.scheduler.set_timesteps(2)
     first, second = pipe.scheduler.timesteps
-    _, gradient, _ = guide.gradient(noise, [0, 1], lambda x, _: pipe.unet(x * 1, first, encoder_hidden_states=named))
+    _, gradient, *_ = guide.gradient(noise, [0, 1], lambda x, _: pipe.unet(x * 1, first, encoder_hidden_states=named))
     after_first = plain(pipe, 2)[0]
     lengths = [s * z.norm() / g.norm() for s, z, g in zip(shares, after_first, gradient)]
     z = after_first - torch.stack(lengths).view(-1, 1, 1, 1) * gradient
