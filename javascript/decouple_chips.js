@@ -74,7 +74,7 @@
             this.asking = false;
             this.shown = now;
             if (answer.problem) {
-                this.says(answer.problem);
+                this.says([answer.problem]);
             } else if (!same || JSON.stringify(answer) !== JSON.stringify(this.answer)) {
                 if (this.answer === null && !answer.model) this.askAgain();
                 this.answer = answer;
@@ -202,13 +202,15 @@
             const problems = [...(this.answer.warnings ?? []), ...this.answer.entities.map((one) => one.problem).filter(Boolean)];
             const things = leftOut.map((one) => `${one.text} (${one.why})`).join(", ");
             const told = things && say("Left out: {things}; a click keeps one apart, too.", {things});
-            this.says(problems.join(" ") || (automatic
+            this.says(problems.length ? problems : (automatic
                 ? [owner.size ? say("Found automatically. Click words to change that; drag across words to join them.")
                     : say("Nothing found; click words to choose."), told].filter(Boolean).join(" ")
                 : say("{number} chosen: {names}", {number: this.answer.entities.length, names: this.answer.field})), !automatic);
         }
 
-        says(text, back = false) {
+        // A list is one of problems, a text no problem. What the server says begins with the field's name, which the
+        // person looks at.
+        says(told, back = false) {
             const place = this.find.place();
             let says = place.querySelector(".decouple-says");
             if (!says) {
@@ -216,7 +218,9 @@
                 says.setAttribute("role", "status");
                 place.replaceChildren(says);
             }
-            says.textContent = text;
+            const wrong = Array.isArray(told);
+            says.classList.toggle("decouple-problem", wrong);
+            says.textContent = wrong ? told.map((one) => one.replace(/^entities: /, "")).join("\n") : told;
             if (back) {
                 const button = this.part("button", "decouple-back", say("Find automatically"));
                 button.addEventListener("click", () => this.write(""));
@@ -296,12 +300,12 @@
         async choose(groups) {
             const now = this.now();
             if (now.prompt !== this.shown.prompt || now.entities !== this.shown.entities) {
-                return this.says(say("The prompt has just changed; click again."));
+                return this.says([say("The prompt has just changed; click again.")]);
             }
             const lost = this.answer.entities.filter((one) => !one.words.length).map((one) => one.text);
             const answer = await this.ask({prompt: now.prompt, selected: groups});
-            const problem = answer.problem ?? answer.entities.map((one) => one.problem).filter(Boolean).join(" ");
-            if (problem) return this.says(problem, !!now.entities);
+            const problems = answer.problem ? [answer.problem] : answer.entities.map((one) => one.problem).filter(Boolean);
+            if (problems.length) return this.says(problems, !!now.entities);
             await this.write(answer.field);
             if (lost.length) this.says(say("Dropped, as the prompt doesn't name it: {names}", {names: lost.join(", ")}), true);
         }

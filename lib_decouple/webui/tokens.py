@@ -219,7 +219,7 @@ class _Context:
         try:
             align.align([entity], self.readings[0])
         except ValueError as error:
-            problem = str(error)
+            problem = str(error).partition(" Its words: ")[0]  # which stand in the same answer
         return (), problem
 
     def _hit(self, place: Sequence[int], words: Sequence[PromptWord]) -> tuple[int, ...]:
