@@ -72,16 +72,23 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _blocks(model: nn.Module, last: CrossAttentionLayer) -> list[nn.Module]:
+_CONVOLUTIONS = ("ResnetBlock2D", "ResBlock")
+"""How diffusers and latent-diffusion call the blocks that hold no attention."""
+
+
+def _blocks(model: nn.Module, last: CrossAttentionLayer, layers: Sequence[CrossAttentionLayer]) -> list[nn.Module]:
     """What can be computed again as a whole: the blocks that do not hold the layer at which a pass ends.
 
-    Those with forward pre-hooks are among them, as such a hook may be what brings a module's weights back to the
-    device (A1111's --lowvram, whose blocks hold the usual ones).
+    Those are blocks of convolutions, and those of the kind in which ``layers`` stand, whatever their family calls
+    them. Those with forward pre-hooks are among them, as such a hook may be what brings a module's weights back to
+    the device (A1111's --lowvram, whose blocks hold the usual ones).
     """
+    attentions = {layer.module for layer in (*layers, last)}
+    kinds = {type(block) for block in model.modules() if not attentions.isdisjoint(block.children())}
     return [
         block
         for block in model.modules()
-        if (type(block).__name__ in ("ResnetBlock2D", "ResBlock", "BasicTransformerBlock") or block._forward_pre_hooks)
+        if (type(block).__name__ in _CONVOLUTIONS or type(block) in kinds or block._forward_pre_hooks)
         and block is not model
         and any(True for _ in block.children())
         and all(module is not last.module for module in block.modules())
@@ -89,12 +96,17 @@ def _blocks(model: nn.Module, last: CrossAttentionLayer) -> list[nn.Module]:
 
 
 @contextmanager
-def recomputed(model: nn.Module, last: CrossAttentionLayer, within: Context = nullcontext) -> Iterator[None]:
+def recomputed(
+    model: nn.Module,
+    last: CrossAttentionLayer,
+    within: Context = nullcontext,
+    layers: Sequence[CrossAttentionLayer] = (),
+) -> Iterator[None]:
     """Blocks keep no activations inside; they are computed again, ``within`` a context, for the gradient.
 
-    Left alone is the block that holds ``last``, the layer at which the pass ends.
+    Left alone is the block that holds ``last``, the layer at which the pass ends. ``layers``: all of the model's.
     """
-    blocks = _blocks(model, last)
+    blocks = _blocks(model, last, layers)
     before = [block.__dict__.get("forward") for block in blocks]
     for block in blocks:
         block.forward = _computed_twice(block, block.forward, within)
@@ -259,7 +271,8 @@ class LossGradient:
 
     def _differentiate(self, latents: Tensor, images: Sequence[int], run: Pass) -> tuple[LossAndGradient, float]:
         last = self.reader.layers[-1]
-        saving = recomputed(self.model, last, self._again) if self.learned.thrift.recompute else nullcontext()
+        recomputing = recomputed(self.model, last, self._again, self.layers or self.reader.layers)
+        saving = recomputing if self.learned.thrift.recompute else nullcontext()
         # The hooks stay on for what is computed again: the maps' own part of it belongs to the blocks.
         with torch.enable_grad(), frozen(self.model), saving, self.reader.reading() as capture:
             leaf = latents.detach().clone().requires_grad_()

@@ -30,9 +30,9 @@ class Projections:
     """What an architecture makes a layer's map of: softmax of ``scale * norm(query) @ norm(key)`` in each head."""
 
     query: nn.Module
-    """Its output, ``[batch, pixels, heads * channels]``, is the queries."""
+    """Its output, ``[batch, ..., heads * channels]`` with the pixels between, is the queries."""
     key: nn.Module
-    """Its output, ``[batch, tokens, heads * channels]``, is the keys; it runs after ``query``."""
+    """Its output, ``[batch, ..., heads * channels]`` with the tokens between, is the keys; it runs after ``query``."""
     heads: int
     scale: float | None = None
     """None: ``channels ** -0.5`` of one head."""
@@ -61,10 +61,14 @@ class CrossAttentionLayer:
     factor: int
     """Downsampling: the latents' side over the side of this layer's maps."""
     reader: Reader = to_q_and_to_k
+    third: Part | None = None
+    """Of a denoiser without paths down and up: which third of its depth this is."""
 
     @property
     def part(self) -> Part:
         """Which path of the denoiser it stands on, by the names of diffusers' and latent-diffusion's blocks."""
+        if self.third:
+            return self.third
         if self.name.startswith(("down", "input")):
             return "down"
         return "middle" if self.name.startswith("mid") else "up"
@@ -76,7 +80,7 @@ class Entity:
 
     name: str
     tokens: tuple[int, ...]
-    """Positions in the context, start token included in the count (the first word is at 1)."""
+    """Positions in the context, from 0; CLIP's start token stands at 0, so that the first word is at 1."""
     part: int = 0
     """Which of the image's prompts, for prompts joined by AND."""
 
@@ -93,6 +97,8 @@ class ImagePlan:
     parts: int = 1
     end: int | None = None
     """Position of the end token, for Attend-and-Excite's treatment; None takes the context's last."""
+    begin: int = 1
+    """Position of the text's first token, for the same: behind the start token, where there is one."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -215,11 +221,11 @@ class Columns:
 def _attention(parts: Projections, query: Tensor, key: Tensor, columns: Columns) -> Tensor:
     """:func:`token_maps` of the projections' outputs."""
     tokens = columns.tokens
-    wanted = range(key.shape[1]) if tokens is None else tokens
-    if wanted and not 0 <= min(wanted) <= max(wanted) < key.shape[1]:
-        raise ContextMisfit(f"tokens: {sorted(wanted)} reach outside a context of {key.shape[1]} tokens")
-    query = rearrange(query, "b n (k d) -> b k n d", k=parts.heads)
-    key = rearrange(key, "b t (k d) -> b k t d", k=parts.heads)
+    wanted = () if tokens is None else tokens
+    query = rearrange(query.flatten(1, -2), "b n (k d) -> b k n d", k=parts.heads)
+    key = rearrange(key.flatten(1, -2), "b t (k d) -> b k t d", k=parts.heads)
+    if wanted and not 0 <= min(wanted) <= max(wanted) < key.shape[2]:
+        raise ContextMisfit(f"tokens: {sorted(wanted)} reach outside a context of {key.shape[2]} tokens")
     query = parts.query_norm(query) if parts.query_norm else query
     key = parts.key_norm(key) if parts.key_norm else key
     with full_precision(query.device):
@@ -350,6 +356,7 @@ def entity_maps(
     treatment: Treatment = "raw",
     combine: Combine = "mean",
     end: int | None = None,
+    begin: int = 1,
 ) -> Tensor:
     """One map an entity: ``[entities, h, w]``, of one image.
 
@@ -368,8 +375,8 @@ def entity_maps(
         if tokens is not None:
             raise ValueError("treatment: 'attend-excite' needs the columns of all tokens")
         last = token_grids.shape[1] - 1 if end is None else end
-        token_grids = smooth((token_grids[:, 1:last] * 100).softmax(1))
-        column = {token: token - 1 for token in range(1, last)}
+        token_grids = smooth((token_grids[:, begin:last] * 100).softmax(1))
+        column = {token: token - begin for token in range(begin, last)}
     maps = []
     for entity in entities:
         outside = [token for token in entity.tokens if token not in column]
@@ -428,6 +435,7 @@ class MapReader:
         for index in images:
             plan = self.images[index]
             own = grids[row : row + plan.parts]
-            found.append(entity_maps(own, capture.tokens, plan.entities, self.treatment, self.combine, plan.end))
+            how = (self.treatment, self.combine, plan.end, plan.begin)
+            found.append(entity_maps(own, capture.tokens, plan.entities, *how))
             row += plan.parts
         return found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.gradient import Pass, rows
 from ..prompt.align import Piece
 from . import sampling
-from .ldm import cross_attention_layers
+from .denoisers import cross_attention_layers
 from .reasons import Unsupported
 
 

@@ -12,13 +12,16 @@ from torch import nn
 
 from ..embedded import place
 from ..profiles import EMBEDDED, UNKNOWN, Profile, of_context
+from . import anima
 
 _ALIKE = 0.01
 """Weights are the same when they differ by less than this share of their norm: bfloat16 rounds by a quarter of it."""
 
 
 def profile_of(unet: nn.Module) -> Profile:
-    """The profile of a UNet of ``ldm``, ``sgm`` or diffusers; that of unknown models for any other network."""
+    """The profile of a UNet of ``ldm``, ``sgm`` or diffusers, or of Anima; that of unknown models for any other."""
+    if anima.cross_attention_layers(unet):
+        return anima.PROFILE
     layers = (module for name, module in unet.named_modules() if name.rpartition(".")[2] == "attn2")
     keys = next((key for one in layers if (key := getattr(one, "to_k", None)) is not None), None)
     if keys is None:

@@ -6,6 +6,7 @@ backward is replaced by :func:`with_backward`, for the guided pass alone.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ ATTENTION = (
 """Module and name of the function that every attention of the UNet calls."""
 DIFFERENTIABLE = "attention_pytorch"
 """In the same module: the same function by torch's own attention, which has a backward."""
+ROTATION = "apply_rope_split_half"
+"""What Anima's self-attention turns queries and keys with: an operator of ``comfy_kitchen``, which has a backward where
+it is written in torch's own operations alone."""
 
 
 def call(function: Callable[..., Any], *given: Any, **offered: Any) -> Any:
@@ -36,8 +40,8 @@ def call(function: Callable[..., Any], *given: Any, **offered: Any) -> Any:
 def with_backward(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside, what ``model`` computes on ``device`` passes a gradient on; the host's own functions are back after.
 
-    Three things of Forge Neo do not: SageAttention and FlashAttention, matrix products in 8 bits (``--fast-fp8``),
-    and layers of quantised checkpoints, which refuse an input that takes a gradient.
+    Four things of Forge Neo do not: SageAttention and FlashAttention, matrix products in 8 bits (``--fast-fp8``),
+    layers of quantised checkpoints, which refuse an input that takes a gradient, and Anima's rotation.
     """
     with ExitStack() as stack:
         for module, name in ATTENTION:
@@ -49,6 +53,9 @@ def with_backward(model: nn.Module, device: torch.device) -> Iterator[None]:
             if hasattr(operations, "fp8_linear"):
                 stack.enter_context(everywhere("fp8_linear", operations.fp8_linear, _none))
             stack.enter_context(_dequantised(model, operations))
+        if (kitchen := sys.modules.get("comfy_kitchen")) is not None and hasattr(kitchen, ROTATION):
+            plain = importlib.import_module("comfy_kitchen.backends.eager.rope")
+            stack.enter_context(everywhere(ROTATION, getattr(kitchen, ROTATION), getattr(plain, ROTATION)))
         yield
 
 

@@ -1,4 +1,4 @@
-"""Guidance inside Forge and Forge Classic, for their UNets of SD 1.x, 2.x and XL; read for, not run in, reForge.
+"""Guidance inside Forge, Forge Neo and Forge Classic; read for, not run in, reForge.
 
 Forge loads weights and draws in inference mode, where no gradient can be taken, and adds in place what
 autograd still needs; both are cured for the guided pass alone.
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..core.gradient import Pass, rows
 from ..core.schedule import flow_scale
 from ..prompt.align import Piece
-from . import features, sampling
+from . import anima, features, sampling
 from .ldm import Unsupported
 
 _KEPT_PER_PIXEL = 128_000
@@ -38,11 +38,14 @@ _OUT_OF_PLACE = {
 def tokenize(text: str) -> list[Piece]:
     """The loaded model's tokens of ``text``, weights and BREAK understood, with their positions in the context."""
     model = shared.sd_model
+    if (engine := getattr(model, "text_processing_engine_anima", None)) is not None:
+        (chunk,) = engine.tokenize_line(text)
+        return anima.pieces(engine.t5_tokenizer.convert_ids_to_tokens(chunk.t5_tokens[:-1]))
     # XL has two text encoders with the same chunks; the Forges built on ldm_patched have A1111's.
     names = ("text_processing_engine", "text_processing_engine_l", "cond_stage_model")
     engine = next((getattr(model, name) for name in names if hasattr(model, name)), None)
     if engine is None:
-        raise Unsupported("this model has no CLIP text encoder that is known here; those of SD 1.x, 2.x and XL are")
+        raise Unsupported("this model has no text encoder that is known here; those of SD 1.x, 2.x, XL and Anima are")
     return sampling.tokens_of(engine, text)
 
 
@@ -61,7 +64,7 @@ class SamplingPass(sampling.SamplingPass):
         return bool(features.call(sd_samplers_common.apply_refiner, denoiser, x=x, sigma=level[0]))
 
     def unit(self, sigma: Tensor) -> Tensor | None:
-        """For a rectified flow, XL's in Forge Neo, :func:`flow_scale` of the time that ``sigma`` is there."""
+        """For a rectified flow, Anima or XL's in Forge Neo, :func:`flow_scale` of the time that ``sigma`` is there."""
         predictor = getattr(shared.sd_model.forge_objects.unet.model, "predictor", None)
         is_flow = getattr(predictor, "prediction_type", "") == "const"
         return flow_scale(sigma.reshape(-1)[0]) if is_flow else None
@@ -120,7 +123,7 @@ class SamplingPass(sampling.SamplingPass):
         outside = _outside_the_mask(denoiser, patcher.model, level)
 
         def run(latents: Tensor, images: Sequence[int]) -> object:
-            x = latents * rows(scale, images)[:, None, None, None]
+            x = latents * _each(rows(scale, images), latents)
             if outside is not None:
                 x = x * denoiser.nmask + rows(outside, images) * denoiser.mask
             texts = [row for image in images for row, _ in conds[image]]
@@ -156,8 +159,13 @@ def _outside_the_mask(denoiser: Any, model: Any, level: Tensor) -> Tensor | None
         return None
     with torch.random.fork_rng(devices=[initial.device] if initial.device.type == "cuda" else []):
         noise = torch.randn_like(initial)
-    sigma = level[:, None, None, None]
+    sigma = _each(level, initial)
     return predictor.noise_scaling(sigma, noise, initial, max_denoise=False) if predictor else initial + sigma * noise
+
+
+def _each(values: Tensor, like: Tensor) -> Tensor:
+    """One value a row ``[k]``, to be multiplied with ``like`` ``[k, ...]``: pictures, or Anima's films of one frame."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def _denoise(patcher: Any, x: Tensor, level: Tensor, c: dict[str, Any], image: Sequence[int]) -> object:

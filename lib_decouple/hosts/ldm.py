@@ -42,13 +42,10 @@ _ENCODED = Dialect(comments=False)
 
 
 def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
-    """Every ``attn2`` of an ldm or sgm UNet in order of execution. Raises Unsupported for another network."""
+    """Every ``attn2`` of an ldm or sgm UNet in order of execution; none for another network."""
     parts: Any = unet
     if not all(hasattr(parts, name) for name in ("input_blocks", "middle_block", "output_blocks")):
-        raise Unsupported(
-            "this model can't be guided: those with the UNet of Stable Diffusion 1.x, 2.x or XL can, those with joint "
-            "attention (Flux, SD 3, Chroma) can't"
-        )
+        return []
     found: list[CrossAttentionLayer] = []
     factor = 1
 
@@ -147,10 +144,12 @@ def plan_image(
     """
     parts = [tokenize(text) for text in texts]
     end = max((part[-1].position + 1 for part in parts if part), default=1)
+    begin = min(1, *(part[0].position for part in parts if part), 1)
     if not wanted:
         prompt, choice = choose_of_parts(texts, weights, dialect)
         found = zip(choice.apart, placed(choice.apart, prompt, parts, dialect))
-        return ImagePlan(tuple(Entity(one.text, own, k) for one, (k, own) in found if own), len(texts), end)
+        own_entities = tuple(Entity(one.text, own, k) for one, (k, own) in found if own)
+        return ImagePlan(own_entities, len(texts), end, begin)
     names = list(wanted)
     joined = [Piece(k * PART + piece.position, piece.text) for k, part in enumerate(parts) for piece in part]
     places = align(names, joined, missing="skip")
@@ -162,4 +161,4 @@ def plan_image(
         for name, place in zip(names, places)
         if place
     ]
-    return ImagePlan(tuple(entities), len(texts), end)
+    return ImagePlan(tuple(entities), len(texts), end, begin)

@@ -30,7 +30,8 @@ from ..prompt.syntax import Dialect
 from ..settings import Settings
 from . import bystanders, features, reasons
 from .base import Looking, Session, make_guide, thrift
-from .ldm import cross_attention_layers, default_level, main_calls, pieces, plan_image
+from .denoisers import cross_attention_layers, default_level
+from .ldm import main_calls, pieces, plan_image
 
 log = logging.getLogger("lib_decouple")
 
@@ -312,7 +313,7 @@ class SamplingPass:
                 raise reasons.NothingToGuide("; ".join(dict.fromkeys(self.left_alone)))
             state = shared.state
             guide = make_guide(
-                self.settings, unet, layers, plans, default_level(layers),
+                self.settings, unet, layers, plans, default_level(unet),
                 observers=(Tracer(self.traces, keep_moments=self.looking.moments), self._show), looking=self.looking,
                 recomputing=self.recomputing, attention_instead=self.attention_instead,
                 interrupted=lambda: state.interrupted or state.skipped, learned=self._learned,

@@ -289,7 +289,7 @@ def of_webui(runs: Runs, live: Live) -> Host:
         try:
             detect.adapter(model).tokenize("")
         except detect.Unsupported:
-            return [f"This model ({type(model).__name__}) can't be guided; SD 1.x, 2.x and XL can."]
+            return [f"This model ({type(model).__name__}) can't be guided; SD 1.x, 2.x, XL and Anima can."]
         return []
 
     def profile() -> Profile | None:

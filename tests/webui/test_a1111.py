@@ -9,7 +9,8 @@ import torch
 
 from lib_decouple.hosts import reasons
 from lib_decouple.hosts.base import Looking
-from lib_decouple.hosts.ldm import Unsupported, cross_attention_layers, main_calls, pieces, plan_image
+from lib_decouple.hosts.denoisers import cross_attention_layers
+from lib_decouple.hosts.ldm import Unsupported, main_calls, pieces, plan_image
 from lib_decouple.prompt.align import EntityNotFound
 from lib_decouple.settings import Settings
 
