@@ -6,7 +6,6 @@ backward is replaced by :func:`with_backward`, for the guided pass alone.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -26,8 +25,9 @@ ATTENTION = (
 DIFFERENTIABLE = "attention_pytorch"
 """In the same module: the same function by torch's own attention, which has a backward."""
 ROTATION = "apply_rope_split_half"
-"""What Anima's self-attention turns queries and keys with: an operator of ``comfy_kitchen``, which has a backward where
-it is written in torch's own operations alone."""
+"""What Anima's self-attention turns queries and keys with."""
+_ROTATIONS = ("comfy_kitchen", "comfy_kitchen.backends.eager.rope")
+"""Where it is an operator without a backward, and where the same is written in torch's own operations."""
 
 
 def call(function: Callable[..., Any], *given: Any, **offered: Any) -> Any:
@@ -53,9 +53,9 @@ def with_backward(model: nn.Module, device: torch.device) -> Iterator[None]:
             if hasattr(operations, "fp8_linear"):
                 stack.enter_context(everywhere("fp8_linear", operations.fp8_linear, _none))
             stack.enter_context(_dequantised(model, operations))
-        if (kitchen := sys.modules.get("comfy_kitchen")) is not None and hasattr(kitchen, ROTATION):
-            plain = importlib.import_module("comfy_kitchen.backends.eager.rope")
-            stack.enter_context(everywhere(ROTATION, getattr(kitchen, ROTATION), getattr(plain, ROTATION)))
+        operator, plain = (getattr(sys.modules.get(module), ROTATION, None) for module in _ROTATIONS)
+        if operator and plain:
+            stack.enter_context(everywhere(ROTATION, operator, plain))
         yield
 
 

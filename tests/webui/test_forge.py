@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -369,3 +370,23 @@ def test_where_memory_ends_less_is_tried_before_guidance_gives_up(forge, shared,
     else:
         assert sampling.stood_aside.startswith("at step 1 of 4: out of memory")
         assert torch.equal(found, plain)
+
+
+def test_anima_s_rotation_passes_a_gradient_on_in_the_guided_pass_alone(monkeypatch):
+    from lib_decouple.hosts import features
+
+    def operator(q, k, rotation):
+        raise RuntimeError("Trying to backward through comfy_kitchen::apply_rope_split_half")
+
+    def plain(q, k, rotation):
+        return q * rotation, k * rotation
+
+    kitchen, eager = ModuleType("comfy_kitchen"), ModuleType("comfy_kitchen.backends.eager.rope")
+    kitchen.apply_rope_split_half, eager.apply_rope_split_half = operator, plain
+    user = ModuleType("a_module_that_imported_it_by_name")
+    user.apply_rope_split_half = operator
+    for module in (kitchen, eager, user):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    with features.with_backward(torch.nn.Linear(1, 1), torch.device("cpu")):
+        assert kitchen.apply_rope_split_half is user.apply_rope_split_half is plain
+    assert kitchen.apply_rope_split_half is user.apply_rope_split_half is operator
