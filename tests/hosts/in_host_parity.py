@@ -15,7 +15,9 @@ import torch
 from modules import processing, prompt_parser, scripts, sd_samplers_cfg_denoiser, shared
 from modules.call_queue import queue_lock
 
-POSITIONS = {"cat": 2, "dog": 5}  # "a cat and a dog": start, a, cat, and, a, dog
+ANIMA = type(shared.sd_model).__name__ == "Anima"
+# "a cat and a dog": start, a, cat, and, a, dog; of T5, which has no start: blank, a, cat, and, blank, a, dog
+POSITIONS = {"cat": 2, "dog": 6 if ANIMA else 5}
 GUIDED = 6
 STEPS_OF = {"PLMS": lambda call: None if call == 1 else max(0, call - 1)}  # it asks twice at the first step
 
@@ -49,7 +51,8 @@ def product_args():
         if other.controls:
             args[other.args_from : other.args_to] = [control.value for control in other.controls]
     loss = {"com": "com(form=negative)", "iou": "iou"}[LOSS]  # noqa: F821
-    given = {"loss": loss, "entities": ["cat", "dog"], "size": SHARE, "steps": GUIDED, "layers": "all"}  # noqa: F821
+    given = {"loss": loss, "entities": ["cat", "dog"], "size": SHARE, "steps": GUIDED}  # noqa: F821
+    given["layers"] = "middle" if ANIMA else "all"
     args[script.args_from] = {"enabled": True, **given}
     return args
 
@@ -106,6 +109,8 @@ def conditional_pass(denoiser, x, sigma, tensor, image_cond):
     if denoiser.classic_ddim_eps_estimation:  # scaled latents at a timestep
         return network()(x, sigma.clone().round(), context=tensor.clone())  # UniPC's lie between; the host rounds
     time = shared.sd_model.forge_objects.unet.model.predictor.timestep(sigma).clone().float()
+    if ANIMA:  # a rectified flow takes its latents as they are
+        return network()(x, time, context=tensor.clone())
     return network()(x / (sigma.clone() ** 2 + 1).sqrt()[:, None, None, None], time, context=tensor.clone())
 
 
@@ -114,7 +119,7 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
     if step is None or step >= GUIDED:
         return
     unet = network()
-    layers = [m for name, m in unet.named_modules() if name.endswith("attn2")]
+    layers = [unet.blocks[1].cross_attn] if ANIMA else [m for n, m in unet.named_modules() if n.endswith("attn2")]
     maps, before = [], {}
     parameters = [q for q in unet.parameters() if q.requires_grad]
 
@@ -128,7 +133,27 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
             maps.append(weights.mean(1))
             return layer.to_out((weights @ v).transpose(1, 2).reshape(b, n, -1))
 
-        return attend
+        def attend_in_anima(hidden, context, **kwargs):
+            b, n, _ = hidden.shape
+
+            def heads(projection, x, norm=None):
+                y = projection(x.reshape(b, -1, x.shape[-1])).view(b, -1, layer.n_heads, layer.head_dim).transpose(1, 2)
+                return y if norm is None else y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+
+            q, k = heads(layer.q_proj, hidden, layer.q_norm), heads(layer.k_proj, context, layer.k_norm)
+            weights = torch.softmax(q @ k.transpose(2, 3) / layer.head_dim**0.5, dim=-1)
+            maps.append(weights.mean(1))
+            return layer.output_proj((weights @ heads(layer.v_proj, context)).transpose(1, 2).reshape(b, n, -1))
+
+        return attend_in_anima if ANIMA else attend
+
+    def turned(q, k, rotation):  # what Anima's self-attention calls an operator without a backward for
+        return tuple(
+            (rotation[..., 0] * x[..., : x.shape[-1] // 2, None] + rotation[..., 1] * x[..., x.shape[-1] // 2 :, None])
+            .transpose(-1, -2)
+            .flatten(-2)
+            for x in (q, k)
+        )
 
     for layer in layers:
         before[layer] = layer.__dict__.get("forward")
@@ -141,6 +166,10 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
             stack.enter_context(torch.enable_grad())
+            if ANIMA:
+                from unittest import mock
+
+                stack.enter_context(mock.patch("comfy_kitchen.apply_rope_split_half", turned))
             leaf = x.detach().clone().requires_grad_()
             _, tensor = prompt_parser.reconstruct_multicond_batch(cond, denoiser.step)
             conditional_pass(denoiser, leaf, sigma, tensor, image_cond)
