@@ -42,7 +42,7 @@ class Layout:
 
 
 TINY = Layout("decouple-tiny", 96, 64, [2], 4, 64, [1, 1, 2, 2])
-DRAWN = Layout("decouple-drawn", 128, 96, [1, 2], 8, 128, [1, 1, 1, 2], 64)
+DRAWN = Layout("decouple-drawn", 128, 96, [1, 2], 8, 128, [1, 1, 1, 1], 96)
 """The model of drawn things (`lab/model/emoji`), in training; not in the project yet."""
 
 YAML = """\

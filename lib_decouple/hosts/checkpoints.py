@@ -106,7 +106,7 @@ FAMILIES: dict[str, dict[str, Mapping[str, Any]]] = {
     "drawn": {
         "model_index": _MODEL_INDEX,
         "scheduler": _SCHEDULER,
-        "vae": {**_VAE, "block_out_channels": [64, 64, 64, 128], "layers_per_block": 1, "sample_size": 128},
+        "vae": {**_VAE, "block_out_channels": [96, 96, 96, 96], "layers_per_block": 1, "sample_size": 128},
         "unet": {
             **_UNET,
             "sample_size": 16,

@@ -220,5 +220,26 @@ def test_the_drawn_layout_is_an_sd1_checkpoint_that_opens(tmp_path):
     params = yaml.safe_load(yaml_text(TOKENIZER.as_posix(), DRAWN))["model"]["params"]
     assert params["image_size"] == 16
     assert params["unet_config"]["params"]["attention_resolutions"] == [1, 2]
-    assert params["first_stage_config"]["params"]["ddconfig"]["ch_mult"] == [1, 1, 1, 2]
-    assert params["first_stage_config"]["params"]["ddconfig"]["ch"] == train.VAE_CONFIG["block_out_channels"][0]
+    widths = params["first_stage_config"]["params"]["ddconfig"]
+    assert [widths["ch"] * times for times in widths["ch_mult"]] == train.VAE_CONFIG["block_out_channels"]
+
+
+def test_the_autoencoder_begins_with_the_pictures_own_colours():
+    torch, train = torch_parts()
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**train.VAE_CONFIG)
+    train.pass_colours_through(vae)
+    rng = np.random.default_rng(1)
+    images = train.to_tensor(np.stack([scenes.render(scenes.place(scenes.sample(rng), rng), rng) for _ in range(4)]))
+    small = torch.nn.functional.avg_pool2d(images, 8)
+    with torch.no_grad():
+        latents = vae.encode(images).latent_dist.mean
+        back = vae.decode(latents).sample
+    for channel in range(3):
+        both = torch.stack([latents[:, channel].flatten(), small[:, channel].flatten()])
+        assert torch.corrcoef(both)[0, 1] > 0.97
+    smooth = torch.nn.functional.interpolate(small, scale_factor=8, mode="bilinear")
+    inner = (..., slice(16, -16), slice(16, -16))
+    assert (back - smooth)[inner].square().mean() < 0.03 < (0 - smooth)[inner].square().mean()

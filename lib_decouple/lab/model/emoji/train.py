@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -35,16 +36,16 @@ VAE_CONFIG: dict[str, Any] = dict(
     out_channels=3,
     down_block_types=["DownEncoderBlock2D"] * 4,
     up_block_types=["UpDecoderBlock2D"] * 4,
-    block_out_channels=[64, 64, 64, 128],
+    block_out_channels=[96, 96, 96, 96],
     layers_per_block=1,
     latent_channels=4,
     norm_num_groups=32,
     sample_size=128,
     scaling_factor=0.18215,
 )
-"""With 32 channels at a level each is a group of its own in the 32 groups of CompVis' normalisation: at the decoder's
-end that takes away each channel's mean, and with it the colour of the ground. 257 steps of widths 32, 32, 64, 128
-gave brown shapes on one gray ground."""
+"""CompVis' normalisation has 32 groups whatever the width. Of a group of one or two channels it lets an even
+ground through as nothing but its sign, so widths 32 and 64 lose the colours of grounds and learn those of things
+slowly (README.md); three channels are the least with which :func:`pass_colours_through` works."""
 
 WIDTH = 128
 """Width of the text encoder and so of the context."""
@@ -189,18 +190,97 @@ def assign(parameters: list[Any], values: list[Tensor]) -> None:
 
 
 def crowded(rng: np.random.Generator) -> np.ndarray:
-    """A scene for the autoencoder: two to four things of all drawings but the held out ones, half of them tinted."""
+    """A scene for the autoencoder: two to four things, half of them tinted; in a quarter of the scenes of judged
+    drawings, too."""
     things = [str(thing) for thing in rng.choice(THINGS, size=int(rng.integers(2, 5)), replace=False)]
-    return render(place([coloured(thing, rng) for thing in things], rng, ("taught", "judged")), rng)
+    roles = ("taught", "judged") if rng.random() < 0.25 else ("taught",)
+    return render(place([coloured(thing, rng) for thing in things], rng, roles), rng)
 
 
-def train_vae(folder: Path, seed: int, steps: int, batch: int = 4, peak: float = 2e-3) -> None:
+STEADY = 2.0
+"""Size of the two opposite constants that stand beside a colour in its group of three channels."""
+
+
+LIGHT = 0.66
+"""About the mean of a scene's pixels, in [-1, 1]."""
+
+
+@torch.no_grad()
+def pass_colours_through(vae: Any) -> None:
+    """Begin as a linear path: the first three latents are the picture's colours, an eighth the size.
+
+    Six groups of three channels hold ``(c, k, -k)`` for ``c`` = red, green, blue and their negatives. The group's
+    normalisation divides by about ``k sqrt(2/3)`` and takes away a third of the mean of ``c`` (:data:`LIGHT` is put
+    back), and as ``silu(x) - silu(-x) = x``, the last convolution gets ``c`` back from the pair ``c, -c``. All other
+    channels begin as torch makes them; what resnets and attention add begins small.
+    """
+    colours = [3 * i for i in range(6)]  # red, green, blue, then their negatives
+    signs = [1.0] * 3 + [-1.0] * 3
+    taken = list(range(18))
+    near = 1.0
+    gain = math.sqrt(2 * STEADY**2 / 3)
+    encoder, decoder = vae.encoder, vae.decoder
+
+    def only(
+        convolution: nn.Conv2d, kernel: Tensor, sources: list[int], targets: list[int], scale: list[float]
+    ) -> None:
+        """``targets`` hear nothing but their source, through ``kernel``."""
+        convolution.weight[targets] = 0
+        if convolution.bias is not None:
+            convolution.bias[targets] = 0
+        for source, target, factor in zip(sources, targets, scale, strict=True):
+            convolution.weight[target, source] = factor * kernel
+
+    point = torch.zeros(3, 3)
+    point[1, 1] = near
+    quarter = torch.zeros(3, 3)
+    quarter[:2, :2] = 0.25
+    smooth = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+    for part in vae.modules():
+        if isinstance(part, ResnetBlock2D):
+            part.conv2.weight *= 0.2
+            part.conv2.weight[taken] = 0
+            part.conv2.bias[taken] = 0
+        elif isinstance(part, Attention):
+            part.to_out[0].weight *= 0.2
+            part.to_out[0].weight[taken] = 0
+            part.to_out[0].bias[taken] = 0
+    idle = [channel for channel in taken if channel not in colours]
+    none = torch.zeros(3, 3)
+    for convolution, sources in ((encoder.conv_in, [0, 1, 2] * 2), (decoder.conv_in, [0, 1, 2] * 2)):
+        only(convolution, none, [0] * len(idle), idle, [0.0] * len(idle))
+        only(convolution, point, sources, colours, signs)
+    for block in encoder.down_blocks[:-1]:
+        only(block.downsamplers[0].conv, none, [0] * len(idle), idle, [0.0] * len(idle))
+        only(block.downsamplers[0].conv, quarter, colours, colours, [1.0] * 6)
+    for block in decoder.up_blocks[:-1]:
+        only(block.upsamplers[0].conv, none, [0] * len(idle), idle, [0.0] * len(idle))
+        only(block.upsamplers[0].conv, smooth, colours, colours, [1.0] * 6)
+    for last in (encoder.mid_block.resnets[-1], decoder.up_blocks[-1].resnets[-1]):
+        for channel in colours:
+            last.conv2.bias[channel + 1], last.conv2.bias[channel + 2] = STEADY, -STEADY
+    for convolution in (encoder.conv_out, decoder.conv_out):
+        convolution.weight *= 0.2
+        convolution.weight[:3] = 0
+        convolution.bias[:3] = LIGHT / 3
+        for i in range(3):
+            convolution.weight[i, colours[i], 1, 1] = gain
+            convolution.weight[i, colours[i + 3], 1, 1] = -gain
+    channels = VAE_CONFIG["latent_channels"]
+    for convolution in (vae.quant_conv, vae.post_quant_conv):
+        convolution.weight[:channels, :channels, 0, 0] = torch.eye(channels)
+        convolution.bias[:channels] = 0
+    vae.quant_conv.weight[:channels, channels:] = 0
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = -6.0  # little noise in latents of this size
+
+
+def train_vae(folder: Path, seed: int, steps: int, batch: int = 2, peak: float = 1e-3) -> None:
     """Autoencoder: squared and absolute error of pixels, absolute error of their differences, a little KL."""
     torch.manual_seed(seed)
     vae: Any = AutoencoderKL(**VAE_CONFIG)
     vae.set_attn_processor(AttnProcessor())
-    with torch.no_grad():
-        vae.quant_conv.bias[VAE_CONFIG["latent_channels"] :] = -4.0  # little noise in latents that say little yet
+    pass_colours_through(vae)
     training = Training(folder, "vae", vae, seed, peak, decay=0.995)
     training.resume()
 
@@ -212,8 +292,11 @@ def train_vae(folder: Path, seed: int, steps: int, batch: int = 4, peak: float =
         wrong = restored.float() - images
         edges = wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean()
         square = wrong.square().mean()
-        value = 4 * square + wrong.abs().mean() + 0.25 * edges + 1e-6 * posterior.kl().float().mean()
-        return value, {"psnr": 10 * math.log10(4 / square.item())}
+        hue = (wrong - wrong.mean(1, keepdim=True)).square().mean()
+        broad = nn.functional.avg_pool2d(wrong, 8).square().mean()
+        value = 4 * square + 2 * hue + 4 * broad + wrong.abs().mean() + 0.25 * edges
+        value = value + 1e-6 * posterior.kl().float().mean()
+        return value, {"psnr": 10 * math.log10(4 / square.item()), "hue": hue.item(), "broad": broad.item()}
 
     training.run(steps, loss)
     assign(training.learned, training.average)
@@ -310,7 +393,7 @@ def vocabulary(tokenizer: Any) -> list[int]:
     return sorted(set(tokenizer(WORDS).input_ids))
 
 
-def train_unet(folder: Path, seed: int, steps: int, pool: int, batch: int = 32, peak: float = 1.2e-3) -> None:
+def train_unet(folder: Path, seed: int, steps: int, pool: int, batch: int = 16, peak: float = 1.1e-3) -> None:
     """Denoiser and text encoder together: epsilon prediction, 10 % empty captions."""
     torch.manual_seed(seed + 2)
     tokenizer: Any = CLIPTokenizer.from_pretrained(TOKENIZER)
@@ -362,9 +445,9 @@ def main() -> None:
     parser.add_argument("stage", choices=["vae", "pool", "unet", "average", "export", "all"])
     parser.add_argument("--folder", type=Path, required=True, help="where everything is written and found again")
     parser.add_argument("--seed", type=int, default=16)
-    parser.add_argument("--vae-steps", type=int, default=2500)
+    parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--pool", type=int, default=12000, help="scenes whose latents the denoiser learns from")
-    parser.add_argument("--unet-steps", type=int, default=12000)
+    parser.add_argument("--unet-steps", type=int, default=16000)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     folder, seed = arguments.folder, arguments.seed
