@@ -29,9 +29,9 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
-from typing import Literal
+from functools import cached_property, lru_cache
+from itertools import accumulate, chain, groupby
+from typing import Literal, NamedTuple
 
 from .syntax import UNSPACED
 
@@ -68,8 +68,7 @@ class EntityConflict(ValueError):
     """Two entities share an occurrence."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """One token of the context."""
 
     position: int
@@ -84,8 +83,7 @@ class Piece:
     """Of a textual inversion."""
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(NamedTuple):
     """A word as the tokenizer sees it ("1girl" is two: CLIP takes each digit alone)."""
 
     text: str
@@ -93,23 +91,27 @@ class Word:
     pieces: tuple[str, ...] = ()
     """The tokens' texts; () where each holds the whole word."""
 
-    def characters(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Each character, as the tokenizer would compare it, with the positions of the tokens that hold it."""
+    def characters(self) -> tuple[str, list[tuple[int, ...]]]:
+        """Its characters, as the tokenizer would compare them, and of each the positions of the tokens that hold it."""
         if not self.pieces or len(self.positions) == 1:
-            yield from ((char, self.positions) for char in _key(self.text))
-            return
+            key = _key(self.text)
+            return key, [self.positions] * len(key)
+        owners: list[tuple[int, ...]] = [(p,) for p, piece in zip(self.positions, self.pieces) for _ in piece]
         if self.text.isascii():
-            tokens = ((p,) for p, piece in zip(self.positions, self.pieces) for _ in piece)
-            yield from zip(self.text.lower(), tokens)
-            return
-        owners = [p for p, piece in zip(self.positions, self.pieces) for _ in piece]
-        at = 0
+            return self.text.lower(), owners
+        letters, own, at = "", [], 0
         for char in self.text:
             # A character is one of the vocabulary's characters a byte, or itself where the vocabulary is plain.
             size = len(char.encode()) if self._in_bytes else 1
-            own = tuple(sorted(set(owners[at : at + size])))
-            yield from ((one, own) for one in _key(char))
+            key = _key(char)
+            letters += key
+            own += [tuple(sorted(set(chain.from_iterable(owners[at : at + size]))))] * len(key)
             at += size
+        return letters, own
+
+    def moved(self, by: int) -> Word:
+        """It at positions that are greater ``by``."""
+        return self._replace(positions=tuple(position + by for position in self.positions))
 
     @property
     def _in_bytes(self) -> bool:
@@ -129,6 +131,10 @@ def words(pieces: Iterable[Piece]) -> tuple[Word, ...]:
         own.clear()
 
     for piece in pieces:
+        if not own and piece.text.endswith(WORD_END):
+            text = piece.text[: -len(WORD_END)]
+            found.append(Word(_decoded(text), (piece.position,), (text,) if text and not piece.embedding else ()))
+            continue
         own.append(piece)
         if piece.text.endswith(WORD_END):
             close()
@@ -140,8 +146,8 @@ def words(pieces: Iterable[Piece]) -> tuple[Word, ...]:
 class Reading:
     """A tokenised text as entities are looked up in it."""
 
-    def __init__(self, pieces: Iterable[Piece]) -> None:
-        self.words = words(list(pieces))
+    def __init__(self, words: Iterable[Word]) -> None:
+        self.words = tuple(words)
 
     @cached_property
     def positions(self) -> list[int]:
@@ -190,7 +196,7 @@ def align(
     With ``missing="skip"`` an entity that the prompt does not name gets ``()``. Raises as
     :func:`find`, and EntityConflict where two entities would share a token.
     """
-    prompt = pieces if isinstance(pieces, Reading) else Reading(pieces)
+    prompt = pieces if isinstance(pieces, Reading) else Reading(words(pieces))
     chosen: list[tuple[int, ...]] = [()] * len(entities)
     parsed = [_parse(entity) for entity in entities]
     lengths = [len(re.findall(r"[^\W_]+", request.phrase)) for request in parsed]
@@ -215,22 +221,32 @@ def align(
 
 def occurrence(phrase: str, positions: Sequence[int], pieces: Sequence[Piece]) -> int:
     """:meth:`Reading.number` in ``pieces``."""
-    return Reading(pieces).number(phrase, positions)
+    return Reading(words(pieces)).number(phrase, positions)
 
 
-def place(texts: Sequence[str], pieces: Iterable[Piece]) -> list[tuple[int, ...]]:
-    """The positions of each of ``texts``: a prompt's words and signs, in its order, as the encoder reads them.
+def place(texts: Sequence[str], read: Iterable[Word]) -> list[tuple[int, ...]]:
+    """The positions of each of ``texts``: a prompt's words and signs, in its order, as the encoder has ``read`` them.
 
-    ``()`` for one that ``pieces`` lack. Where the two differ, as a host's tokenizer may put one character for
+    ``()`` for one that it lacks. Where the two differ, as a host's tokenizer may put one character for
     another, what is alike before and behind is matched.
     """
     keys = [_key(text) for text in texts]
+    theirs = [word.characters() for word in read]
+    tokens = list(chain.from_iterable(own for _, own in theirs))
+    written, letters = "".join(keys), "".join(own for own, _ in theirs)
+    if written == letters:
+        ends = list(accumulate(map(len, keys)))
+        return [_joined(tokens[end - len(key) : end]) for key, end in zip(keys, ends)]
     ours = [k for k, key in enumerate(keys) for _ in key]
-    theirs = [one for word in words(pieces) for one in word.characters()]
-    found: list[dict[tuple[int, ...], None]] = [{} for _ in texts]
-    for i, j in _matched("".join(keys), "".join(char for char, _ in theirs)):
-        found[ours[i]][theirs[j][1]] = None
-    return [next(iter(own)) if len(own) == 1 else tuple(sorted({p for each in own for p in each})) for own in found]
+    found: list[list[tuple[int, ...]]] = [[] for _ in texts]
+    for i, j in _matched(written, letters):
+        found[ours[i]].append(tokens[j])
+    return [_joined(own) for own in found]
+
+
+def _joined(positions: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """All of ``positions``, ascending."""
+    return positions[0] if len(set(positions)) == 1 else tuple(sorted(set(chain.from_iterable(positions))))
 
 
 _GRAM = 3
@@ -241,9 +257,6 @@ _WINDOW = 32
 
 def _matched(ours: str, theirs: str) -> Iterator[tuple[int, int]]:
     """Pairs of indexes of like characters, ascending in both."""
-    if ours == theirs:
-        yield from ((k, k) for k in range(len(ours)))
-        return
     ours, theirs = ours + "\0" * _GRAM, theirs + "\0" * _GRAM
     grams: dict[str, list[int]] = {}
     i = j = 0
@@ -331,20 +344,27 @@ class _Line:
 
     def __init__(self, prompt: Sequence[Word], key: Callable[[str], str]) -> None:
         self._owners: list[tuple[int, ...]] = []
-        chars: list[tuple[str, int]] = []
+        """Of each character, overlooked ones too, the positions of its tokens."""
+        self._where: list[int] = []
+        """Of each character of ``text``, its index among these."""
+        texts: list[str] = []
         self._edges = {0}
         for word in prompt:
-            if not any(char.isalnum() for char in word.text):
+            if not word.text.isalnum() and not any(char.isalnum() for char in word.text):
                 # CLIP takes signs that touch for one word: of "(bird)," the last two.
-                self._edges.update(range(len(chars), len(chars) + len(word.text)))
-            for char, own in word.characters():
-                for one in char if char.isalnum() else key(char):
-                    chars.append((one, len(self._owners)))
-                self._owners.append(own)
-            self._edges.add(len(chars))
-        self.text = "".join(char for char, _ in chars)
-        self._where = [k for _, k in chars]
-        for match in UNSPACED.finditer(self.text):
+                self._edges.update(range(len(self._where), len(self._where) + len(word.text)))
+            letters, own = word.characters()
+            indexes: Iterable[int] = range(len(self._owners), len(self._owners) + len(own))
+            if not letters.isalnum():
+                keys = [char if char.isalnum() else key(char) for char in letters]
+                letters = "".join(keys)
+                indexes = [k for k, one in zip(indexes, keys) for _ in one]
+            texts.append(letters)
+            self._owners += own
+            self._where += indexes
+            self._edges.add(len(self._where))
+        self.text = "".join(texts)
+        for match in () if self.text.isascii() else UNSPACED.finditer(self.text):
             self._edges.update(match.span())
         self._places: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
 
@@ -356,8 +376,7 @@ class _Line:
             found, end = [], 0
             for start, stop in spans:
                 if start >= end:
-                    owners = self._owners[self._where[start] : self._where[stop - 1] + 1]
-                    found.append(tuple(sorted({p for own in owners for p in own})))
+                    found.append(_joined(self._owners[self._where[start] : self._where[stop - 1] + 1]))
                     end = stop
             self._places[wanted] = found
         return self._places[wanted]
@@ -453,6 +472,7 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
+@lru_cache(maxsize=8192)
 def _decoded(text: str) -> str:
     """A word of the vocabulary as plain text; one that is plain text already stays so."""
     try:

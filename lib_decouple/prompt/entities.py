@@ -23,6 +23,8 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 from .lexicon import Entry, begins_compound, entry, singulars, verbs
 from .syntax import HOST, Dialect, Span, parse
@@ -108,8 +110,7 @@ class Entity:
     """How many ``AND``, ``BREAK`` and the like are before it."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A word of a clause."""
 
     text: str
@@ -125,8 +126,7 @@ class Token:
     """What stands behind it in escaped brackets, with these."""
 
 
-@dataclass(frozen=True)
-class Clause:
+class Clause(NamedTuple):
     """Words between signs that end a phrase."""
 
     tokens: tuple[Token, ...]
@@ -135,8 +135,7 @@ class Clause:
     part: int
 
 
-@dataclass(frozen=True)
-class _Unit:
+class _Unit(NamedTuple):
     """One or more tokens that the lexicon knows as one noun, or one token."""
 
     text: str
@@ -157,18 +156,27 @@ def suggest(prompt: str, dialect: Dialect = HOST) -> list[str]:
 
 def locate(prompt: str, dialect: Dialect = HOST) -> tuple[Entity, ...]:
     """Every mention of a drawable thing in ``prompt``, in order; mentions of the same thing have the same text."""
-    spans = parse(prompt, dialect)
-    return _named(mentions(clauses(prompt, spans)), spans)
+    return tuple(one for _, own in located(prompt, parse(prompt, dialect)) for one in own)
 
 
-def mentions(found: Sequence[Clause]) -> list[Entity]:
+def located(prompt: str, spans: Sequence[Span]) -> list[tuple[Clause, list[Entity]]]:
+    """The clauses of a prompt whose spans these are, each with the drawable things that it mentions."""
+    found = clauses(prompt, spans)
+    each = mentions(found)
+    named = iter(_named([one for own in each for one in own], spans))
+    return [(clause, [next(named) for _ in own]) for clause, own in zip(found, each)]
+
+
+def mentions(found: Sequence[Clause]) -> list[list[Entity]]:
     """The drawable things of each clause."""
     denied = _denied_lists(found)
     return [
-        replace(one, part=clause.part)
+        [
+            replace(one, part=clause.part) if clause.part else one
+            for one in _of_clause(clause.tokens)
+            if one.start >= denied.get(k, 0)
+        ]
         for k, clause in enumerate(found)
-        for one in _of_clause(clause.tokens)
-        if one.start >= denied.get(k, 0)
     ]
 
 
@@ -178,7 +186,7 @@ def clauses(prompt: str, spans: Sequence[Span]) -> list[Clause]:
     quoted = _quotes(prompt, spans)
     written = _written(prompt, spans, quoted)
     found = _split(prompt, spans, quoted, written)
-    return found if not written or mentions(found) else _split(prompt, spans, quoted, set())
+    return found if not written or any(mentions(found)) else _split(prompt, spans, quoted, set())
 
 
 def _quotes(prompt: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
@@ -262,7 +270,7 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
         elif qualifying >= 0 and ")" in span.text and span.kind == "punctuation":
             shut = span.start + span.text.index(")") + 1
             text = re.sub(r"\\", "", prompt[qualifying:shut].lower())
-            tokens[-1] = replace(tokens[-1], qualifier=f"{tokens[-1].qualifier} {text}", end=shut)
+            tokens[-1] = tokens[-1]._replace(qualifier=f"{tokens[-1].qualifier} {text}", end=shut)
             qualifying = -1
             if span.text.strip("\\)") or span.end > shut:
                 close(span.text)
@@ -278,7 +286,7 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
         elif span.kind == "word":
             text = span.text.lower().replace("’", "'")
             if tokens and text == "o" and tokens[-1].text == "w/" and not gap:
-                tokens[-1] = replace(tokens[-1], text="w/o", end=span.end)
+                tokens[-1] = tokens[-1]._replace(text="w/o", end=span.end)
                 continue
             owner = text.endswith("'s")
             text = text.removesuffix("'s")
@@ -288,7 +296,7 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             closes = span.text[0] in ":)]"
             brackets = 2 if brackets == 3 and not closes else 3 if closes else max(brackets, 1)
         elif span.kind == "punctuation" and tokens and span.text == "/" and tokens[-1].text == "w":
-            tokens[-1] = replace(tokens[-1], text="w/")
+            tokens[-1] = tokens[-1]._replace(text="w/")
         elif span.kind == "punctuation" and inside and prompt[span.start : span.end].strip("".join(_QUOTES)) == "":
             close('"')
         elif span.kind in ("comment", "network") or (span.kind == "punctuation" and not gap and _within(span, tokens)):
@@ -474,10 +482,10 @@ def _of_clause(clause: Sequence[Token]) -> Iterator[Entity]:
         small = _is_small(text, _SMALL) or _denies(clause, i)
         unit = _unit(clause, i)
         if not small and unit.tokens == 1 and _is_verb(clause, i, run) and _leads(clause, i):
-            unit = replace(unit, entry=_ADJECTIVE)
+            unit = unit._replace(entry=_ADJECTIVE)
         elif not small and unit.tokens == 1 and _is_verb(clause, i, run):
             small = False
-            unit = replace(unit, tokens=0)
+            unit = unit._replace(tokens=0)
         if not small and unit.tokens:
             if run and clause[i].brackets and _splits(run[-1], unit, clause[i].brackets):
                 yield from told(",")
@@ -551,7 +559,11 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
             return _Unit(
                 text, tokens[0].start, last.end, found, plural, length, False, tokens[0].brackets, last.qualifier
             )
-    return replace(_single(clause[i]), brackets=clause[i].brackets, qualifier=clause[i].qualifier)
+    unit = _single(clause[i])
+    token = clause[i]
+    return (
+        unit._replace(brackets=token.brackets, qualifier=token.qualifier) if token.brackets or token.qualifier else unit
+    )
 
 
 def _single(token: Token) -> _Unit:
@@ -579,6 +591,7 @@ def _describes(text: str) -> bool:
     return found is not None and found.adjective > found.noun + found.verb
 
 
+@lru_cache(maxsize=8192)
 def _noun(text: str) -> tuple[Entry | None, bool]:
     """The likeliest entry of ``text`` as it stands or as a plural, and whether it is one."""
     found = entry(text)

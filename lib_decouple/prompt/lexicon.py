@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 LONGEST = 60
 """Characters of the longest word that is looked up."""
@@ -16,8 +15,7 @@ LONGEST = 60
 _FILE = Path(__file__).with_name("data") / "lexicon.zz"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """What the table knows of a word. Shares are 0 (never) to 9 (always)."""
 
     kind: str
@@ -81,31 +79,37 @@ def entry(word: str) -> Entry | None:
     return _entry_and_lemma(word)[0]
 
 
-def singulars(word: str) -> Iterator[str]:
+@lru_cache(maxsize=8192)
+def singulars(word: str) -> tuple[str, ...]:
     """What ``word``, one word or a compound, may be the plural of."""
+    found = []
     head, space, last = word.rpartition(" ")
     if (irregular := _entry_and_lemma(last)[1]) and not last.endswith("ing"):
-        yield head + space + irregular
+        found.append(head + space + irregular)
     if last.endswith("men"):
-        yield head + space + last[:-2] + "an"
+        found.append(head + space + last[:-2] + "an")
     if len(last) > 3 and last.endswith("s") and not last.endswith(("ss", "us", "is")):
         if last.endswith("ies"):
-            yield head + space + last[:-3] + "y"
+            found.append(head + space + last[:-3] + "y")
         if re.search(r"(?:s|x|z|ch|sh|o)es$", last):
-            yield head + space + last[:-2]
-        yield head + space + last[:-1]
+            found.append(head + space + last[:-2])
+        found.append(head + space + last[:-1])
+    return tuple(found)
 
 
-def verbs(word: str) -> Iterator[tuple[str, Entry]]:
+@lru_cache(maxsize=8192)
+def verbs(word: str) -> tuple[tuple[str, Entry], ...]:
     """The form ("ing", "ed" or "s") and the entry of each verb that ``word`` may be a form of."""
+    forms: list[tuple[str, Entry]] = []
     irregular = _entry_and_lemma(word)[1]
     if irregular not in ("", word) and (found := entry(irregular)) and found.verb:
-        yield ("ing" if word.endswith("ing") else "ed"), found
+        forms.append(("ing" if word.endswith("ing") else "ed", found))
     for ending in ("ing", "ed", "es", "s"):
         stem = word.removesuffix(ending)
         if stem == word or len(stem) < 2 or not re.search("[aeiouy]", stem):
             continue
         for base in (stem, stem + "e", stem[:-1] if stem[-1:] == stem[-2:-1] else "", stem[:-1] + "y"):
             if base and (found := entry(base)) and found.verb:
-                yield ("s" if ending in ("es", "s") else ending), found
+                forms.append(("s" if ending in ("es", "s") else ending, found))
                 break
+    return tuple(forms)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .align import Piece, place
-from .entities import Clause, Entity, Token, clauses, locate, mentions
+from .align import Piece, place, words
+from .entities import Clause, Entity, Token, located
 from .lexicon import entry
 from .syntax import HOST, Dialect, Span, parse
 
@@ -99,11 +99,14 @@ class Choice:
 
 def choose(prompt: str, dialect: Dialect = HOST) -> Choice:
     """What of ``prompt`` is kept apart by itself."""
-    spans = parse(prompt, dialect)
-    named = {one.end: one for one in locate(prompt, dialect)}
+    return choose_of(prompt, parse(prompt, dialect))
+
+
+def choose_of(prompt: str, spans: Sequence[Span]) -> Choice:
+    """:func:`choose` of a prompt whose spans these are."""
     reader = _Reader()
-    for clause in clauses(prompt, spans):
-        reader.read(clause, [named[one.end] for one in mentions([clause]) if one.end in named])
+    for clause, things in located(prompt, spans):
+        reader.read(clause, things)
     apart: dict[str, Entity] = {}
     left_out: dict[str, LeftOut] = {}
     for one, relation, other in reader.found:
@@ -131,7 +134,7 @@ def placed(
     for span in parse(prompt, dialect):
         if span.kind in ("word", "punctuation", "choice", "wildcard", "keyword") and span.part < len(parts):
             spans[span.part].append(span)
-    tokens = [place([span.text for span in own], pieces) for own, pieces in zip(spans, parts)]
+    tokens = [place([span.text for span in own], words(pieces)) for own, pieces in zip(spans, parts)]
     found = []
     for one in things:
         part = next((k for k, own in enumerate(spans) if own and one.start < own[-1].end), len(parts) - 1)

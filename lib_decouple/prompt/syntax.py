@@ -16,9 +16,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal[
     "word",
@@ -53,10 +53,13 @@ _NETWORK = re.compile(r"<\w+:[^>]+>")
 _AND = re.compile(r"\bAND\b")
 _BREAK = re.compile(r"\bBREAK\b")
 _KEYWORD = re.compile(r"(?<!\w)(?:ADD(?:COL|ROW|BASE|COMM|P)|AND_[A-Z][A-Z0-9_]*)(?!\w)")
+_EDIT_SIGN = re.compile(r"\\.?|[()\[\]:|]")
+_WEIGHT_SIGN = re.compile(r"[\\()\[\]:]")
 _PART_WEIGHT = re.compile(r"\s*([-+]?(?:\d+\.?|\d*\.\d+))\s*")
 _WEIGHT_END = re.compile(r":\s*([+-]?[.\d]+)\s*\)")
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*")
 _CHOICE_HEAD = re.compile(r"\s*(?:[~@]\s*)?\d*(?:-\d*)?\$\$(?:[^{}|$]*\$\$)?")
+_CHOICE_SIGN = re.compile(r"[{}|\[\]]")
 _CHOICE_ODDS = re.compile(r"\s*(?:\d+(?:\.\d*)?|\.\d+)::")
 
 
@@ -112,8 +115,7 @@ class Dialect:
 HOST = Dialect()
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """``prompt[start:end]``: one word, or one sign of the prompt language."""
 
     kind: Kind
@@ -174,6 +176,9 @@ class _Source:
 
     def runs(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """``text[start:end]`` as ranges of the prompt; more than one where something stood inside it."""
+        if start < end and self.where[end - 1] - self.where[start] == end - 1 - start:
+            yield start, end
+            return
         while start < end:
             stop = start + 1
             while stop < end and self.where[stop] == self.where[stop - 1] + 1:
@@ -296,7 +301,7 @@ def _shared(spans: list[Span], sections: list[tuple[int, float]]) -> Iterator[Sp
     for span in spans:
         while at + 1 < len(sections) and sections[at + 1][0] <= span.start:
             at += 1
-        yield replace(span, share=sections[at][1])
+        yield span._replace(share=sections[at][1])
 
 
 def _split(text: str) -> Iterator[tuple[int, int, int, float]]:
@@ -337,7 +342,8 @@ def _choices(text: str) -> Iterator[tuple[int, int, Kind]]:
     """The signs of dynamic-prompts' ``{a|b}``, ``{2$$a|b}`` and ``{0.5::a|b}``."""
     stack: list[_Group] = []
     braces = 0
-    for i, char in enumerate(text):
+    for found in _CHOICE_SIGN.finditer(text) if "{" in text else ():
+        i, char = found.start(), found[0]
         if char in "{[":
             stack.append(_Group(char, i))
             braces += char == "{"
@@ -408,13 +414,11 @@ def _edits(text: str) -> list[_Edit]:
     """
     found: list[_Edit] = []
     stack = [_Group("", -1)]
-    i = 0
-    while i < len(text):
-        char = text[i]
+    for sign in _EDIT_SIGN.finditer(text) if "[" in text else ():
+        i, char = sign.start(), sign[0][0]
         if char == "\\":
-            if text[i + 1 : i + 2] in ("", "\n"):
+            if len(sign[0]) == 1:
                 return []
-            i += 1
         elif char in "([":
             stack.append(_Group(char, i))
         elif char == ":":
@@ -430,7 +434,6 @@ def _edits(text: str) -> list[_Edit]:
                 del stack[1:]
             else:
                 found.extend(edits)
-        i += 1
     return [] if any(group.pipes for group in stack) else found
 
 
@@ -498,19 +501,21 @@ def _weighted(source: _Source, part: int, ignored: bool = False) -> Iterator[Spa
     def close(sign: str, factor: float) -> None:
         closed[sign].append((open_at[sign].pop(), len(segments), factor))
 
-    start = i = 0
-    while i < len(text):
-        char = text[i]
+    start = read = 0
+    for found in _WEIGHT_SIGN.finditer(text):
+        i, char = found.start(), found[0]
+        if i < read:
+            continue
         weight = _weight_at(text, i) if char == ":" and open_at["("] else None
         matched = char in "([" or weight or (char == ")" and open_at["("]) or (char == "]" and open_at["["])
-        end = weight[1] if weight else i + 1
+        end = read = weight[1] if weight else i + 1
         if (matched or char == "\\") and start < i:
             segments.append((start, i))
         if char == "\\":
             if text[end : end + 1] in ("(", ")", "[", "]", "\\"):
                 segments.append((end, end + 1))
-                end += 1
-            start = end
+                read += 1
+            start = read
         elif matched:
             if char in "([":
                 open_at[char].append(len(segments))
@@ -520,9 +525,8 @@ def _weighted(source: _Source, part: int, ignored: bool = False) -> Iterator[Spa
                 close("(", weight[0] if weight else STEP_UP)
             yield from source.spans("weight", i, end, part=part)
             start = end
-        i = end
-    if start < i:
-        segments.append((start, i))
+    if start < len(text):
+        segments.append((start, len(text)))
     for sign, factor in (("(", STEP_UP), ("[", 1 / STEP_UP)):
         while open_at[sign]:
             close(sign, factor)

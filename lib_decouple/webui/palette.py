@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Lock
 from zlib import crc32
 
@@ -27,8 +27,9 @@ def colours(entities: Sequence[str]) -> list[str]:
     """
     with _lock:
         found: dict[int, str] = {}
+        age = {name: number for number, name in enumerate(reversed(_remembered))}
         for start in range(0, len(entities), len(COLOURS)):
-            found.update(_of_six(range(start, min(start + len(COLOURS), len(entities))), entities))
+            found.update(_of_six(range(start, min(start + len(COLOURS), len(entities))), entities, age))
         for place, name in enumerate(entities):
             _remembered[_key(name)] = found[place]
             _remembered.move_to_end(_key(name))
@@ -37,11 +38,10 @@ def colours(entities: Sequence[str]) -> list[str]:
     return [found[place] for place in range(len(entities))]
 
 
-def _of_six(places: Sequence[int], entities: Sequence[str]) -> Iterator[tuple[int, str]]:
+def _of_six(places: Sequence[int], entities: Sequence[str], age: Mapping[str, int]) -> Iterator[tuple[int, str]]:
     """Colours of at most six places, those of remembered names first; of two that had the same, the one shown last."""
     free = list(COLOURS)
     left = []
-    age = {name: number for number, name in enumerate(reversed(_remembered))}
     for place in sorted(places, key=lambda one: age.get(_key(entities[one]), 0)):
         known = _remembered.get(_key(entities[place]))
         if known in free:

@@ -9,9 +9,11 @@ come from another site's page are refused.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
@@ -165,16 +168,19 @@ def add(app: Any, host: Host) -> None:
         return schema.json_schema()
 
     @router.post("/tokens", response_model=Tokens)
-    def prompt_tokens(body: Prompt) -> dict[str, Any]:
+    def prompt_tokens(body: Prompt, request: Request) -> JSONResponse:
         """A prompt's words with their tokens, and the entities that are suggested."""
+        gone: threading.Event = request.state.decouple_gone
         try:
             typed = split_list(body.entities)
             for name, given in (("prompt", body.prompt), *(("entities", one) for one in typed)):
                 if given != sayable(given):
                     raise ValueError(f"{name}: {shown(given)} holds half a character (a lone surrogate)")
-            found = tokens.describe(body.prompt, host.tokenize, typed, body.selected, host.dialect())
+            found = tokens.describe(body.prompt, host.tokenize, typed, body.selected, host.dialect(), gone.is_set)
         except ValueError as error:
             raise HTTPException(status_code=422, detail=f"{error}") from None
+        except tokens.Abandoned:
+            raise HTTPException(status_code=499, detail="whoever asked has gone") from None
         chosen = found["entities"]
         profile = host.profile()
         asked = beforehand.warnings(
@@ -182,9 +188,10 @@ def add(app: Any, host: Host) -> None:
             body.settings, profile or UNKNOWN, body.steps, host.sampler(body.sampler),
             "" if chosen else ", ".join(f"{one.text} ({one.why})" for one in found["left_out"]),
         )  # fmt: skip
-        return {
+        # It fits Tokens, as tests see: to check thousands of words here takes longer than all else.
+        answer = {
             **found,
-            "words": [asdict(word) for word in found["words"]],
+            "words": [word._asdict() for word in found["words"]],
             "left_out": [asdict(one) for one in found["left_out"]],
             "entities": [asdict(entity) for entity in chosen],
             "field": join_list(entity.text for entity in chosen),
@@ -192,6 +199,7 @@ def add(app: Any, host: Host) -> None:
             "profile": asdict(profile) if profile else None,
             "warnings": [*host.warnings(), *(asked if body.prompt.strip() else ())],
         }
+        return JSONResponse(answer)
 
     preset_routes.add(router, host.preset_folder, [Depends(users.admit_writing)])
     run_routes.add(router, host.runs_to_show, users.caller)
@@ -212,7 +220,8 @@ def _checked(origins: Sequence[str]) -> type[APIRoute]:
                         raise HTTPException(status_code=403, detail="refused: a write from another site's page")
                     request = await _bounded(request)
                 try:
-                    return await handle(request)
+                    async with _watched(request):
+                        return await handle(request)
                 except RequestValidationError as error:  # its "input" may be what no answer can hold
                     told = [{key: one[key] for key in ("loc", "msg", "type")} for one in error.errors()]
                     raise HTTPException(status_code=422, detail=sayable(told)) from None
@@ -247,11 +256,38 @@ async def _bounded(request: Request) -> Request:
         body += part
         if len(body) > MOST_BYTES:
             raise HTTPException(status_code=413, detail=f"the body is larger than {MOST_BYTES} bytes")
+    given = False
 
-    async def receive() -> dict[str, Any]:
+    async def receive() -> Any:
+        nonlocal given
+        if given:
+            return await request.receive()  # that whoever sent it is gone
+        given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return Request(request.scope, receive)
+    read = Request(request.scope, receive)
+    await read.body()
+    return read
+
+
+@asynccontextmanager
+async def _watched(request: Request) -> AsyncIterator[None]:
+    """Inside, ``request.state.decouple_gone`` is set once whoever sent the request, whose body is read, has gone."""
+    gone = request.state.decouple_gone = threading.Event()
+
+    async def watch() -> None:
+        with suppress(Exception):  # then nobody knows
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+
+    watching = asyncio.ensure_future(watch()) if request.method not in ("GET", "HEAD") else None
+    try:
+        yield
+    finally:
+        if watching:
+            watching.cancel()
+            await asyncio.wait({watching})
 
 
 def of_webui(runs: Runs, live: Live) -> Host:

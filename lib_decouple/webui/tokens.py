@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from ..prompt import align, syntax
 from ..prompt.entities import Entity
-from ..prompt.relations import choose
+from ..prompt.relations import choose_of
 from .palette import colours
 
 Kind = Literal["word", "weight", "break", "and", "lora", "embedding", "edit", "comment", "punctuation", "keyword"]
@@ -48,8 +48,7 @@ _HINTED = 5
 """Of so many entities that are not found, what they may have meant is told."""
 
 
-@dataclass(frozen=True)
-class PromptWord:
+class PromptWord(NamedTuple):
     """One word or sign of the prompt."""
 
     text: str
@@ -69,6 +68,10 @@ class PromptWord:
     weight: float
     occurrence: int
     """The n of ``word@n``; 1 is the first, 0 where no entity can name it."""
+
+
+class Abandoned(Exception):
+    """Nobody waits for the answer any more."""
 
 
 @dataclass(frozen=True)
@@ -108,47 +111,50 @@ class _Context:
     The tokens of all ``AND`` parts stand in one context, part k from ``k * align.PART``.
     """
 
-    def __init__(self, prompt: str, tokenize: Callable[[str], Sequence[align.Piece]], dialect: syntax.Dialect) -> None:
+    def __init__(
+        self,
+        prompt: str,
+        spans: Sequence[syntax.Span],
+        tokenize: Callable[[str], Sequence[align.Piece]],
+        dialect: syntax.Dialect,
+        gone: Callable[[], bool],
+    ) -> None:
         self.prompt = prompt
-        self.found = [_Found(span) for span in syntax.parse(prompt, dialect)]
+        self.found = [_Found(span) for span in spans]
         self.total = 0
         self._starts = [one.span.start for one in self.found]
         self._ends = [one.span.end for one in self.found]
         self._left = MOST_READ
         self._holders: dict[int, list[int]] = {}
-        first: list[align.Piece] = []
-        later: list[tuple[int, list[align.Piece]]] = []
+        first: list[align.Word] = []
+        later: list[tuple[int, Sequence[align.Word]]] = []
         for number, part in enumerate(syntax.parts(prompt, dialect)):
             for turn, text in enumerate(syntax.turns(part, dialect)):
+                _go_on_unless(gone)
                 self._left -= len(text.text)
                 if turn and self._left < 0:
                     break
                 pieces = tokenize(text.text)
-                self._place(text, pieces, turn)
-                shifted = [replace(piece, position=number * align.PART + piece.position) for piece in pieces]
+                read = align.words(pieces)
+                self._place(text, read, {piece.position for piece in pieces if piece.embedding}, turn)
+                moved = [word.moved(number * align.PART) for word in read] if number else read
                 if turn:
-                    later.append((number, shifted))
+                    later.append((number, moved))
                 else:
-                    first += shifted
+                    first += moved
                     self.total += len(pieces)
-        self.readings = [align.Reading(first), *(align.Reading(pieces) for _, pieces in later)]
+        self.readings = [align.Reading(first), *(align.Reading(words) for _, words in later)]
         """The first reads the texts of all parts at the first step, the others one part's at a later one."""
         self._number(later)
 
-    def _place(self, text: syntax.Turn, pieces: Sequence[align.Piece], turn: int) -> None:
-        """Give the words of a text that have none yet their tokens."""
-        own: list[_Found] = []
-        at = bisect_right(self._ends, text.where[0]) if text.where else 0
-        for k in text.where:
-            while at < len(self.found) and self._ends[at] <= k:
-                at += 1
-            if at == len(self.found):
-                break
-            if self._starts[at] <= k and (not own or own[-1] is not self.found[at]):
-                own.append(self.found[at])
-        own = [one for one in own if one.span.kind in _READ]
-        embedded = {piece.position for piece in pieces if piece.embedding}
-        for one, tokens in zip(own, align.place([one.span.text for one in own], pieces)):
+    def _place(self, text: syntax.Turn, read: Sequence[align.Word], embedded: set[int], turn: int) -> None:
+        """Give the words of a text that have none yet their tokens; ``embedded`` are those of textual inversions."""
+        if not text.where:
+            return
+        there = set(text.where)
+        within = self.found[bisect_right(self._ends, text.where[0]) : bisect_right(self._starts, text.where[-1])]
+        own = [one for one in within if one.span.kind in _READ and one.span.start in there]
+        for one, tokens in zip(own, align.place([one.span.text for one in own], read)):
             if tokens and not one.tokens:
                 one.tokens, one.turn = tokens, turn
                 one.embedding = not embedded.isdisjoint(tokens)
@@ -158,7 +164,7 @@ class _Context:
         at = bisect_left(self._starts, k + 1) - 1
         return at if at >= 0 and k < self.found[at].span.end else -1
 
-    def _number(self, later: Sequence[tuple[int, Sequence[align.Piece]]]) -> None:
+    def _number(self, later: Sequence[tuple[int, Sequence[align.Word]]]) -> None:
         """Say which occurrence of its text each word is."""
         readings = {0: self.readings[0]}
         places: dict[tuple[int, str], dict[int, int]] = {}
@@ -302,6 +308,7 @@ def describe(
     entities: Sequence[str] = (),
     selected: Sequence[Sequence[int]] = (),
     dialect: syntax.Dialect = syntax.HOST,
+    gone: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """``{"words", "suggested", "left_out", "entities", "colours", "tokens": total}`` of a prompt as typed.
 
@@ -310,7 +317,8 @@ def describe(
     ``tokens`` counts the text tokens of the first step. ``entities`` are looked up as a job would,
     ``selected``, lists of indexes of words, are given names that a job would understand; both come back as
     :class:`Chosen`. The colours are the entities', or the suggestions' where there are no entities.
-    ``dialect``: what the host's settings make of the prompt's signs. Raises ValueError for an index that is no
+    ``dialect``: what the host's settings make of the prompt's signs. ``gone``: whether nobody waits any more; then
+    Abandoned is raised, between two of the stages and of the prompt's parts. Raises ValueError for an index that is no
     selectable word's, for more than :data:`MOST_ENTITIES`, and for a word of more than :data:`MOST_LETTERS`.
     """
     for field_name, given in (("entities", entities), ("selected", selected)):
@@ -320,11 +328,15 @@ def describe(
         raise ValueError(
             f"prompt: a word of {len(long[0])} letters, {long[0][:20]}…, is not allowed here; at most {MOST_LETTERS}"
         )
-    context = _Context(prompt, tokenize, dialect)
+    _go_on_unless(gone)
+    spans = syntax.parse(prompt, dialect)
+    context = _Context(prompt, spans, tokenize, dialect, gone)
+    _go_on_unless(gone)
     words = list(_words(prompt, context.found))
     starts = [word.start for word in words]
     chosen = context.look_up(entities, words) + context.name(selected, words)
-    choice = choose(prompt, dialect)
+    _go_on_unless(gone)
+    choice = choose_of(prompt, spans)
     suggested: dict[str, list[int]] = {}
     for entity in choice.apart:
         if own := context.words_of(entity, words, starts):
@@ -342,6 +354,11 @@ def describe(
         "colours": colours([one.text for one in chosen] or list(suggested)),
         "tokens": context.total,
     }
+
+
+def _go_on_unless(gone: Callable[[], bool]) -> None:
+    if gone():
+        raise Abandoned
 
 
 def _words(prompt: str, found: Sequence[_Found]) -> Iterator[PromptWord]:

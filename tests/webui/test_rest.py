@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,46 @@ def test_tokens():
     }  # fmt: skip
     assert answer["suggested"] == [[1], [4, 5]]
     assert answer["tokens"] == 6
+
+
+@pytest.mark.parametrize("prompt", ["", "a (red cat:1.2) AND [a|b] <lora:x:1> # no", "an elf with a hat, café, 猫"])
+def test_tokens_answers_as_it_is_documented(prompt):
+    """The route does not look itself, for the time that it takes."""
+    host = {"model": lambda: "small", "profile": lambda: EMBEDDED["decouple-tiny"]}
+    for given in ({}, {"entities": "cat, x"}):
+        answer = client(**host).post("/decouple/v1/tokens", json={"prompt": prompt, **given}).json()
+        fits = rest.Tokens(**answer)
+        assert json.loads(getattr(fits, "model_dump_json", getattr(fits, "json", None))()) == answer
+
+
+def test_a_request_that_nobody_waits_for_stops():
+    read, asked = [], asyncio.Event()
+
+    def slowly(text):
+        read.append(text)
+        loop.call_soon_threadsafe(asked.set)
+        time.sleep(0.01)
+        return []
+
+    async def receive():
+        if body:
+            return {"type": "http.request", "body": body.pop(), "more_body": False}
+        await asked.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    app = fastapi.FastAPI()
+    rest.add(app, rest.Host(slowly, Path))
+    body = [json.dumps({"prompt": " AND ".join(["cat"] * 500)}).encode()]
+    scope = {"type": "http", "method": "POST", "path": "/decouple/v1/tokens"}
+    scope |= {"headers": [(b"content-type", b"application/json")], "query_string": b""}
+    scope |= {"server": ("x", 80), "client": ("x", 1), "scheme": "http", "http_version": "1.1", "root_path": ""}
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(app(scope, receive, send))
+    loop.close()
+    assert 0 < len(read) < 500
 
 
 def test_clicked_words_become_the_field_s_text():
