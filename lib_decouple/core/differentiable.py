@@ -8,7 +8,7 @@ relative rule of the step, full length, so that nothing is noticed but by lookin
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -270,24 +270,3 @@ def computed_by(module: nn.Module) -> str:
         if folder in folders[:-1]:
             name += f" of the extension {folders[folders.index(folder) + 1]}"
     return name
-
-
-@torch.no_grad()
-def slopes(
-    loss: Callable[[Tensor], float], latents: Tensor, gradient: Tensor, length: float = 1e-3, directions: int = 4
-) -> list[tuple[float, float]]:
-    """Pairs (predicted, seen) of the loss's slope: along the gradient, then along random ``directions``.
-
-    ``loss`` takes latents and gives a number. Seen by central differences over ``length`` times the latents' norm.
-    Along the gradient alone a cut one can look right: what it lacks may stand across it.
-    """
-    made = torch.Generator().manual_seed(0)
-    ways = [gradient.float()]
-    ways += [torch.randn(latents.shape, generator=made).to(latents.device) for _ in range(directions)]
-    size = length * latents.float().norm()
-    found = []
-    for way in ways:
-        way = way / way.norm().clamp(min=1e-30)
-        ends = [float(loss((latents.float() + sign * size * way).to(latents.dtype))) for sign in (1, -1)]
-        found.append((float((gradient.float() * way).sum()), (ends[0] - ends[1]) / float(2 * size)))
-    return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from ..core.finite_differences import MISFIT, misfit, slopes_of
 from ..core.gradient import Context, Learned, LossGradient, Pass
 from ..core.guidance import Guide, Refinement
 from ..core.losses import WeightedLoss
@@ -115,6 +116,10 @@ class Looking:
     update, and behind the last one's."""
     live: Callable[[], bool] = lambda: False
     """Does anybody want to see the maps of this step? Asked at each."""
+    doubts: Callable[[str], None] | None = None
+    """Hold the run's first gradient against finite differences, and tell this where they disagree."""
+    examine: Callable[[LossGradient, Tensor, int, Pass], None] | None = None
+    """Called with the latents, the step and the pass of each guided step, in the place of what would move them."""
 
     def behind(self, schedule: Schedule) -> Callable[[int, int], bool]:
         """Of a step and their number, is a look behind its update wanted? One that no step follows shows the last."""
@@ -135,19 +140,26 @@ class Session:
     """
 
     guide: Guide
+    looking: Looking = field(default_factory=Looking)
     looks: Callable[[int, int], bool] = lambda step, total: False
     moves: bool = True
     active: Callable[[], Sequence[str]] = tuple
     """Titles of what else is switched on in the job, for the reason of a failure."""
     stood_aside: str = field(default="", init=False)
     """Why guidance ended early; empty while it works."""
+    _verified: bool = field(default=False, init=False)
 
     def before_step(self, latents: Tensor, step: int, total: int, run: Pass, sigma: Tensor | None = None) -> Tensor:
         """:meth:`Guide.step`, or the latents as they came when it fails or has failed before."""
         if self.stood_aside:
             return latents
         try:
+            if self.looking.examine is not None:
+                self.looking.examine(self.guide.gradient, latents, step, run)
+                return latents
             if self.moves:
+                if self.guide.schedule.guided(step, total):
+                    self._verify(latents, step, run)
                 moved = self.guide.step(latents, step, total, run, sigma)
                 if self.guide.schedule.guided(step, total):
                     return moved
@@ -162,6 +174,27 @@ class Session:
         self.stood_aside = f"at step {step + 1} of {total}: {reason}"
         log.warning("Attention Decoupling stands aside %s", self.stood_aside)
         return latents
+
+    def _verify(self, latents: Tensor, step: int, run: Pass) -> None:
+        """Once, where that is wanted: is the first image's gradient what its loss does when the latents are moved?"""
+        source, images = self.guide.gradient, self.guide.gradient.reader.named[:1]
+        if self.looking.doubts is None or self._verified or not images:
+            return
+        self._verified = True
+        own = latents[images]
+        try:
+            off = misfit(slopes_of(source, own, images, run, source(own, images, run).gradient))
+        except Exception as error:  # guidance itself will tell of what it cannot do
+            log.warning("Attention Decoupling: no finite differences at step %d: %r", step + 1, error)
+            return
+        log.debug("finite differences at step %d: %.3f of the slopes are not as the gradient predicts", step + 1, off)
+        if not off <= MISFIT:
+            doubt = (
+                f"The gradient does not fit what the loss does: {100 * off:.0f} % of its slopes are not as it predicts "
+                f"at step {step + 1}. Something cuts it; please report this with what “Check this machine” says."
+            )
+            log.warning("Attention Decoupling: %s", doubt)
+            self.looking.doubts(doubt)
 
     def _what_is_left(self) -> str:
         """What a user can still do about the memory, of which guidance has tried what the settings allow."""

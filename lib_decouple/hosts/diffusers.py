@@ -20,7 +20,7 @@ from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
 from ..prompt.align import Piece, align
 from ..settings import Settings
-from .base import Level, Session, make_guide
+from .base import Level, Looking, Session, make_guide
 from .family import profile_of
 
 
@@ -153,6 +153,7 @@ def generate(
     output: str = "pil",
     progress: Callable[[int, int], None] | None = None,
     layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list,
+    doubts: Callable[[str], None] | None = None,
 ) -> Picture:
     """Draw one image a prompt with the pipeline's own loop, its latents guided as the settings say.
 
@@ -163,6 +164,7 @@ def generate(
     What the settings leave open is filled by the profile of the model's family. ``layers`` chooses
     among the layers of the level that the settings name (all of them when left out).
     A prompt longer than the text encoder's 75 tokens is encoded in chunks, as the WebUIs do.
+    ``doubts`` has the first gradient held against finite differences, and is told where they disagree.
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
     """
     count = len(prompts)
@@ -185,7 +187,7 @@ def generate(
         tracer = Tracer(traces, everything=True, keep_maps=keep_maps)
         level = default_level(unet)
         guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers, [tracer])
-        session = Session(guide, looks=lambda *_: observe or watch, moves=not observe)
+        session = Session(guide, Looking(doubts=doubts), looks=lambda *_: observe or watch, moves=not observe)
     encoded = _encoded(pipe, prompts, negative_prompt)
     embeds, extra = _conditioning(pipe, list(prompts), height, width, encoded)
 

@@ -321,7 +321,7 @@ class SamplingPass:
             for trace, plan in zip(self.traces, plans):
                 trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))
             self._session, self._planned = (
-                Session(guide, looks=lambda *_: True, active=lambda: reasons.switched_on(self.p)),
+                Session(guide, self.looking, looks=lambda *_: True, active=lambda: reasons.switched_on(self.p)),
                 planned,
             )
         return self._session

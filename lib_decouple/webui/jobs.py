@@ -115,7 +115,7 @@ class Jobs:
             if run.comparison.plain(p.iteration):
                 return
         try:
-            sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings, self._looking(run))
+            sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings, self._looking(run, p))
             sampling.attach(x)
             run.passes = [*(one for one in run.passes if one is not sampling.replaces), sampling]
             self.live.begin(run)  # again for each pass: a job within this one, such as ADetailer's, has ended its own
@@ -194,12 +194,18 @@ class Jobs:
             return None
         return self.comparing
 
-    def _looking(self, run: Run) -> Looking:
-        """What the settings page, and whoever watches, want to see of a run."""
+    def _looking(self, run: Run, p: Any) -> Looking:
+        """What the settings page, whoever watches, and ``--decouple-debug`` want to see of a run."""
+
+        def doubt(told: str) -> None:
+            run.notes.append(told)
+            p.comment(f"Attention Decoupling: {told}")
+
         return Looking(
             after=run.kept and options.chosen("decouple_look_after"),
             moments=run.kept or options.chosen("decouple_map_files") != "off",
             live=lambda: self.live.watched() and options.chosen("decouple_live_panel"),
+            doubts=doubt if getattr(shared.cmd_opts, "decouple_debug", False) else None,
         )
 
     def _keep(self, run: Run, p: Any, tab: str, processed: Any) -> str:

@@ -13,7 +13,8 @@ from tiny import CONTEXT, tiny_unet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib_decouple.core.differentiable import GradientCut, GradientsOn, Proof, slopes
+from lib_decouple.core.differentiable import GradientCut, GradientsOn, Proof
+from lib_decouple.core.finite_differences import slopes
 from lib_decouple.core.gradient import Learned, LossGradient
 from lib_decouple.core.losses import WeightedLoss
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader

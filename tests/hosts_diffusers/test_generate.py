@@ -462,3 +462,43 @@ class TestLongPrompts:
         )
         assert picture.stood_aside == ""
         assert all(record.update_norm > 0 for trace in picture.traces for record in trace.steps[:2])
+
+
+class TestDoubts:
+    """``--decouple-debug``: the first gradient is held against finite differences."""
+
+    def test_a_whole_gradient_raises_none_and_the_picture_is_the_same(self, sd1: Any) -> None:
+        told: list[str] = []
+        looked = draw(sd1, doubts=told.append)
+        assert told == []
+        assert torch.equal(looked.images[0], draw(sd1).images[0])
+
+    def test_one_that_is_cut_behind_the_guards_back_is_told_once(
+        self, sd1: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Detached:
+            def __call__(self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, **_: Any) -> Any:
+                context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+                parts = [attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)]
+                split = [one.detach().unflatten(-1, (attn.heads, -1)).transpose(1, 2) for one in parts]
+                return attn.to_out[0](nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
+
+        monkeypatch.setattr("lib_decouple.core.gradient.Proof.check", lambda *_: True)
+        before, told = sd1.unet.attn_processors, []
+        sd1.unet.set_attn_processor(Detached())
+        # So strong that the maps move by what the cut attention adds.
+        with torch.no_grad():
+            for name, parameter in sd1.unet.named_parameters():
+                if "attn1.to_out.0.weight" in name or "attn2.to_out.0.weight" in name:
+                    parameter.mul_(20)
+        try:
+            draw(sd1, doubts=told.append)
+        finally:
+            with torch.no_grad():
+                for name, parameter in sd1.unet.named_parameters():
+                    if "attn1.to_out.0.weight" in name or "attn2.to_out.0.weight" in name:
+                        parameter.div_(20)
+            sd1.unet.set_attn_processor(before)
+        assert len(told) == 1
+        assert told[0].startswith("The gradient does not fit what the loss does")
+        assert "at step 1" in told[0]

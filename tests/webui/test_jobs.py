@@ -28,7 +28,7 @@ def host(monkeypatch, tmp_path):
     state = SimpleNamespace(job_count=-1, time_start=1.0, interrupted=False, skipped=False)
     package = types.ModuleType("modules")
     parts = {
-        "shared": {"opts": opts, "state": state},
+        "shared": {"opts": opts, "state": state, "cmd_opts": SimpleNamespace()},
         "errors": {"report": lambda *args, **given: None},
         "progress": {"current_task": None},
         "paths_internal": {"data_path": str(tmp_path)},

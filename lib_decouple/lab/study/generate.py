@@ -71,6 +71,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--negative", default="", help="negative prompt")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps … (cpu)")
     parser.add_argument("--half", action="store_true", help="fp16 weights (cuda, mps)")
+    parser.add_argument(
+        "--decouple-debug", action="store_true", help="hold the first gradient against finite differences"
+    )
     parser.add_argument("--out", type=Path, help="folder to make; out/<prompt> when left out")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder when it exists")
     parser.set_defaults(run=run)
@@ -209,6 +212,7 @@ def run(arguments: argparse.Namespace) -> int:
                 width=arguments.width,
                 negative_prompt=arguments.negative,
                 keep_maps=True,
+                doubts=print if arguments.decouple_debug else None,
                 progress=lambda done, _: bar.update(done - bar.n) and None,
                 **how,
             )
