@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from . import __version__
-from .core.differentiable import GradientCut, computed_by, slopes
+from .core.differentiable import GradientCut, computed_by
+from .core.finite_differences import MISFIT, in_float32, misfit, slopes_of
 from .core.gradient import LossGradient, Pass
 from .core.maps import PassEnded
 from .settings import Settings
@@ -33,12 +33,10 @@ SETTINGS = Settings(enabled=True, entities=ENTITIES, loss="com")
 """A loss without kinks, which would spoil finite differences."""
 SECONDS = 40.0
 """What is not begun by then is left out."""
-MISFIT, GOOD = 0.3, 0.995
-"""Most of the slopes in random directions that a whole gradient may leave unexplained (a cut one's cosine to the whole
-of 0.75 leaves 0.66), and the least cosine of half precision to float32."""
-LENGTH = 3e-5
-"""Of a finite difference, over the latents' norm."""
-_HALVES = (torch.float16, torch.bfloat16)
+SLOW = 2.0
+"""Seconds of a gradient from which on fewer finite differences are taken."""
+GOOD = 0.995
+"""The least cosine of half precision to float32 that is good enough."""
 
 
 @dataclass
@@ -61,6 +59,9 @@ class Report:
     extensions: list[str] = field(default_factory=list)
     whole: bool | None = None
     cut: str = ""
+    """What cuts it."""
+    stood_aside: str = ""
+    """Why nothing could be examined."""
     replaced: bool = False
     """Was the host's attention replaced for the guided pass?"""
     slopes: list[list[float]] = field(default_factory=list)
@@ -78,34 +79,6 @@ class Report:
     def as_json(self) -> str:
         """To paste into an issue."""
         return json.dumps(asdict(self), indent=1)
-
-
-class InFloat32(TorchFunctionMode):
-    """Inside, what a model computes in half precision is computed in float32, its weights widened at each use."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self._device = device.type
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") == "__get__":
-            return func(*args, **(kwargs or {}))
-        if func in (Tensor.half, Tensor.bfloat16):
-            func = Tensor.float
-        with torch.autocast(self._device, enabled=False):
-            return func(*_wide(args), **_wide(kwargs or {}))
-
-
-def _wide(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.float() if value.dtype in _HALVES else value
-    if value in _HALVES if isinstance(value, torch.dtype) else False:
-        return torch.float32
-    if type(value) in (tuple, list):
-        return type(value)(_wide(one) for one in value)
-    if type(value) is dict:
-        return {key: _wide(one) for key, one in value.items()}
-    return value
 
 
 def resident(peak: bool) -> int | None:
@@ -146,17 +119,18 @@ def peak_of(body: Callable[[], object], device: torch.device) -> int | None:
     return None if now is None or most is None else max(0, most - now)
 
 
+def wait_for(device: torch.device) -> None:
+    """Return when what was queued on the device is done."""
+    if device.type in ("cuda", "mps", "xpu"):
+        getattr(torch, device.type).synchronize()
+
+
 def timed(body: Callable[[], object], device: torch.device) -> float:
     """Seconds, what was queued on the device included."""
-
-    def wait() -> None:
-        if device.type in ("cuda", "mps", "xpu"):
-            getattr(torch, device.type).synchronize()
-
-    wait()
+    wait_for(device)
     started = time.perf_counter()
     body()
-    wait()
+    wait_for(device)
     return time.perf_counter() - started
 
 
@@ -170,14 +144,18 @@ class Examination:
     run: Pass
     report: Report
     started: float = field(default_factory=time.perf_counter)
+    _took: float = field(default=0.0, init=False)
+    """Seconds, the first gradient."""
 
     def all(self) -> None:
         """Everything that there is time for; :attr:`report` has what was found."""
         report, latents = self.report, self.latents
         report.latents, report.device = list(latents.shape), device_name(latents.device)
         report.attention = sorted({computed_by(layer.module) for layer in self.gradient.reader.layers})
+        began = time.perf_counter()
         try:
             found = self.gradient(latents, [0], self.run)
+            self._took = time.perf_counter() - began
         except GradientCut as error:
             report.whole, report.cut = False, str(error)
             return
@@ -187,8 +165,8 @@ class Examination:
         if report.dtype == "float16":
             report.scale = self.gradient.learned.scale.factor
         for name, part in (
-            ("finite differences", lambda: self._slopes(found.gradient)),
             ("time", self._time),
+            ("finite differences", lambda: self._slopes(found.gradient)),
             ("half against float32", self._half),
             ("memory", self._memory),
         ):
@@ -200,21 +178,10 @@ class Examination:
             self.run(self.latents, [0])
         return capture.dtype or torch.float32
 
-    def _precisely(self, x: Tensor, images: Sequence[int]) -> object:
-        """The pass in float32, whatever the model computes in."""
-        with InFloat32(self.latents.device):
-            return self.run(x, images)
-
     def _slopes(self, gradient: Tensor) -> None:
-        """In float32, as half precision rounds more than a trained model bends."""
-        half = self.report.dtype in ("float16", "bfloat16")
-        run: Pass = self._precisely if half else self.run
-        latents = self.latents.float() if half else self.latents
-
-        def loss(x: Tensor) -> float:
-            return float(self.gradient.look(x, [0], run)[0][0])
-
-        self.report.slopes = [list(pair) for pair in slopes(loss, latents, gradient, LENGTH, 6)]
+        directions = 6 if self._took < SLOW else 3
+        found = slopes_of(self.gradient, self.latents, [0], self.run, gradient, directions)
+        self.report.slopes = [list(pair) for pair in found]
 
     def _time(self) -> None:
         """What a gradient takes; one step late, it is that of the host's own conditional pass, run to its end."""
@@ -234,7 +201,8 @@ class Examination:
         reader = replace(self.gradient.reader, layers=list(self.gradient.reader.layers)[:2])
         first = replace(self.gradient, reader=reader)
         found = first(self.latents, [0], self.run).gradient.double().flatten()
-        exact = replace(first, scaled=False)(self.latents.float(), [0], self._precisely).gradient.double().flatten()
+        unscaled, run = replace(first, scaled=False), in_float32(self.run)
+        exact = unscaled(self.latents.float(), [0], run).gradient.double().flatten()
         self.report.cosine = float(functional.cosine_similarity(found, exact, 0))
 
     def _memory(self) -> None:
@@ -266,20 +234,13 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
-def misfit(report: Report) -> float | None:
-    """Norm of seen less predicted slopes in the random directions, over that of the seen ones.
-
-    Along the gradient itself a trained model's loss may bend within a hundred-thousandth of the latents' norm.
-    """
-    if len(report.slopes) < 2:
-        return None
-    predicted, seen = torch.tensor(report.slopes[1:], dtype=torch.float64).T
-    return float((seen - predicted).norm() / seen.norm().clamp(min=1e-30))
-
-
 def sentences(report: Report) -> list[str]:
     """What was found and what to set, for people."""
     told = [f"{report.model or 'The model'} on {report.device}, computed in {report.dtype or 'an unknown precision'}."]
+    if report.stood_aside:
+        return [
+            f"{report.model or 'The model'}: guidance stands aside here, so nothing was measured: {report.stood_aside}."
+        ]
     if report.cut:
         return [*told, f"Guidance does not work here: {report.cut}."]
     if report.whole:
@@ -288,21 +249,33 @@ def sentences(report: Report) -> list[str]:
         told.append("It was not shown that the gradient is whole.")
     if report.replaced:
         told.append("For it the attention had to be replaced by torch's own; pictures are not affected.")
-    if (off := misfit(report)) is not None:
-        fits = "which fits" if off <= MISFIT else "which does NOT fit: please report this"
+    if report.slopes:
+        fits = "which fits" if misfit(report.slopes) <= MISFIT else "which does NOT fit"
         told.append(
             f"Moved in {len(report.slopes) - 1} random directions, the loss changes as the gradient predicts, but for "
-            f"{100 * off:.0f} %, {fits}."
+            f"{100 * misfit(report.slopes):.0f} %, {fits}."
         )
     if report.cosine is not None:
-        good = "good" if report.cosine >= GOOD else "poor: try float32 (--no-half) or, where it is bfloat16, float16"
+        good = "good" if report.cosine >= GOOD else "poor"
         told.append(
             f"{report.dtype} against float32, in the first layers: cosine {report.cosine:.4f}, which is {good}."
         )
     if report.scale is not None:
         told.append(f"Losses are multiplied by {report.scale:.0f} before they are differentiated.")
     told += _of_time(report.seconds) + _of_memory(report.memory)
-    return [*told, *(f"Not measured: {one}." for one in report.left_out)]
+    return [*told, *(f"Not measured: {one}." for one in report.left_out), *_to_set(report)]
+
+
+def _to_set(report: Report) -> list[str]:
+    """What the findings ask the user to do."""
+    asked = []
+    if not report.whole or (report.slopes and misfit(report.slopes) > MISFIT):
+        asked.append("please report this: what guidance does here can't be trusted")
+    if report.cosine is not None and report.cosine < GOOD:
+        asked.append("try float32 (--no-half) or, where this is bfloat16, float16")
+    if asked:
+        return [f"What to do: {'; '.join(asked)}."]
+    return [f"Nothing has to be set{', as far as was measured' * bool(report.left_out)}: the defaults work here."]
 
 
 def _of_time(seconds: dict[str, float]) -> list[str]:
@@ -321,11 +294,11 @@ def _of_memory(memory: dict[str, int]) -> list[str]:
     if len(memory) < 2:
         return []
     kept, again = (memory[name] / 2**20 for name in ("kept", "recomputed"))
+    if kept < 16:
+        return ["A gradient takes too little memory beside the model for it to be seen here."]
     told = f"A gradient takes {kept:.0f} MB beside the model, {again:.0f} MB where blocks are computed twice."
-    if kept < 256:
-        return [told]
-    saves = "is worth trying where memory is short" if again < 0.8 * kept else "would save little here"
-    return [f"{told} “Save memory” set to on {saves}."]
+    saves = "saves that much" if again < 0.8 * kept else "would save little here"
+    return [f"{told} “Save memory” set to on {saves}; auto does so where the free memory does not suffice."]
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ class Profile:
     """The guided steps' beginning and end as shares of all steps; None is the first half."""
     stop_below: float | None = None
     """Images whose loss is at most this are left alone; None leaves none alone."""
+    side: int = 512
+    """Pixels of a picture's side that the family was trained at."""
 
     def name(self) -> str:
         """The family, and whether the profile was measured on it."""
@@ -61,7 +63,7 @@ _STABLE_DIFFUSION = (
 _BY_CONTEXT: dict[int, Profile] = {
     768: Profile("Stable Diffusion 1.x", _STABLE_DIFFUSION, measured=False),
     1024: Profile("Stable Diffusion 2.x", _STABLE_DIFFUSION, measured=False),
-    2048: Profile("Stable Diffusion XL", _STABLE_DIFFUSION, measured=False),
+    2048: Profile("Stable Diffusion XL", _STABLE_DIFFUSION, measured=False, side=1024),
 }
 """Channels of the text encoder's output -> profile: what tells the families apart in every host alike."""
 
@@ -75,6 +77,7 @@ EMBEDDED: dict[str, Profile] = {
         size=1.5,
         window=(0.25, 0.7),
         stop_below=0.81,
+        side=96,
     ),
 }
 """Name of a checkpoint that ships with this project -> profile. Their widths are anybody's: who loads one is told by

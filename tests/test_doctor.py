@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from lib_decouple import doctor
 from lib_decouple.__main__ import main
-from lib_decouple.doctor import MISFIT, InFloat32, Report, examine_pipeline, misfit, sentences
+from lib_decouple.core.finite_differences import MISFIT, InFloat32, misfit
+from lib_decouple.doctor import Report, examine_pipeline, sentences
 
 
 @pytest.fixture
@@ -30,9 +31,7 @@ def test_a_sound_machine(sd1: Any, hooks_are_off: Any) -> None:
     assert report.left_out == []
     assert (report.dtype, report.scale, report.cosine) == ("float32", None, None)
     assert all(parameter.requires_grad for parameter in sd1.unet.parameters())
-    off = misfit(report)
-    assert off is not None
-    assert off < MISFIT
+    assert misfit(report.slopes) < MISFIT
     assert report.seconds["guided"] == report.seconds["plain"] + report.seconds["gradient"]
     assert set(report.memory) == {"kept", "recomputed"}
     told = " ".join(sentences(report))
@@ -44,9 +43,7 @@ def test_in_half_precision_it_is_held_against_float32(half: Any) -> None:
     report = examine_pipeline(half)
     assert report.left_out == []
     assert (report.dtype, report.scale) == ("float16", 4096)
-    off = misfit(report)
-    assert off is not None
-    assert off < MISFIT
+    assert misfit(report.slopes) < MISFIT
     assert report.cosine is not None
     assert 0.995 < report.cosine < 1
     assert "which is good" in " ".join(sentences(report))
@@ -88,7 +85,7 @@ def test_a_part_that_fails_leaves_the_others(sd1: Any, monkeypatch: pytest.Monke
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("in /home/somebody/models")
 
-    monkeypatch.setattr(doctor, "slopes", broken)
+    monkeypatch.setattr(doctor, "slopes_of", broken)
     report = examine_pipeline(sd1)
     assert report.left_out == ["finite differences: RuntimeError"]
     assert report.memory
@@ -99,15 +96,29 @@ def test_nothing_is_begun_late(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(doctor, "SECONDS", -1.0)
     report = examine_pipeline(sd1)
     assert report.whole
-    assert report.left_out[0] == "finite differences: no time was left"
+    assert report.left_out[0] == "time: no time was left"
     assert len(report.left_out) == 4
 
 
 def test_a_slope_that_does_not_fit_is_told() -> None:
     report = Report(whole=True, slopes=[[2.0, 2.0], [1.0, 0.7], [-1.0, -1.4]])
     # Off by 0.3 and 0.4 of 0.7 and 1.4: 0.5 / 1.565.
-    assert misfit(report) == pytest.approx(0.3194, abs=1e-4)
-    assert "which does NOT fit: please report this" in " ".join(sentences(report))
+    assert misfit(report.slopes) == pytest.approx(0.3194, abs=1e-4)
+    told = sentences(report)
+    assert any(one.endswith("but for 32 %, which does NOT fit.") for one in told)
+    assert told[-1] == "What to do: please report this: what guidance does here can't be trusted."
+
+
+def test_what_is_sound_asks_for_nothing() -> None:
+    report = Report(whole=True, slopes=[[2.0, 2.0], [1.0, 1.1], [-1.0, -0.9]], cosine=0.999)
+    assert sentences(report)[-1] == "Nothing has to be set: the defaults work here."
+    report.cosine = 0.99
+    assert sentences(report)[-1].startswith("What to do: try float32")
+
+
+def test_a_model_that_is_not_guided_is_told_with_the_reason() -> None:
+    (told,) = sentences(Report(model="Flux (12 M)", stood_aside="this model can't be guided"))
+    assert told.endswith("nothing was measured: this model can't be guided.")
 
 
 def test_the_json_names_no_prompt_and_no_path(sd1: Any) -> None:

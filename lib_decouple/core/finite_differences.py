@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .gradient import LossGradient, Pass
-from .maps import full_precision
+from .maps import full_precision, no_autocast
 
 MISFIT = 0.3
 """Most of the slopes in random directions that a whole gradient may leave unexplained; one whose cosine to the whole
@@ -37,7 +37,7 @@ class InFloat32(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if func in (Tensor.half, Tensor.bfloat16):
             func = Tensor.float
-        with full_precision(self._device):
+        with no_autocast(self._device):
             return func(*_wide(args), **_wide(kwargs or {}))
 
 
@@ -57,7 +57,7 @@ def in_float32(run: Pass) -> Pass:
     """The same pass in float32, whatever the model computes in."""
 
     def wide(latents: Tensor, images: Sequence[int]) -> object:
-        with InFloat32(latents.device):
+        with full_precision(latents.device), InFloat32(latents.device):
             return run(latents, images)
 
     return wide

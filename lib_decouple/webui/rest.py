@@ -25,11 +25,12 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
+from .. import doctor
 from ..profiles import UNKNOWN, Profile
 from ..prompt import lexicon
 from ..prompt.align import Piece
 from ..prompt.syntax import HOST, Dialect
-from . import beforehand, callers, preset_routes, run_routes, schema, tokens
+from . import beforehand, callers, check_machine, preset_routes, run_routes, schema, tokens
 from .answers import sayable, shown
 from .infotext import join_list, split_list
 from .runs import Live, Runs
@@ -67,6 +68,8 @@ class Host:
     """The name of a sampler's function by its name on the page; "" for an unknown one."""
     profile: Callable[[], Profile | None] = lambda: None
     """What fills the settings that are left open; None while no model is loaded."""
+    check: Callable[[], doctor.Report] = check_machine.check
+    """Examines the machine; see :func:`check_machine.check`."""
 
 
 class Prompt(BaseModel):
@@ -146,6 +149,13 @@ class Tokens(BaseModel):
     warnings: list[str]
 
 
+class MachineReport(BaseModel):
+    """What was found of the machine: plain sentences, and what to paste into an issue, without prompts and paths."""
+
+    sentences: list[str]
+    report: dict[str, Any]
+
+
 def _text_of(words: Sequence[tokens.PromptWord], indexes: Sequence[int]) -> str:
     return " ".join(words[k].text for k in indexes)
 
@@ -200,6 +210,20 @@ def add(app: Any, host: Host) -> None:
             "warnings": [*host.warnings(), *(asked if body.prompt.strip() else ())],
         }
         return JSONResponse(answer)
+
+    refused: dict[int | str, dict[str, Any]] = {409: {"description": "A job runs, or no model is loaded."}}
+
+    @router.post(
+        "/doctor", response_model=MachineReport, responses=refused, dependencies=[Depends(users.admit_writing)]
+    )
+    def check_this_machine() -> dict[str, Any]:
+        """Check this machine, by a job of the WebUI's own on the loaded model: is the gradient whole, how good is half
+        precision, what do steps take in time and memory. Nothing is saved; it takes up to a minute."""
+        try:
+            report = host.check()
+        except check_machine.NotNow as error:
+            raise HTTPException(status_code=409, detail=str(error)) from None
+        return {"sentences": doctor.sentences(report), "report": asdict(report)}
 
     preset_routes.add(router, host.preset_folder, [Depends(users.admit_writing)])
     run_routes.add(router, host.runs_to_show, users.caller)

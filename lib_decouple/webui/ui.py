@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from ..settings import Group, Settings, Spec, specs
-from . import page, presets_ui, try_out
+from . import check_button, page, presets_ui, try_out
 from .api import ORDER, TITLE
 from .infotext import pasted_problem, to_text
 
@@ -62,6 +62,7 @@ def controls(
             for group, title in EXPERT.items():
                 page.heading(title, "h4")
                 _grid(group, made, elem_id)
+            check_button.add(elem_id)
             try_out.add(checkpoints, elem_id)
         with share:
             presets_ui.add(choice, made, elem_id)

@@ -12,12 +12,12 @@ fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed")
 pytest.importorskip("httpx", reason="httpx is not installed")
 from fastapi.testclient import TestClient  # noqa: E402
 
-from lib_decouple import presets  # noqa: E402
+from lib_decouple import doctor, presets  # noqa: E402
 from lib_decouple.presets import BUILT_IN  # noqa: E402
 from lib_decouple.profiles import EMBEDDED  # noqa: E402
 from lib_decouple.prompt.align import Piece  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
-from lib_decouple.webui import api, callers, rest, schema  # noqa: E402
+from lib_decouple.webui import api, callers, check_machine, rest, schema  # noqa: E402
 
 
 def tokenize(text):
@@ -350,7 +350,7 @@ WHO = {
 )
 def test_who_may_read_and_write(credentials, login, readers, writers, tmp_path):
     app = with_login(fastapi.FastAPI()) if login else fastapi.FastAPI()
-    web = client(app, credentials=credentials, folder=lambda: tmp_path)
+    web = client(app, credentials=credentials, folder=lambda: tmp_path, check=doctor.Report)
     reads = [
         ("GET", "schema", None), ("GET", "presets", None), ("GET", "presets/fast", None), ("GET", "runs", None),
         ("GET", "live", None), ("POST", "tokens", {"prompt": "a"}),
@@ -366,6 +366,22 @@ def test_who_may_read_and_write(credentials, login, readers, writers, tmp_path):
             answer = getattr(web, call)("/decouple/v1/presets/x", headers=headers, **given)
             assert answer.status_code == (200 if who in writers else 401), (who, call, answer.text)
             assert ("WWW-Authenticate" in answer.headers) == (who not in writers and bool(credentials))
+        answer = web.post("/decouple/v1/doctor", headers=headers)
+        assert answer.status_code == (200 if who in writers else 401), (who, answer.text)
+
+
+def test_what_the_check_finds_is_told_in_sentences_and_as_json():
+    found = doctor.Report(model="a model", device="a device", dtype="float16", whole=True)
+    answer = client(check=lambda: found).post("/decouple/v1/doctor").json()
+    assert answer == {"sentences": doctor.sentences(found), "report": json.loads(found.as_json())}
+
+
+def test_while_nothing_can_be_checked_the_answer_says_why():
+    def check():
+        raise check_machine.NotNow("No model is loaded yet.")
+
+    answer = client(check=check).post("/decouple/v1/doctor")
+    assert (answer.status_code, answer.json()) == (409, {"detail": "No model is loaded yet."})
 
 
 def test_a_job_is_its_caller_s():

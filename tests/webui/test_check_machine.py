@@ -1,0 +1,99 @@
+"""The doctor inside a job of a WebUI, on the stand-in of A1111; real ones: tests/hosts."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("fastapi", reason="fastapi is not installed")
+
+from lib_decouple import doctor
+from lib_decouple.core.finite_differences import MISFIT, misfit
+from lib_decouple.hosts.base import Looking
+from lib_decouple.webui import check_machine
+
+from . import host as stand_in
+from .test_a1111 import a1111, noise, shared, unet, untouched  # noqa: F401
+
+
+def examined(a1111, shared, steps=20):  # noqa: F811
+    """A report, the latents that were drawn meanwhile, and the job."""
+    ended = []
+    examiner = check_machine.Examiner(doctor.Report(), lambda: ended.append(True))
+    job = stand_in.Job(shared, [doctor.PROMPT], steps=steps)
+    examiner.sampling = a1111.SamplingPass(job, doctor.SETTINGS, Looking(examine=examiner.examine))
+    examiner.sampling.attach()
+    latents = job.sample(noise())
+    return examiner, latents, job, ended
+
+
+def test_a_job_is_examined_once_and_drawn_as_without(a1111, shared):  # noqa: F811
+    examiner, latents, job, ended = examined(a1111, shared)
+    report = examiner.report
+    assert (ended, examiner.done, examiner.why_not()) == ([True], True, "")
+    assert report.whole
+    assert report.left_out == []
+    assert misfit(report.slopes) < MISFIT
+    assert set(report.seconds) == {"plain", "guided", "late", "gradient", "gradient_of_a_whole_pass"}
+    assert report.seconds["guided"] == report.seconds["plain"] + report.seconds["gradient"]
+    assert torch.equal(latents, stand_in.Job(shared, [doctor.PROMPT], steps=20).sample(noise()))
+    assert untouched(job)
+
+
+def test_a_job_too_short_to_be_examined_is_told(a1111, shared):  # noqa: F811
+    examiner, *_ = examined(a1111, shared, steps=2)
+    assert examiner.why_not() == "the job was ended before anything could be examined"
+
+
+def test_a_model_that_cannot_be_guided_is_told_with_the_reason(a1111, shared):  # noqa: F811
+    shared.sd_model.model.diffusion_model = torch.nn.Linear(1, 1)
+    examiner = check_machine.Examiner(doctor.Report(), lambda: None)
+    job = stand_in.Job(shared, [doctor.PROMPT])
+    examiner.sampling = a1111.SamplingPass(job, doctor.SETTINGS, Looking(examine=examiner.examine))
+    examiner.sampling.attach(noise())
+    assert examiner.why_not().startswith("this model can't be guided")
+
+
+@pytest.mark.parametrize(
+    ("model", "free", "told"),
+    [
+        (None, True, "No model is loaded yet"),
+        (type("FakeInitialModel", (), {})(), True, "No model is loaded yet"),
+        (SimpleNamespace(), False, "is drawing or loading a model"),
+    ],
+)
+def test_it_refuses_without_a_model_and_while_a_job_runs(monkeypatch, model, free, told):
+    released = []
+    lock = SimpleNamespace(acquire=lambda blocking: free, release=lambda: released.append(True))
+    package = types.ModuleType("modules")
+    for name, content in {
+        "call_queue": {"queue_lock": lock},
+        "sd_models": {"model_data": SimpleNamespace(sd_model=model)},
+    }.items():
+        module = types.ModuleType(f"modules.{name}")
+        vars(module).update(content)
+        setattr(package, name, module)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "modules", package)
+    with pytest.raises(check_machine.NotNow, match=told):
+        importlib.import_module("lib_decouple.webui.check_machine").check()
+    assert released == []
+
+
+def test_flags_are_names_alone():
+    given = [
+        "--api",
+        "--api-auth=ann:secret",
+        "--data-dir",
+        "/home/ann/--secret",
+        "--ckpt=/x",
+        "-h",
+        "--",
+        "--xformers",
+    ]
+    assert check_machine.flags(given) == ["--api", "--api-auth", "--ckpt", "--data-dir", "--xformers"]
