@@ -95,6 +95,22 @@ def _blocks(model: nn.Module, last: CrossAttentionLayer, layers: Sequence[CrossA
     ]
 
 
+def weights_on_the_way(model: nn.Module, last: CrossAttentionLayer, recompute: bool) -> int:
+    """Numbers in the weights of a pass that ends at ``last``, without those of blocks that are computed again.
+
+    ``model``'s modules stand in order of execution, as in ldm's UNets. A host that casts weights at each call has a
+    copy of these in the graph until the gradient is taken.
+    """
+    again = {part for block in _blocks(model, last) for part in block.modules()} if recompute else set()
+    count = 0
+    for module in model.modules():
+        if module is last.module:
+            break
+        if module not in again:
+            count += sum(one.numel() for one in module.parameters(recurse=False))
+    return count + sum(one.numel() for one in last.module.parameters())
+
+
 @contextmanager
 def recomputed(
     model: nn.Module,

@@ -30,6 +30,9 @@ _WORDS = (
 _KEPT_A_CHANNEL = 32
 """Numbers kept for a gradient, over pixels times channels of all transformer blocks on the way. Counted on shapes
 with an attention that keeps no map of its own, the convolutions' part included: SD 1.5 31, XL 25 (test_memory.py)."""
+_AGAIN_A_CHANNEL, _AGAIN_A_TRANSFORMER, _AGAIN_LAST = 1.1, 5, 8
+"""The same where blocks are computed again: a block's input, what stands around each transformer's blocks, and the
+block left alone. Counted likewise: SD 1.5 0.07 GB at 512x512, XL 0.30 GB at 1024x1024."""
 _SHARE_OF_FREE = 0.8
 """What a gradient may take of the free memory; taking it needs some more than what was kept for it."""
 
@@ -52,6 +55,15 @@ def free(device: torch.device) -> int | None:
     return None
 
 
+def total(device: torch.device) -> int | None:
+    """Bytes that ``device`` has; None where that can't be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type == "mps" and hasattr(torch.mps, "recommended_max_memory"):
+        return torch.mps.recommended_max_memory()
+    return None
+
+
 def give_back() -> None:
     """Let go of what a failed pass has left."""
     gc.collect()
@@ -62,20 +74,33 @@ def give_back() -> None:
 
 
 def kept_bytes(
-    layers: Sequence[CrossAttentionLayer], last: CrossAttentionLayer, size: tuple[int, int], rows: int, width: int
+    layers: Sequence[CrossAttentionLayer],
+    last: CrossAttentionLayer,
+    size: tuple[int, int],
+    rows: int,
+    width: int,
+    recompute: bool = False,
+    whole_softmax: bool = False,
 ) -> int:
-    """Bytes that a gradient keeps of a pass of ``rows``, estimated, when nothing is computed again.
+    """Bytes that a gradient keeps of a pass of ``rows``, estimated.
 
     ``layers`` are all of the model's, ``last`` is where the pass ends; ``size`` is the latents' height and width, and
-    ``width`` the bytes of a number.
+    ``width`` the bytes of a number. With ``recompute`` blocks are computed again, and the largest one's own part counts
+    while it is. ``whole_softmax``: the denoiser's attention keeps every head's map of all pixels by all.
     """
-    numbers = 0
+    numbers, transformers, softmaxes = [], {}, []
     for layer in layers:
-        height, wide = level_size(*size, layer.factor)
-        numbers += height * wide * int(getattr(layer.reader(layer.module).query, "in_features", 0))
+        (height, wide), parts = level_size(*size, layer.factor), layer.reader(layer.module)
+        numbers.append(height * wide * int(getattr(parts.query, "in_features", 0)))
+        softmaxes.append(parts.heads * (height * wide) ** 2 if whole_softmax else 0)
+        transformers[layer.name.partition(".transformer_blocks")[0]] = numbers[-1]
         if layer.module is last.module:
             break
-    return rows * width * _KEPT_A_CHANNEL * numbers
+    if not recompute:
+        return rows * width * (_KEPT_A_CHANNEL * sum(numbers) + sum(softmaxes))
+    inputs = _AGAIN_A_CHANNEL * sum(numbers) + _AGAIN_A_TRANSFORMER * sum(transformers.values())
+    meanwhile = max(_KEPT_A_CHANNEL * own + softmax for own, softmax in zip(numbers, softmaxes))
+    return rows * width * int(inputs + _AGAIN_LAST * numbers[-1] + softmaxes[-1] + meanwhile)
 
 
 @dataclass

@@ -22,6 +22,9 @@ ATTENTION = (
     ("ldm_patched.ldm.modules.attention", "optimized_attention"),  # Forge Classic, reForge
 )
 """Module and name of the function that every attention of the UNet calls."""
+KEEPS_ITS_MAP = ("attention_basic", "attention_split", "attention_sub_quad")
+"""Of such functions those that keep every head's whole softmax for a gradient, as the others, replaced ones too, do
+not."""
 DIFFERENTIABLE = "attention_pytorch"
 """In the same module: the same function by torch's own attention, which has a backward."""
 ROTATION = "apply_rope_split_half"
@@ -75,6 +78,12 @@ def has_backward(attention: Callable[..., Tensor], device: torch.device) -> bool
         except Exception:
             return False
     return all(bool(one.any()) for one in found)
+
+
+def attention_keeps_its_map() -> bool:
+    """Is the host's attention one of :data:`KEEPS_ITS_MAP`?"""
+    chosen = [getattr(sys.modules.get(module), name, None) for module, name in ATTENTION]
+    return any(getattr(one, "__name__", "") in KEEPS_ITS_MAP for one in chosen)
 
 
 @contextmanager

@@ -14,25 +14,16 @@ import torch
 from modules import prompt_parser, sd_samplers_common, shared
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 
-from ..core.gradient import Pass, rows
+from ..core import memory
+from ..core.gradient import Pass, rows, weights_on_the_way
 from ..core.schedule import flow_scale
 from ..prompt.align import Piece
 from . import anima, features, sampling
+from .base import choose_layers
+from .denoisers import cross_attention_layers, default_level
 from .ldm import Unsupported
-
-_KEPT_PER_PIXEL = 128_000
-"""Numbers kept for a gradient, a pixel of a row of latents; not by the host's own estimate of a pass, which Forge and
-Forge Neo make differently. Counted on shapes in fp16, flash-like attention, the whole pass: XL at 1024x1024 4.18 GB,
-127,600 a pixel; SD 1.5 at 512x512 0.63 GB, 76,900 a pixel, at 768x768 1.42 GB as many."""
-
-_OUT_OF_PLACE = {
-    Tensor.add_: torch.add,
-    Tensor.sub_: torch.sub,
-    Tensor.mul_: torch.mul,
-    Tensor.div_: torch.div,
-}
+from .ordinary import OrdinaryTensors
 
 
 def tokenize(text: str) -> list[Piece]:
@@ -71,18 +62,44 @@ class SamplingPass(sampling.SamplingPass):
 
     def reserve(self, x: Tensor) -> None:
         """Tell Forge's memory manager what a gradient needs, on a patcher of this pass alone."""
-        objects = self.p.sd_model.forge_objects
-        patcher = objects.unet.clone()
-        parts, _, _ = prompt_parser.get_multicond_prompt_list(self._prompts())
-        rows = [len(own) for own in parts]
-        pixels = (max(rows) if self.settings.one_at_a_time else sum(rows)) * x[0, 0].numel()
+        objects, self._like = self.p.sd_model.forge_objects, torch.empty(x.shape, device="meta")
+        objects.unet = self._with_reserve(objects.unet)
+
+    def reserve_anew(self) -> None:
+        """A refiner's model was loaded without: what stands in the way now is moved off the device again."""
+        objects = shared.sd_model.forge_objects
+        objects.unet = self._with_reserve(objects.unet)
+        sd_samplers_common.sampling_prepare(objects.unet, self._like)
+
+    def _with_reserve(self, patcher: Any) -> Any:
+        """A clone of ``patcher`` that asks for what the gradient of this very job needs.
+
+        Not by the host's own estimate of a pass, which Forge and Forge Neo make differently. Where all that the device
+        has would not do, the gradient is had more frugally from the beginning, and reserved for accordingly.
+        """
+        model, thrift, settings = patcher.model.diffusion_model, self._learned.thrift, self.settings
+        layers = cross_attention_layers(model)
+        last = choose_layers(layers, settings.factor, settings.layers, default_level(model))[-1]
+        prompts, _, _ = prompt_parser.get_multicond_prompt_list(self._prompts())
+        parts = [len(own) for own in prompts]
         computed = getattr(patcher.model, "computation_dtype", None)  # the Forges built on ldm_patched have none
-        size = torch.empty(0, dtype=computed or torch.float16).element_size()
-        needed = _KEPT_PER_PIXEL * pixels * size
-        if computed and (patcher.model.storage_dtype != computed or patcher.has_online_lora()):
-            needed += size * sum(one.numel() for one in patcher.model.diffusion_model.parameters())
-        patcher.add_extra_preserved_memory_during_sampling(needed)
-        objects.unet = patcher
+        width = torch.empty(0, dtype=computed or torch.float16).element_size()
+        is_cast = bool(computed) and (patcher.model.storage_dtype != computed or patcher.has_online_lora())
+
+        def needed() -> int:
+            weights = weights_on_the_way(model, last, thrift.recompute) if is_cast else 0
+            return width * weights + memory.kept_bytes(
+                layers, last, (x.shape[-2], x.shape[-1]), max(parts) if thrift.one_at_a_time else sum(parts), width,
+                thrift.recompute, features.attention_keeps_its_map(),
+            )  # fmt: skip
+
+        x, there = self._like, memory.total(patcher.load_device)
+        if there is not None:
+            taken = sum(one.numel() * one.element_size() for one in model.parameters())
+            thrift.foresee(len(parts), needed(), max(0, there - taken))
+        made = patcher.clone()
+        made.add_extra_preserved_memory_during_sampling(needed())
+        return made
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
@@ -206,49 +223,3 @@ def _lllite(options: dict[str, Any]) -> list[nn.Module]:
     patches = [patch for own in options.get("patches", {}).values() for patch in own]
     kept = [patch.modules for patch in patches if isinstance(getattr(patch, "modules", None), dict)]
     return [module for modules in kept for module in modules.values()]
-
-
-class OrdinaryTensors(TorchFunctionMode):
-    """Inside, every torch function sees ordinary tensors on the memory of inference tensors.
-
-    With ``out_of_place``, ``x += y`` and its like make a new tensor: what is computed again for a gradient is kept
-    without a copy. A statement ``x.add_(y)`` would be lost so; the UNet's own blocks have none that matters.
-    """
-
-    def __init__(self, out_of_place: bool = False) -> None:
-        super().__init__()
-        self._instead = _OUT_OF_PLACE if out_of_place else {}
-        self._given: dict[int, Tensor] = {}  # held, so that their addresses are not used again
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") == "__get__":
-            return func(*args, **(kwargs or {}))
-        given = self._ordinary(kwargs or {})
-        out = given.pop("out", None) if torch.is_grad_enabled() else None
-        made = self._instead.get(func, func)(*self._ordinary(args), **given)
-        # Autograd knows no out=, which sub-quadratic attention uses where memory is short.
-        return made if out is None else out.copy_(made)
-
-    def as_it_is_now(self, saved: Tensor) -> Tensor:
-        """What autograd is to keep of a tensor that may be written to before the gradient is taken.
-
-        A copy, but of what was there before the pass, its weights above all. torch's own
-        ``allow_mutation_on_saved_tensors`` tells tensors apart by address and version alone, which does not hold
-        when an address is used again.
-        """
-        return saved if saved.untyped_storage().data_ptr() in self._given else saved.clone()
-
-    def _ordinary(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if type(value) in (Tensor, nn.Parameter) and value.is_inference():
-                storage = value.untyped_storage()
-                alias = torch.empty(0, dtype=value.dtype, device=value.device)
-                alias.set_(storage, value.storage_offset(), value.size(), value.stride())
-                self._given[storage.data_ptr()] = alias
-                return alias
-            return value
-        if type(value) in (tuple, list):
-            return type(value)(self._ordinary(one) for one in value)
-        if type(value) is dict:
-            return {key: self._ordinary(one) for key, one in value.items()}
-        return value

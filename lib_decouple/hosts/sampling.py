@@ -124,6 +124,9 @@ class SamplingPass:
     def reserve(self, x: Tensor) -> None:
         """Tell the host's memory manager, where it has one, what the gradients will need on top of sampling ``x``."""
 
+    def reserve_anew(self) -> None:
+        """:meth:`reserve` for the model that has taken the first one's place."""
+
     def differentiable(self) -> AbstractContextManager[Any]:
         """Inside, gradients can be taken through the host's denoiser."""
         return nullcontext()
@@ -157,6 +160,7 @@ class SamplingPass:
         self._session: Session | None = None
         self._schedules: list[list[tuple[int, str]]] = []
         self._planned: tuple[object, ...] = ()
+        self._reserved_for: int | None = None
         self._call = 0
         self._looked = False
 
@@ -169,6 +173,7 @@ class SamplingPass:
             try:
                 cross_attention_layers(self.unet())
                 self.reserve(x)
+                self._reserved_for = id(shared.sd_model)
             except Exception as error:
                 return self.stand_aside(self._explained(error))
         sampler.func = GuidedSampler(self, sampler)
@@ -304,6 +309,9 @@ class SamplingPass:
         now, ever = self._texts(cond, denoiser.step)
         planned = (id(shared.sd_model), now)
         if self._session is None or planned != self._planned:
+            if self._reserved_for not in (None, planned[0]):
+                self._reserved_for = planned[0]
+                self.reserve_anew()
             unet = self.unet()
             layers = cross_attention_layers(unet)
             indexes, _, _ = prompt_parser.get_multicond_prompt_list(self._prompts())

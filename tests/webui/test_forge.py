@@ -124,10 +124,11 @@ def test_the_stand_in_has_forge_s_obstacles(forge, shared, monkeypatch, caplog):
     assert "Inference tensors cannot be saved for backward" in caplog.text
 
 
-def test_what_autograd_keeps_is_as_it_was_then(forge):
+def test_what_autograd_keeps_is_as_it_was_then(forge, shared):
+    sampling = forge.SamplingPass(stand_in.Job(shared, ["a cat and a dog"]), SMOOTH)
     with torch.inference_mode():
         weight, start = torch.full((2, 8), 3.0), torch.arange(16.0).view(2, 8)
-        with forge.SamplingPass.differentiable(None):
+        with sampling.differentiable():
             leaf = start.clone().requires_grad_()
             x = leaf * weight
             # The same address at the same version, in two shapes, then written to.
@@ -206,25 +207,99 @@ def test_attached_twice_as_in_hires_guides_once(forge, shared):
     assert untouched(job)
 
 
-def test_memory_is_reserved_on_a_patcher_of_this_pass(forge, shared):
+def reserved(forge, shared, prompts=("a cat and a dog",), x=None, **changes):
+    """What a job with these settings asks the host to keep free; the model's own patcher stays as it is."""
     original = shared.sd_model.forge_objects.unet
-    needs = []
-    for settings, prompts in (
-        (SMOOTH, ["a cat and a dog"]),
-        (SMOOTH, ["a cat AND a dog", "a cat AND a dog"]),
-        (Settings(**{**SMOOTH.as_dict(), "one_at_a_time": True}), ["a cat AND a dog", "a cat AND a dog"]),
-    ):
-        shared.sd_model.forge_objects.unet = original
-        forge.SamplingPass(stand_in.Job(shared, prompts), settings).attach(noise(len(prompts)))
-        assert original.extra_preserved_memory_during_sampling == 0
-        needs.append(shared.sd_model.forge_objects.unet.extra_preserved_memory_during_sampling)
-    assert needs[0] > original.model.memory_required((1, 4, 8, 8))
-    assert needs[1:] == [4 * needs[0], 2 * needs[0]]
-    shared.sd_model.forge_objects.unet = original.clone()
+    settings = Settings(**{**SMOOTH.as_dict(), **changes})
+    forge.SamplingPass(stand_in.Job(shared, list(prompts)), settings).attach(noise(len(prompts)) if x is None else x)
+    made, shared.sd_model.forge_objects.unet = shared.sd_model.forge_objects.unet, original
+    assert original.extra_preserved_memory_during_sampling == 0
+    return made.extra_preserved_memory_during_sampling
+
+
+def test_memory_is_reserved_for_the_configuration_that_runs(forge, shared, unet, monkeypatch):
+    alone = reserved(forge, shared)
+    assert alone > shared.sd_model.forge_objects.unet.model.memory_required((1, 4, 8, 8))
+    parts = ["a cat AND a dog", "a cat AND a dog"]
+    assert reserved(forge, shared, parts) == 4 * alone
+    assert reserved(forge, shared, parts, one_at_a_time=True) == 2 * alone
+    assert reserved(forge, shared, x=torch.zeros(1, 4, 16, 8)) == 2 * alone
+    assert reserved(forge, shared, recompute="on") < alone
+    assert reserved(forge, shared, recompute="off") == reserved(forge, shared, recompute="auto") == alone
+    assert reserved(forge, shared, layers="down") < alone  # the pass ends sooner
+    attention = ModuleType("backend.attention")
+    monkeypatch.setitem(sys.modules, "backend.attention", attention)
+    attention.attention_function = SimpleNamespace(__name__="attention_pytorch")
+    assert reserved(forge, shared) == alone
+    attention.attention_function = SimpleNamespace(__name__="attention_sub_quad")
+    # Four heads' maps of 8x8 by 8x8 pixels, and of 4x4, 2x2 and 2x2 where SD 1's level is the whole pass.
+    assert reserved(forge, shared) > alone + 4 * 4 * 64**2
+
+
+def test_what_is_reserved_is_what_a_small_card_could_do(forge, shared, monkeypatch):
+    """Where all that it has would not hold the graph beside the weights, blocks are computed again from the start."""
+    whole, again = (reserved(forge, shared, recompute=one) for one in ("off", "on"))
+    weights = sum(
+        p.numel() * p.element_size() for p in shared.sd_model.forge_objects.unet.model.diffusion_model.parameters()
+    )
+    monkeypatch.setattr(forge.memory, "total", lambda device: weights + 2 * whole)
+    assert reserved(forge, shared) == whole
+    monkeypatch.setattr(forge.memory, "total", lambda device: weights + whole)  # a gradient may take 0.8 of it
+    assert reserved(forge, shared) == again
+    assert reserved(forge, shared, recompute="off") == whole
+
+
+def test_weights_that_are_cast_at_each_call_are_reserved_for(forge, shared, unet):
+    shared.sd_model.forge_objects.unet.online_lora = False
+    plain = {one: reserved(forge, shared, recompute=one, layers="all", factor=1) for one in ("off", "on")}
     shared.sd_model.forge_objects.unet.online_lora = True
-    forge.SamplingPass(stand_in.Job(shared, ["a cat and a dog"]), SMOOTH).attach(noise())
-    weights = 4 * sum(p.numel() for p in original.model.diffusion_model.parameters())
-    assert shared.sd_model.forge_objects.unet.extra_preserved_memory_during_sampling == needs[0] + weights
+    cast = {one: reserved(forge, shared, recompute=one, layers="all", factor=1) for one in ("off", "on")}
+    more = {one: (cast[one] - plain[one]) / 4 for one in cast}
+    everything = sum(p.numel() for p in unet.parameters())
+    behind = sum(p.numel() for p in unet.out.parameters())
+    assert everything - 2 * behind - 40_000 < more["off"] < everything - behind
+    assert more["on"] < more["off"] / 2
+
+
+def test_after_a_refiner_s_switch_it_is_reserved_anew(forge, shared, unet, monkeypatch):
+    prepared = []
+    first = shared.sd_model
+    second = SimpleNamespace(
+        **{**vars(first), "forge_objects": SimpleNamespace(unet=stand_in.Patcher(stand_in.Model(unet)))}
+    )
+
+    def switch(denoiser, x=None, sigma=None):
+        if shared.sd_model is second or denoiser.step < 1:
+            return False
+        shared.sd_model = second
+        return True
+
+    common = sys.modules["modules.sd_samplers_common"]
+    monkeypatch.setattr(common, "apply_refiner", switch)
+    monkeypatch.setattr(
+        common, "sampling_prepare", lambda unet, x: prepared.append((unet, tuple(x.shape))), raising=False
+    )
+    original = second.forge_objects.unet
+    _, job, sampling = drawn(
+        forge,
+        shared,
+        ["a cat and a dog"],
+        SMOOTH,
+        prepare=lambda job: setattr(
+            job.denoiser, "sampler", SimpleNamespace(sampler_extra_args={"cond": job.cond, "uncond": None})
+        ),
+    )
+    assert sampling.stood_aside == ""
+    ((patcher, shape),) = prepared
+    assert shape == (1, 4, 8, 8)
+    assert patcher is second.forge_objects.unet is not original
+    assert original.extra_preserved_memory_during_sampling == 0
+    assert (
+        patcher.extra_preserved_memory_during_sampling
+        == first.forge_objects.unet.extra_preserved_memory_during_sampling
+    )
+    shared.sd_model = first
+    assert untouched(job)
 
 
 @pytest.mark.parametrize("one_at_a_time", [False, True])
@@ -280,11 +355,12 @@ def test_a_model_with_joint_attention_stands_aside_before_anything_is_attached(f
     assert shared.sd_model.forge_objects.unet.extra_preserved_memory_during_sampling == 0
 
 
-def test_a_function_that_writes_into_out_has_its_gradient(forge):
+def test_a_function_that_writes_into_out_has_its_gradient(forge, shared):
     """Sub-quadratic attention does so where memory is short."""
+    sampling = forge.SamplingPass(stand_in.Job(shared, ["a cat and a dog"]), SMOOTH)
     with torch.inference_mode():
         start = torch.arange(4.0)
-        with forge.SamplingPass.differentiable(None):
+        with sampling.differentiable():
             leaf = start.clone().requires_grad_()
             x = leaf * 2
             torch.exp(x, out=x)
