@@ -5,6 +5,7 @@ of 28 of the text encoder and of six of its adapter, a narrow VAE. What is left 
 layout is known, the loader, the engine with both tokenizers, the predictor, the module.
 """
 
+import math
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from backend.args import dynamic_args
 from backend.nn import anima, wan_vae_2d
 from backend.nn.llm import llama
+from backend.operations import using_forge_operations
 from huggingface_guess import detection
 from modules import sd_models, shared
 from safetensors.torch import save_file
@@ -47,22 +49,30 @@ def smaller():
         detection.detect_unet_config, llama.Qwen3_06BConfig, llama.LLMAdapter, wan_vae_2d.Qwen2DVAE = whole
 
 
+def drawn(name, like):
+    """Random weights whose products keep their size; embeddings whose tokens differ."""
+    if name.endswith("bias"):
+        return torch.zeros(like.shape)
+    if like.ndim < 2 or name.endswith("gamma"):
+        return torch.ones(like.shape)
+    size = 1 if "embed." in name or "embed_tokens" in name else math.prod(like.shape[1:]) ** -0.5
+    if name.startswith("model.diffusion_model.final_layer.linear"):
+        size /= 10  # keeps latents of usual size
+    return torch.randn(like.shape) * size
+
+
 @torch.inference_mode(False)
 def write(target):
     torch.manual_seed(11)
-    network = anima.Anima(
-        16, 16, 2, 1, model_channels=2048, num_blocks=BLOCKS,
-        rope_h_extrapolation_ratio=4.0, rope_w_extrapolation_ratio=4.0,
-    )  # fmt: skip
-    with torch.no_grad():
-        network.final_layer.linear.weight.mul_(0.1)  # keeps latents of usual size
-    text = llama.Qwen3_06B({})
+    with using_forge_operations(device=torch.device("cpu"), dtype=torch.float32):
+        network = anima.Anima(16, 16, 2, 1, model_channels=2048, num_blocks=BLOCKS)
+        text, vae = llama.Qwen3_06B({}), NarrowVAE.from_config({})
     parts = {f"model.diffusion_model.{key}": value for key, value in network.state_dict().items()}
     for key, value in text.state_dict().items():
         kept = "model.diffusion_model." if key.startswith("llm_adapter.") else "text_encoders.qwen3_06b.transformer."
         parts[kept + key] = value
-    parts |= {f"vae.{key}": value for key, value in NarrowVAE.from_config({}).state_dict().items()}
-    save_file({key: value.detach().half().contiguous() for key, value in parts.items()}, target)
+    parts |= {f"vae.{key}": value for key, value in vae.state_dict().items()}
+    save_file({key: drawn(key, value).half() for key, value in parts.items()}, target)
 
 
 with smaller():
