@@ -429,6 +429,21 @@ def test_tokens_are_those_of_the_text_engine(forge, shared):
         forge.tokenize("a cat")
 
 
+def test_anima_s_tokens_are_those_that_its_engine_gives_t5(forge, shared):
+    class Engine:
+        def tokenize_line(self, text):
+            assert text == "a (cat:1.3)"
+            return [SimpleNamespace(qwen_tokens=[7, 8], t5_tokens=[0, 1, 2, 3])]
+
+        class t5_tokenizer:
+            @staticmethod
+            def convert_ids_to_tokens(ids):
+                return [["\u2581", "a", "\u2581cat", "</s>"][one] for one in ids]
+
+    shared.sd_model = SimpleNamespace(text_processing_engine_anima=Engine())
+    assert [(p.position, p.text) for p in forge.tokenize("a (cat:1.3)")] == [(1, "a</w>"), (2, "cat</w>")]
+
+
 @pytest.mark.parametrize("fits", FITS)
 def test_where_memory_ends_less_is_tried_before_guidance_gives_up(forge, shared, unet, fits):
     prompts = ["a cat and a dog", "a dog and a cat"]
