@@ -7,14 +7,15 @@ loss alone. How a gradient is had stands in ``gradient.py``, who looks on in ``o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .gradient import LossGradient, NonFinite, Pass, rows
-from .observe import Observation, Observers
+from .observe import Observation
 from .schedule import Schedule, StepRule
 
 
@@ -45,13 +46,21 @@ class Caution:
     halvings: int = 2
 
 
+class GuidedStep(NamedTuple):
+    """What a step gave."""
+
+    latents: Tensor
+    """``[batch, ...]``, to denoise."""
+    seen: list[Observation]
+    """Of each image that was looked at, by its own passes."""
+
+
 @dataclass
 class Guide:
     """Guidance of one sampling run.
 
     ``stop_below``: an image whose loss is at most this at a step's first look is left alone at that step;
-    refinement, once begun, goes by its own threshold. ``look_after(step, total)``: is one more look behind a
-    step's update wanted, for the observers?
+    refinement, once begun, goes by its own threshold.
     """
 
     gradient: LossGradient
@@ -60,19 +69,17 @@ class Guide:
     refinement: Refinement = field(default_factory=Refinement)
     stop_below: float | None = None
     caution: Caution = field(default_factory=Caution)
-    look_after: Callable[[int, int], bool] = lambda step, total: False
-    observers: Observers = field(default_factory=Observers)
     interrupted: Callable[[], bool] = lambda: False
 
-    def step(self, latents: Tensor, step: int, total: int, run: Pass, sigma: Tensor | None = None) -> Tensor:
-        """The latents ``[batch, ...]`` to denoise at ``step`` (from 0) of ``total``; the input is not changed.
+    def step(self, latents: Tensor, step: int, total: int, run: Pass, sigma: Tensor | None = None) -> GuidedStep:
+        """Guide the latents ``[batch, ...]`` at ``step`` (from 0) of ``total``; the input is not changed.
 
         ``sigma``: see :meth:`StepRule.update`. Raises NonFinite, and whatever the denoiser raises.
         """
         if self.schedule.start >= self.schedule.window(total):
             raise ValueError(f"start: {self.schedule.start} passes over all {self.schedule.window(total)} guided steps")
         if not self.schedule.guided(step, total):
-            return latents
+            return GuidedStep(latents, [])
         place = self.schedule.place(step, total)
 
         def update_of(latents: Tensor, gradient: Tensor) -> Tensor:
@@ -102,18 +109,17 @@ class Guide:
                 seen[image].update += float(shares[k])
                 moved[image] += update[k]
             images = [image for image in images if not seen[image].taken_back]
-        self._show(seen, moved, step, total, run)
-        return moved
+        return GuidedStep(moved, list(seen.values()))
 
-    def look(self, latents: Tensor, step: int, run: Pass) -> None:
-        """Show the observers the maps of ``latents``, which nothing moves at this step."""
-        images, seen = self.gradient.reader.named, dict[int, Observation]()
-        if images:
-            losses, maps = self.gradient.look(rows(latents, images), images, run)
-            self._note(seen, step, images, losses.tolist(), maps)
-        for observation in seen.values():
-            observation.guided = False
-            self.observers.show(observation)
+    def unmoved(self, step: int, maps: Mapping[int, Tensor]) -> list[Observation]:
+        """What is seen of images whose ``maps`` ``[entities, h, w]`` were read at a step that moved nothing."""
+        plans, loss = self.gradient.reader.images, self.gradient.loss
+        with torch.no_grad():
+            losses = torch.cat([loss(own[None]) for own in maps.values()]).tolist() if maps else []
+        return [
+            Observation(step, image, plans[image].names, own, value, guided=False, passes=0)
+            for (image, own), value in zip(maps.items(), losses)
+        ]
 
     def _taken(
         self,
@@ -164,16 +170,6 @@ class Guide:
                 seen[image].passes += 1
             else:
                 seen[image] = Observation(step, image, self.gradient.reader.images[image].names, own, loss)
-
-    def _show(self, seen: dict[int, Observation], moved: Tensor, step: int, total: int, run: Pass) -> None:
-        """Show the observers what was done."""
-        if seen and self.look_after(step, total) and not self.interrupted():
-            unseen = [image for image, observation in seen.items() if observation.after is None]
-            for image, maps in zip(unseen, self.gradient.look(rows(moved, unseen), unseen, run)[1] if unseen else ()):
-                seen[image].after = maps
-                seen[image].looks += 1
-        for observation in seen.values():
-            self.observers.show(observation)
 
 
 def _norms(batch: Tensor) -> Tensor:

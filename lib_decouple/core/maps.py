@@ -201,7 +201,7 @@ def token_maps(
     in [0, 1]; all tokens when ``tokens`` is None. Raises ValueError for a position outside the context.
     """
     parts = reader(module)
-    return _attention(parts, parts.query(hidden), parts.key(context), Columns(tokens))
+    return attention(parts, parts.query(hidden), parts.key(context), Columns(tokens))
 
 
 @dataclass
@@ -218,8 +218,8 @@ class Columns:
         return logits.index_select(-1, self._index)
 
 
-def _attention(parts: Projections, query: Tensor, key: Tensor, columns: Columns) -> Tensor:
-    """:func:`token_maps` of the projections' outputs."""
+def attention(parts: Projections, query: Tensor, key: Tensor, columns: Columns) -> Tensor:
+    """:func:`token_maps` of the projections' outputs ``[batch, pixels or tokens, heads * channels]``."""
     tokens = columns.tokens
     wanted = () if tokens is None else tokens
     query = rearrange(query.flatten(1, -2), "b n (k d) -> b k n d", k=parts.heads)
@@ -311,7 +311,7 @@ def captured(
             if not queries:
                 raise AttentionReplaced(f"layers: {layer.name} projects its keys before its queries")
             query = queries.pop()
-            found = _attention(parts, query, key, columns)
+            found = attention(parts, query, key, columns)
             if capture.whole:
                 return
             capture.maps[layer.name], capture.dtype = found, query.dtype

@@ -31,9 +31,9 @@ class Observation:
     passes: int = 1
     """Passes of the denoiser for the loss at this step."""
     after: Tensor | None = None
-    """``[entities, h, w]`` behind the update, where one more pass was made to see them."""
+    """``[entities, h, w]`` behind the update, where somebody wanted to see them."""
     looks: int = 0
-    """Passes without a gradient, to see what an update does."""
+    """Passes without a gradient, to see how far an update may go."""
     taken_back: bool = False
     """Was an update undone, since it raised the loss however small it was made?"""
 

@@ -84,7 +84,7 @@ class StepRecord:
     before: _MeasuredWhenRead = _MeasuredWhenRead(optional=False)
     """:class:`Measures` before the update, or without one."""
     after: _MeasuredWhenRead = _MeasuredWhenRead(optional=True)
-    """:class:`Measures` after it, where a second look was asked for, or None."""
+    """:class:`Measures` after it, where somebody wanted to see them, or None."""
     guided: bool = True
     """Could this step move the image, or was it only looked at?"""
     update_norm: float = 0.0
@@ -115,7 +115,7 @@ class ImageTrace:
     steps: list[StepRecord] = field(default_factory=list)
     moments: dict[Moment, KeptMaps] = field(default_factory=dict)
     looks: int = 0
-    """Passes without gradient that served these figures alone."""
+    """Passes without a gradient, to see how far an update may go."""
 
     @property
     def passes(self) -> int:
@@ -174,8 +174,6 @@ class Tracer:
         behind = any(record.guided for record in trace.steps)
         if seen.guided or behind or self.everything:
             trace.steps.append(self._record(seen))
-        else:
-            trace.looks += seen.passes
         trace.looks += seen.looks
         if self.keep_moments:
             self._keep(trace, seen, behind)

@@ -10,6 +10,7 @@ from modules import prompt_parser, sd_samplers_common, shared
 from torch import Tensor, nn
 
 from ..core.gradient import Pass, rows
+from ..core.host_pass import ConditionalRows, RowsInOrder
 from ..prompt.align import Piece
 from . import sampling
 from .denoisers import cross_attention_layers
@@ -50,6 +51,13 @@ class SamplingPass(sampling.SamplingPass):
             for kind, forward in before.items():
                 kind.forward = forward
 
+    def conditional_rows(self, denoiser: Any, given: dict[str, Any], batch: int) -> ConditionalRows:
+        """Conditional rows, in one call or in several, then the unconditional ones, unless they are skipped."""
+        _refuse_reference(self.unet())
+        # InstructPix2Pix has two unconditional rows an image.
+        unconditional = 2 * batch if getattr(shared.sd_model, "cond_stage_key", "") == "edit" else batch
+        return RowsInOrder(sum(map(len, given["cond"].batch)), others=(0, batch, unconditional))
+
     def callback_rows(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> sampling.CallbackRows:
         """Conditional rows, then unconditional ones."""
         conds, text = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
@@ -59,11 +67,7 @@ class SamplingPass(sampling.SamplingPass):
 
     def conditional_pass(self, denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Pass:
         """The host's denoiser on the conditional rows alone, with the conds of this step."""
-        if _draws_a_reference(self.unet()):
-            raise Unsupported(
-                "ControlNet's reference draws its own picture within each step, which a guided pass can't tell from "
-                "yours; choose another control type, or draw without guidance"
-            )
+        _refuse_reference(self.unet())
         conds, tensor = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
         image_cond = given["image_cond"]
 
@@ -86,7 +90,11 @@ class SamplingPass(sampling.SamplingPass):
         return run
 
 
-def _draws_a_reference(unet: nn.Module) -> bool:
-    """Has sd-webui-controlnet put its function for reference pictures into the blocks?"""
+def _refuse_reference(unet: nn.Module) -> None:
+    """Raises Unsupported where sd-webui-controlnet has put its function for reference pictures into the blocks."""
     inner = (vars(block).get("_forward") for block in unet.modules())
-    return any(getattr(one, "__name__", "") == "hacked_basic_transformer_inner_forward" for one in inner)
+    if any(getattr(one, "__name__", "") == "hacked_basic_transformer_inner_forward" for one in inner):
+        raise Unsupported(
+            "ControlNet's reference draws its own picture within each step, which a guided pass can't tell from "
+            "yours; choose another control type, or draw without guidance"
+        )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from ..core.finite_differences import MISFIT, misfit, slopes_of
 from ..core.gradient import Context, Learned, LossGradient, Pass
 from ..core.guidance import Guide, Refinement
+from ..core.host_pass import ConditionalRows, HostPass, reading_beside
 from ..core.losses import WeightedLoss
 from ..core.maps import CrossAttentionLayer, ImagePlan, MapReader, Part
 from ..core.memory import Thrift, is_out_of_memory
-from ..core.observe import Observer, Observers
+from ..core.observe import Observation, Observers
 from ..core.schedule import Schedule, StepRule
 from ..settings import Settings
 from . import reasons
@@ -63,8 +65,6 @@ def make_guide(
     images: Sequence[ImagePlan],
     default: Level,
     pick: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list,
-    observers: Iterable[Observer] = (),
-    looking: Looking | None = None,
     recomputing: Context = nullcontext,
     attention_instead: Context | None = None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -94,8 +94,6 @@ def make_guide(
         StepRule(settings.rule, settings.size),  # type: ignore[arg-type]
         Refinement(settings.refine_steps, settings.refine_threshold, settings.refine_rounds),
         settings.stop_below if settings.stop == "on" else None,
-        look_after=(looking or Looking()).behind(schedule),
-        observers=Observers(observers),
         interrupted=interrupted,
     )
 
@@ -110,7 +108,7 @@ class Looking:
     """What is wanted of a run beside its images."""
 
     after: bool = False
-    """Measure each update's effect by one more look."""
+    """Measure each update's effect."""
     moments: bool = False
     """Keep the maps of three moments: at the first step before anything was moved, behind the first guided step's
     update, and behind the last one's."""
@@ -137,6 +135,8 @@ class Session:
     """A guide that never costs the host its image: after a failure it stands aside for the rest of the run.
 
     ``looks(step, total)``: are the maps of a step wanted at which nothing moves? With ``moves`` off none does.
+    What is seen of a step is shown to the observers when the host's own pass of the step is over, as that shows what
+    is behind an update.
     """
 
     guide: Guide
@@ -145,27 +145,28 @@ class Session:
     moves: bool = True
     active: Callable[[], Sequence[str]] = tuple
     """Titles of what else is switched on in the job, for the reason of a failure."""
+    observers: Observers = field(default_factory=Observers)
     stood_aside: str = field(default="", init=False)
     """Why guidance ended early; empty while it works."""
     _verified: bool = field(default=False, init=False)
+    unread: str = field(default="", init=False)
+    """Why the host's own passes are no longer looked at; empty while they can be."""
+    _seen: list[Observation] = field(default_factory=list, init=False)
+    """At the step that the host is about to make."""
 
     def before_step(self, latents: Tensor, step: int, total: int, run: Pass, sigma: Tensor | None = None) -> Tensor:
-        """:meth:`Guide.step`, or the latents as they came when it fails or has failed before."""
-        if self.stood_aside:
+        """:meth:`Guide.step`'s latents, or those that came when it fails or has failed before."""
+        self._seen = []
+        if self.stood_aside or not (self.moves or self.looking.examine):
             return latents
         try:
             if self.looking.examine is not None:
                 self.looking.examine(self.guide.gradient, latents, step, run)
                 return latents
-            if self.moves:
-                if self.guide.schedule.guided(step, total):
-                    self._verify(latents, step, run)
-                moved = self.guide.step(latents, step, total, run, sigma)
-                if self.guide.schedule.guided(step, total):
-                    return moved
-            if self.looks(step, total):
-                self.guide.look(latents, step, run)
-            return latents
+            if self.guide.schedule.guided(step, total):
+                self._verify(latents, step, run)
+            moved, self._seen = self.guide.step(latents, step, total, run, sigma)
+            return moved
         except Exception as error:
             if is_out_of_memory(error):
                 reason = f"out of memory; try {self._what_is_left()}"
@@ -195,6 +196,56 @@ class Session:
             )
             log.warning("Attention Decoupling: %s", doubt)
             self.looking.doubts(doubt)
+
+    def wanted(self, step: int, total: int) -> list[int]:
+        """The images whose maps are to be read off the host's own pass at this step."""
+        if self.stood_aside or self.unread:
+            return []
+        if self._seen:
+            behind = self.looking.behind(self.guide.schedule)(step, total)
+            return [seen.image for seen in self._seen if seen.after is None and behind]
+        return self.guide.gradient.reader.named if self.looks(step, total) else []
+
+    @contextmanager
+    def beside_host(
+        self, size: Sequence[int], step: int, total: int, rows: Callable[[], ConditionalRows]
+    ) -> Iterator[None]:
+        """Inside, the host makes its own pass of a step on latents of height and width ``size``; behind it the
+        observers are shown what was seen. No failure of this gets out."""
+        images, found = self.wanted(step, total), dict[int, Tensor]()
+        gradient = self.guide.gradient
+        beside: AbstractContextManager[HostPass | None] = (
+            reading_beside(gradient.model, gradient.reader, rows) if images else nullcontext()
+        )
+        try:
+            with beside as passed:
+                yield
+            found = self._maps_of(passed, size, images)
+        finally:
+            self.show(step, found)
+
+    def _maps_of(self, passed: HostPass | None, size: Sequence[int], images: Sequence[int]) -> dict[int, Tensor]:
+        try:
+            return passed.maps(size, images) if passed else {}
+        except Exception as error:
+            self._unreadable(error)
+            return {}
+
+    def _unreadable(self, error: Exception) -> None:
+        self.unread = reasons.explained(error, self.active())
+        log.warning("Attention Decoupling can't read the maps off the sampler's own pass: %s", self.unread)
+
+    def show(self, step: int, maps: Mapping[int, Tensor] = MappingProxyType({})) -> None:
+        """To the observers: what this step did, with what the host's own pass told of it; ``maps``: image ->
+        ``[entities, h, w]``."""
+        try:
+            for seen in self._seen:
+                seen.after = maps.get(seen.image, seen.after)
+            for seen in self._seen or self.guide.unmoved(step, maps):
+                self.observers.show(seen)
+        except Exception as error:
+            self._unreadable(error)
+        self._seen = []
 
     def _what_is_left(self) -> str:
         """What a user can still do about the memory, of which guidance has tried what the settings allow."""

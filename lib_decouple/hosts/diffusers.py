@@ -8,6 +8,7 @@ are those that the next denoiser call sees and the sampler goes on with.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.gradient import rows
+from ..core.host_pass import RowsInOrder
 from ..core.maps import CrossAttentionLayer, Entity, ImagePlan
+from ..core.observe import Observers
 from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
 from ..prompt.align import Piece, align
@@ -186,8 +189,14 @@ def generate(
         traces = [ImageTrace(plan.names) for plan in plans]
         tracer = Tracer(traces, everything=True, keep_maps=keep_maps)
         level = default_level(unet)
-        guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers, [tracer])
-        session = Session(guide, Looking(doubts=doubts), looks=lambda *_: observe or watch, moves=not observe)
+        guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers)
+        session = Session(
+            guide,
+            Looking(doubts=doubts),
+            looks=lambda *_: observe or watch,
+            moves=not observe,
+            observers=Observers([tracer]),
+        )
     encoded = _encoded(pipe, prompts, negative_prompt)
     embeds, extra = _conditioning(pipe, list(prompts), height, width, encoded)
 
@@ -196,6 +205,7 @@ def generate(
     total = sum(opens)
     start = scheduler.init_noise_sigma
     kept: list[Tensor] = []
+    beside = ExitStack()  # what looks at the pipeline's own pass of a step, until that is over
 
     def guided(latents: Tensor, call: int) -> Tensor:
         """``latents`` as the sampler holds them before its denoiser call ``call``, guided where that opens a step."""
@@ -216,35 +226,44 @@ def generate(
                 return_dict=False,
             )
 
-        moved = session.before_step(latents, sum(opens[:call]), total, run, sigma)
+        step = sum(opens[:call])
+        moved = session.before_step(latents, step, total, run, sigma)
         if moved is not latents and getattr(scheduler, "last_sample", None) is not None:
             scheduler.last_sample = None  # UniPC's corrector would go on from the latents before the update
+        beside.enter_context(session.beside_host(latents.shape[-2:], step, total, own_rows))
         return moved
 
+    def own_rows() -> RowsInOrder:
+        """Under classifier-free guidance the unconditional rows come first."""
+        first = count if pipe.do_classifier_free_guidance else 0
+        return RowsInOrder(count, first, (first,))
+
     def after_step(_: Any, call: int, __: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        beside.close()
         if keep_latents:
             kept.append(given["latents"].clone())
         if progress:
             progress(call + 1, len(opens))
         return {"latents": guided(given["latents"], call + 1)}
 
-    beginning = noise * start
-    moved = guided(beginning, 0)
-    first = noise if moved is beginning else moved / start  # untouched: the pipeline's own start, to the bit
     texts = {} if encoded else {"prompt": list(prompts), "negative_prompt": [negative_prompt] * count}
-    result = pipe(
-        **texts,
-        **encoded,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        height=height,
-        width=width,
-        latents=first,
-        generator=generators,
-        output_type=output,
-        callback_on_step_end=after_step,
-        callback_on_step_end_tensor_inputs=["latents"],
-    )
+    beginning = noise * start
+    with beside:
+        moved = guided(beginning, 0)
+        first = noise if moved is beginning else moved / start  # untouched: the pipeline's own start, to the bit
+        result = pipe(
+            **texts,
+            **encoded,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            latents=first,
+            generator=generators,
+            output_type=output,
+            callback_on_step_end=after_step,
+            callback_on_step_end_tensor_inputs=["latents"],
+        )
     return Picture(list(result.images), traces, session.stood_aside if session else "", kept)
 
 

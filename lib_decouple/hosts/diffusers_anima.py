@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..core.gradient import rows
 from ..core.maps import ImagePlan
+from ..core.observe import Observers
 from ..core.schedule import flow_scale
 from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
@@ -94,6 +95,7 @@ class GuideStep(ModularPipelineBlocks):
         x = block_state.latents
         z = x / unit
         moved = self._session.before_step(z, i, block_state.num_inference_steps, run)
+        self._session.show(i)
         if moved is not z:  # what is not guided stays the pipeline's own, to the bit
             block_state.latents = x + ((moved - z) * unit).to(x.dtype)
         return components, block_state
@@ -110,7 +112,8 @@ class GuideStep(ModularPipelineBlocks):
         self.traces = [ImageTrace(plan.names) for plan in plans]
         layers = anima.cross_attention_layers(components.transformer)
         tracer = Tracer(self.traces, everything=True)
-        return Session(make_guide(settings, components.transformer, layers, plans, anima.LEVEL, observers=[tracer]))
+        guide = make_guide(settings, components.transformer, layers, plans, anima.LEVEL)
+        return Session(guide, observers=Observers([tracer]))
 
     def _plan(self, components: Any, prompt: str) -> ImagePlan:
         def tokenize(text: str) -> list[Piece]:

@@ -6,7 +6,7 @@ autograd still needs; both are cured for the guided pass alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..core import memory
 from ..core.gradient import Pass, rows, weights_on_the_way
+from ..core.host_pass import ConditionalRows
 from ..core.schedule import flow_scale
 from ..prompt.align import Piece
 from . import anima, features, sampling
@@ -118,6 +119,12 @@ class SamplingPass(sampling.SamplingPass):
         """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
         return OrdinaryTensors(out_of_place=True)
 
+    def conditional_rows(self, denoiser: Any, given: dict[str, Any], batch: int) -> ConditionalRows:
+        """By what Forge tells of each call."""
+        conds, text = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
+        context = text["crossattn"] if isinstance(text, dict) else text
+        return ChunksOfParts([len(own) for own in conds], context.shape[1])
+
     def callback_rows(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> sampling.CallbackRows:
         """The plain batch."""
         _, text = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
@@ -155,6 +162,31 @@ class SamplingPass(sampling.SamplingPass):
             return _denoise(patcher, rows(x, own), rows(level, image), c, image)
 
         return run
+
+
+class ChunksOfParts:
+    """Forge's conditional rows: a chunk of one row an image for each of the prompts joined by AND, the last first, in
+    as many calls as its memory asks for. Of prompts with more parts than another of the batch it leaves out the rest.
+    """
+
+    def __init__(self, parts: Sequence[int], tokens: int) -> None:
+        self._first = [sum(parts[:image]) for image in range(len(parts))]
+        self._left, self._tokens = min(parts), tokens
+        self.totals: Collection[int] = {self._left * len(parts), (self._left + 1) * len(parts)}
+
+    def of_call(self, rows: int, given: Mapping[str, Any]) -> Mapping[int, int]:
+        """See :class:`ConditionalRows`."""
+        kinds, found = given["transformer_options"]["cond_or_uncond"], dict[int, int]()
+        for chunk, kind in enumerate(kinds):
+            if kind == 0:
+                self._left -= 1
+                start = chunk * rows // len(kinds)
+                found.update({start + image: first + self._left for image, first in enumerate(self._first)})
+        return found
+
+    def repeats(self, tokens: int) -> int:
+        """Forge makes contexts equally long by repeating them."""
+        return max(1, tokens // self._tokens)
 
 
 def _noise_level(denoiser: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,9 @@ from modules import prompt_parser, sd_samplers, shared
 from torch import Tensor, nn
 
 from ..core.gradient import Learned, Pass
+from ..core.host_pass import ConditionalRows
 from ..core.maps import ContextMisfit, ImagePlan
-from ..core.observe import Observation
+from ..core.observe import Observation, Observers
 from ..core.schedule import Schedule
 from ..core.trace import ImageTrace, KeptMaps, Tracer, kept
 from ..prompt.align import Piece
@@ -113,6 +114,10 @@ class SamplingPass:
         """
         raise NotImplementedError
 
+    def conditional_rows(self, denoiser: Any, given: dict[str, Any], batch: int) -> ConditionalRows:
+        """Which rows of the model's calls are conditional that the host is about to make for ``batch`` images."""
+        raise NotImplementedError
+
     def callback_rows(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> CallbackRows:
         """What the host is about to hand to ``cfg_denoiser`` callbacks, in tensors of its own."""
         raise NotImplementedError
@@ -156,6 +161,9 @@ class SamplingPass:
         self.replaces: SamplingPass | None = None
         """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
         self._schedule = Schedule(self.settings.steps, settings.every, self.settings.start)
+        self._observers = Observers(
+            [Tracer(self.traces, keep_moments=self.looking.moments), self._show, self._seen_last]
+        )
         self._learned = Learned(thrift(self.settings))
         self._session: Session | None = None
         self._schedules: list[list[tuple[int, str]]] = []
@@ -218,20 +226,22 @@ class SamplingPass:
             if step is not None:
                 self.step, self.total = step, len(calls)
             state = shared.state
-            if step is not None and self._due(step, len(calls)) and not (state.interrupted or state.skipped):
-                started = time.perf_counter()
-                try:
-                    if self.switch_refiner(denoiser, x, sigma):
-                        # Made now rather than inside forward: guidance must see the new model.
-                        fresh = denoiser.sampler.sampler_extra_args
-                        kwargs = {**kwargs, "cond": fresh["cond"], "uncond": fresh["uncond"]}
-                    self._guide(denoiser, x, sigma, kwargs, step, len(calls), sigmas)
-                except Exception as error:
-                    log.debug("guidance failed", exc_info=True)
-                    self.stand_aside(self._explained(error))
-                finally:
-                    self.seconds += time.perf_counter() - started
-            return forward(x, sigma, **kwargs)
+            if step is None or not self._due(step, len(calls)) or state.interrupted or state.skipped:
+                return forward(x, sigma, **kwargs)
+            started = time.perf_counter()
+            try:
+                if self.switch_refiner(denoiser, x, sigma):
+                    # Made now rather than inside forward: guidance must see the new model.
+                    fresh = denoiser.sampler.sampler_extra_args
+                    kwargs = {**kwargs, "cond": fresh["cond"], "uncond": fresh["uncond"]}
+                self._guide(denoiser, x, sigma, kwargs, step, len(calls), sigmas)
+            except Exception as error:
+                log.debug("guidance failed", exc_info=True)
+                self.stand_aside(self._explained(error))
+            finally:
+                self.seconds += time.perf_counter() - started
+            with self._looking_on(denoiser, x, kwargs, step, len(calls)):
+                return forward(x, sigma, **kwargs)
 
         denoiser.forward = guided
         try:
@@ -244,20 +254,23 @@ class SamplingPass:
             self._session = None
 
     def _due(self, step: int, total: int) -> bool:
-        """Is there anything to do at this step? After the last guided one, one look, for the figures "after"; and one
-        at the beginning where its maps are wanted."""
-        if self.stood_aside:
-            return False
+        """Is there anything to do at this step?"""
+        return not self.stood_aside and (self._schedule.guided(step, total) or self._look_due(step, total))
+
+    def _look_due(self, step: int, total: int) -> bool:
+        """Is this step to be looked at, though it moves nothing? The first behind the last guided one is, and that at
+        the beginning where its maps are wanted."""
         guided_any = any(trace.steps for trace in self.traces)
-        look = step >= self._schedule.window(total) and guided_any and not self._looked
-        first = step == 0 and self.looking.moments
-        return look or first or self._schedule.guided(step, total)
+        last = step >= self._schedule.window(total) and guided_any and not self._looked
+        return last or (step == 0 and self.looking.moments)
 
     def _guide(
         self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any], step: int, total: int, sigmas: bool
     ) -> None:
         """Move ``x`` in place, as the settings say for this step."""
         session = self._prepare(denoiser, given["cond"])
+        if not self._schedule.guided(step, total):
+            return
         with self._beside_others(denoiser, x, sigma, given), self.differentiable():
             run = self.conditional_pass(denoiser, sigma, given)
             latents, unit = x.detach().clone(), self.unit(sigma)
@@ -268,14 +281,24 @@ class SamplingPass:
             else:
                 level = sigma.reshape(-1)[0] if sigmas else None
                 moved = session.before_step(latents, step, total, run, level)
-        self._looked = step >= self._schedule.window(total)
         if session.stood_aside:
             return self.stand_aside(session.stood_aside, logged=True)
-        if self._schedule.guided(step, total):
-            if denoiser.mask is not None:
-                moved = x + (moved - x) * denoiser.nmask
-            with torch.no_grad():
-                x.copy_(moved)
+        if denoiser.mask is not None:
+            moved = x + (moved - x) * denoiser.nmask
+        with torch.no_grad():
+            x.copy_(moved)
+
+    def _looking_on(
+        self, denoiser: Any, x: Tensor, given: dict[str, Any], step: int, total: int
+    ) -> AbstractContextManager[None]:
+        """Inside, the host makes its own pass of this step, and whoever wants to see something of it does."""
+        if self.stood_aside or self._session is None:
+            return nullcontext()
+
+        def rows() -> ConditionalRows:
+            return self.conditional_rows(denoiser, given, len(x))
+
+        return self._session.beside_host(x.shape[-2:], step, total, rows)
 
     @contextmanager
     def _beside_others(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Iterator[None]:
@@ -304,6 +327,10 @@ class SamplingPass:
         if self.looking.live():
             self.maps = {**self.maps, seen.image: kept(seen.step, seen.names, seen.maps)}
 
+    def _seen_last(self, seen: Observation) -> None:
+        """The observer that remembers that the maps behind the last guided step were seen."""
+        self._looked = self._looked or not (seen.guided or seen.step < self._schedule.window(self.total))
+
     def _prepare(self, denoiser: Any, cond: Any) -> Session:
         """The session with a guide for the model and the prompts of this very step."""
         now, ever = self._texts(cond, denoiser.step)
@@ -322,14 +349,19 @@ class SamplingPass:
             state = shared.state
             guide = make_guide(
                 self.settings, unet, layers, plans, default_level(unet),
-                observers=(Tracer(self.traces, keep_moments=self.looking.moments), self._show), looking=self.looking,
                 recomputing=self.recomputing, attention_instead=self.attention_instead,
                 interrupted=lambda: state.interrupted or state.skipped, learned=self._learned,
             )  # fmt: skip
             for trace, plan in zip(self.traces, plans):
                 trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))
             self._session, self._planned = (
-                Session(guide, self.looking, looks=lambda *_: True, active=lambda: reasons.switched_on(self.p)),
+                Session(
+                    guide,
+                    self.looking,
+                    looks=self._look_due,
+                    active=lambda: reasons.switched_on(self.p),
+                    observers=self._observers,
+                ),
                 planned,
             )
         return self._session

@@ -44,14 +44,14 @@ OPTIONS: dict[str, Option] = {
     ),
     "decouple_keep_traces": Option(
         "Keep the traces of the last runs",
-        "how many, in memory, with three maps of each image (one more look at the first guided step); 0 keeps none",
+        "how many, in memory, with three maps of each image; 0 keeps none",
         10,
         "Slider",
         {"minimum": 0, "maximum": 100, "step": 1},
     ),
     "decouple_look_after": Option(
         "Measure after each update, too",
-        "one more pass of the UNet, without gradient, at each guided step, for the traces' figures “after”",
+        "the maps behind each guided step's update, read off the sampler's own pass, for the traces' figures “after”",
         False,
         "Checkbox",
     ),

@@ -10,7 +10,7 @@ from test_guidance import PLANS, guide_for
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
-from toy import Toy, contexts, noise
+from toy import Runner, Toy, contexts, noise
 
 from lib_decouple.core.losses import LOSSES
 
@@ -44,6 +44,13 @@ class Waits(TorchFunctionMode):
         return made
 
 
+class AllImages(Runner):
+    """A host that waits for nothing itself."""
+
+    def rows_of(self, latents: Tensor, images: Any) -> tuple[Tensor, Tensor]:
+        return latents, self.rows
+
+
 def waits(body: Any) -> list[str]:
     with Waits() as mode:
         body()
@@ -62,11 +69,8 @@ def test_the_count_sees_what_waits() -> None:
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("loss", ["iou", "com", "kl", "intensity"])
 def test_a_guided_step_waits_once(images: int, loss: str) -> None:
-    model, texts = Toy(), contexts(images)
-
-    def run(latents: Tensor, _: Any) -> None:
-        model(latents, texts)
-
+    model = Toy()
+    run = AllImages(model, contexts(images))
     guide = guide_for(model, PLANS[:images], loss=LOSSES[loss])
     latents = guide.step(noise(images), 0, 8, run)  # it proves the gradient, and takes the tokens to the device
     assert waits(lambda: guide.step(latents, 1, 8, run)) == ["cpu"]

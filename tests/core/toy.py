@@ -93,7 +93,11 @@ class Runner:
     def __call__(self, latents: Tensor, images: Sequence[int]) -> None:
         self.calls.append(list(images))
         assert len(latents) == len(images)
+        self.model(*self.rows_of(latents, images))
+
+    def rows_of(self, latents: Tensor, images: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What the model is given for these images."""
         first = [sum(self.parts[:i]) for i in images]
         chosen = [row for start, i in zip(first, images) for row in range(start, start + self.parts[i])]
         counts = torch.tensor([self.parts[i] for i in images])
-        self.model(latents.repeat_interleave(counts, 0) * self.shrink, self.rows[chosen])
+        return latents.repeat_interleave(counts, 0) * self.shrink, self.rows[chosen]

@@ -14,9 +14,7 @@ from lib_decouple.core.gradient import LossGradient
 from lib_decouple.core.guidance import Guide
 from lib_decouple.core.losses import LOSSES
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
-from lib_decouple.core.observe import Observers
 from lib_decouple.core.schedule import StepRule
-from lib_decouple.core.trace import ImageTrace, Tracer
 from lib_decouple.hosts.diffusers import cross_attention_layers
 
 module = pytest.importorskip(
@@ -57,8 +55,7 @@ def test_loss_gradient_and_update(theirs: Any, places: tuple[int, ...]) -> None:
     layers = [layer for layer in cross_attention_layers(theirs.unet) if layer.factor == 2]
     plan = ImagePlan(tuple(Entity(f"word {place}", (place,)) for place in places))
     gradient_of = LossGradient(theirs.unet, MapReader(layers, [plan], "attend-excite"), LOSSES["intensity"])
-    traces = [ImageTrace(plan.names)]
-    guide = Guide(gradient_of, rule=StepRule("attend-excite", 20), observers=Observers([Tracer(traces)]))
+    guide = Guide(gradient_of, rule=StepRule("attend-excite", 20))
 
     def run(x: Tensor, _: Any) -> None:
         theirs.unet(x, 700, encoder_hidden_states=text)
@@ -68,7 +65,6 @@ def test_loss_gradient_and_update(theirs: Any, places: tuple[int, ...]) -> None:
     # The softmax of 100 times the maps makes 100 times of fp32's rounding.
     assert gradient.norm() > 1e-4
     assert (found - gradient).norm() < 1e-2 * gradient.norm()
-    torch.testing.assert_close(guide.step(latents, 10, 50, run), updated, rtol=0, atol=1e-4)
-    assert [record.before.intensity for record in traces[0].steps] == [
-        pytest.approx({name: value.item() for name, value in zip(plan.names, highest)}, rel=1e-4)
-    ]
+    moved, (seen,) = guide.step(latents, 10, 50, run)
+    torch.testing.assert_close(moved, updated, rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen.maps.flatten(1).amax(1), torch.stack([*highest]).detach(), rtol=1e-4, atol=0)

@@ -11,9 +11,17 @@ import torch
 from tiny import SCHEDULE
 from torch import Tensor, nn
 
-from lib_decouple.core.maps import ImagePlan
+from lib_decouple.core.maps import ImagePlan, MapReader
 from lib_decouple.hosts.base import Level, choose_layers, make_guide
-from lib_decouple.hosts.diffusers import _encoded, chunks, cross_attention_layers, generate, pieces, plan_image
+from lib_decouple.hosts.diffusers import (
+    _encoded,
+    chunks,
+    cross_attention_layers,
+    default_level,
+    generate,
+    pieces,
+    plan_image,
+)
 from lib_decouple.prompt.align import EntityNotFound
 from lib_decouple.settings import Settings
 
@@ -73,6 +81,28 @@ class TestOff:
         for trace in picture.traces:
             assert [record.step for record in trace.steps] == [0, 1, 2, 3]
             assert all(record.maps.shape == (2, 4, 4) for record in trace.steps)
+
+    @pytest.mark.parametrize("scale", [1.0, 5.0])
+    def test_looks_cost_no_call_of_the_unet_and_see_what_a_pass_of_their_own_would(
+        self, sd1: Any, scale: float
+    ) -> None:
+        calls: list[tuple[Any, Any]] = []
+        handle = sd1.unet.register_forward_pre_hook(
+            lambda _, args, given: calls.append((args, given)), with_kwargs=True
+        )
+        try:
+            picture = draw(sd1, Settings(loss="com"), 2, observe=True, keep_maps=True, guidance_scale=scale)
+        finally:
+            handle.remove()
+        assert len(calls) == 4
+        layers = choose_layers(cross_attention_layers(sd1.unet), 0, "auto", default_level(sd1.unet))
+        reader = MapReader(layers, [plan_image(sd1, *own) for own in zip(PROMPTS[:2], ENTITIES)])
+        for step, (args, given) in enumerate(calls):
+            x, timestep = args
+            with torch.no_grad(), reader.reading() as capture:
+                sd1.unet(x[-2:], timestep, encoder_hidden_states=given["encoder_hidden_states"][-2:])
+            for trace, expected in zip(picture.traces, reader.maps(capture, x.shape[-2:], [0, 1])):
+                torch.testing.assert_close(trace.steps[step].maps, expected, rtol=0, atol=1e-6)
 
     def test_watching_sees_the_unguided_steps_too(self, sd1: Any) -> None:
         guided, watched = draw(sd1), draw(sd1, watch=True)

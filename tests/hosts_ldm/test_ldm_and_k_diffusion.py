@@ -25,7 +25,7 @@ from lib_decouple.core.gradient import LossGradient
 from lib_decouple.core.guidance import Guide
 from lib_decouple.core.losses import LOSSES
 from lib_decouple.core.maps import CrossAttentionLayer, Entity, ImagePlan, MapReader, captured
-from lib_decouple.core.observe import Observation, Observers
+from lib_decouple.core.observe import Observation
 from lib_decouple.core.schedule import Schedule, StepRule
 
 NODEPS = "pip install --no-deps -r requirements-test-nodeps.txt"
@@ -160,6 +160,7 @@ class Denoiser:
 
     def __init__(self, unet: nn.Module, guide: Guide, batch: int) -> None:
         self.unet, self.guide, self.step = unet, guide, 0
+        self.seen: list[Observation] = []
         self.cond, self.uncond = texts()
         self.cond = self.cond[:batch]
 
@@ -170,7 +171,9 @@ class Denoiser:
         def run(latents: Tensor, images: Any) -> None:
             self.unet(latents * shrink, torch.full((len(latents),), time), self.cond[list(images)])
 
-        x.copy_(self.guide.step(x, self.step, len(TIMES), run, level))
+        moved, seen = self.guide.step(x, self.step, len(TIMES), run, level)
+        self.seen += seen
+        x.copy_(moved)
         self.step += 1
         return x - level * predicted(self.unet, x * shrink, time, self.cond, self.uncond)
 
@@ -289,13 +292,12 @@ def test_samplers_go_on_with_the_guided_latents(
     size: tuple[int, int],
 ) -> None:
     layers = [layer for layer in walk(unet) if layer.factor == 2]
-    seen: list[Observation] = []
     gradient = LossGradient(unet, MapReader(layers, PLANS[:batch]), LOSSES[loss])
-    guide = Guide(gradient, Schedule(GUIDED), rule, observers=Observers([seen.append]))
+    denoiser = Denoiser(unet, Guide(gradient, Schedule(GUIDED), rule), batch)
     ours: list[Tensor] = []
     with hooks_are_off(unet):
         end = getattr(sampling, sampler)(
-            Denoiser(unet, guide, batch),
+            denoiser,
             noise(batch, size),
             SIGMAS,
             callback=lambda seen: ours.append(seen["x"].clone()),
@@ -306,8 +308,8 @@ def test_samplers_go_on_with_the_guided_latents(
         theirs = reference(unet, batch, size, loss, sampler, rule)
     for step, (a, b) in enumerate(zip([*ours, end], theirs, strict=True)):
         assert (a - b).abs().max() < 1e-4, f"latents {step}"
-    assert min(one.update for one in seen) > 1e-4
-    assert sorted(one.image for one in seen) == sorted(list(range(batch)) * GUIDED)
+    assert min(one.update for one in denoiser.seen) > 1e-4
+    assert sorted(one.image for one in denoiser.seen) == sorted(list(range(batch)) * GUIDED)
     assert all(parameter.requires_grad for parameter in unet.parameters())
 
 

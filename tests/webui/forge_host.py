@@ -4,6 +4,7 @@ residuals added in place, uncond rows first, ``AND`` parts reversed, sampling on
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -135,8 +136,18 @@ def install(monkeypatch: Any, unet: Any) -> SimpleNamespace:
     return shared
 
 
+def equally_long(uncond: Any, text: Any, calls: Any) -> torch.Tensor:
+    """Contexts of one call, repeated to the same length."""
+    contexts = [uncond if part is None else text[part] for part in calls]
+    longest = math.lcm(*(one.shape[1] for one in contexts))
+    return torch.cat([one.repeat(1, longest // one.shape[1], 1) for one in contexts])
+
+
 class Denoiser(torch.nn.Module):
     """CFGDenoiser."""
+
+    enough_memory = True
+    """For all rows in one call."""
 
     mask = nmask = init_latent = None
     mask_before_denoising = False
@@ -165,13 +176,15 @@ class Denoiser(torch.nn.Module):
         rows = [[index for index, _ in part] for part in zip(*composition)][::-1]  # reversed AND parts
         if uncond is not None:
             rows = [None, *rows]  # uncond first
-        together = torch.cat([uncond if part is None else text[part] for part in rows])
-        many = len(rows)
         control = patcher.controlnet_linked_list
-        out = patcher.model.apply_model(
-            torch.cat([x] * many), torch.cat([sigma] * many), c_crossattn=together,
-            control=control and control.get_control(torch.cat([x] * many), sigma, {}, many),
-        ).chunk(many)  # fmt: skip
+        out = []
+        for calls in [rows] if self.enough_memory else [[one] for one in rows]:
+            count = len(calls)
+            out += patcher.model.apply_model(
+                torch.cat([x] * count), torch.cat([sigma] * count), c_crossattn=equally_long(uncond, text, calls),
+                control=control and control.get_control(torch.cat([x] * count), sigma, {}, count),
+                transformer_options={"cond_or_uncond": [int(part is None) for part in calls]},
+            ).chunk(count)  # fmt: skip
         conds = [one for one, part in zip(out, rows) if part is not None]
         denoised = torch.stack(conds).mean(0)
         if uncond is not None:
@@ -208,8 +221,8 @@ class Job(host.Job):
         """``Sampler.sample`` within ``process_images``."""
         with torch.inference_mode():
             x = x.clone()
-            uncond = None
-            if self.cfg != 1:
+            uncond = self.negative
+            if self.cfg != 1 and uncond is None:
                 uncond = self.shared.sd_model.cond_stage_model.encode("nothing").expand(len(x), -1, -1)
             given = {
                 "cond": self.cond, "uncond": uncond, "cond_scale": self.cfg, "s_min_uncond": 0,

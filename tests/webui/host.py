@@ -129,6 +129,9 @@ class Denoiser(nn.Module):
 
     mask = nmask = init_latent = None
     mask_before_denoising = False
+    batch_cond_uncond = True
+    skip_uncond: tuple[int, ...] = ()
+    """Steps without unconditional rows, as "Skip early CFG" and NGMS leave them out."""
 
     def __init__(self, unet: nn.Module, prompt_parser: Any) -> None:
         super().__init__()
@@ -146,9 +149,24 @@ class Denoiser(nn.Module):
         conds, tensor = self.parser.reconstruct_multicond_batch(cond, self.step)
         rows = [row for image in conds for row, _ in image]
         own = [k for k, image in enumerate(conds) for _ in image]
-        out = self.inner_model(x[own], sigma[own], cond={"c_crossattn": [tensor[rows]], "c_concat": [image_cond[own]]})
+        skipped = uncond is None or self.step in self.skip_uncond
+        images, context = own + ([] if skipped else list(range(len(x)))), [tensor[rows]]
+        if not skipped and uncond.shape[1] == tensor.shape[1]:
+            context = [torch.cat([tensor[rows], uncond])]
+        elif not skipped:  # the host calls the model once for each length
+            context.append(uncond)
+        if not self.batch_cond_uncond:
+            context = [part for whole in context for part in whole.split(len(x))]
+        out, start = [], 0
+        for part in context:
+            k = images[start : start + len(part)]
+            given = {"c_crossattn": [part], "c_concat": [image_cond[k]]}
+            out.append(self.inner_model(x[k], sigma[k], cond=given))
+            start += len(part)
+        out = torch.cat(out)
         self.step += 1
-        return torch.stack([out[[i for i, k in enumerate(own) if k == j]].mean(0) for j in range(len(conds))])
+        found = torch.stack([out[[i for i, k in enumerate(own) if k == j]].mean(0) for j in range(len(conds))])
+        return found if skipped else out[len(own) :] + (found - out[len(own) :]) * cond_scale
 
 
 def euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -166,6 +184,8 @@ class Job:
     """``p``, as the host has it when it samples."""
 
     iteration, is_hr_pass = 0, False
+    negative: torch.Tensor | None = None
+    """Context ``[batch, tokens, channels]`` of the unconditional rows; None for a CFG scale of 1."""
 
     def __init__(self, shared: Any, prompts: list[str], steps: int = 4, func: Any = euler) -> None:
         parser = sys.modules["modules.prompt_parser"]
@@ -193,8 +213,8 @@ class Job:
         sigmas = torch.linspace(14.0, 0.0, self.steps + 1)
         given = {
             "cond": self.cond,
-            "uncond": None,
-            "cond_scale": 1,
+            "uncond": self.negative,
+            "cond_scale": 1 if self.negative is None else 3,
             "s_min_uncond": 0,
             "image_cond": x.new_zeros(len(x), 5, 1, 1),
         }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from lib_decouple.core.trace import measure
 from lib_decouple.hosts import reasons
 from lib_decouple.hosts.base import Looking
 from lib_decouple.hosts.denoisers import cross_attention_layers
@@ -269,12 +271,117 @@ def test_unwatched_and_unasked_nothing_more_is_done(a1111, shared, monkeypatch):
 
     monkeypatch.setattr(a1111.SamplingPass, "conditional_pass", counted)
     _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], LATER)
-    assert len(passes) == 5  # two gradients, what each update does, as few are guided, and the look behind the last
+    assert len(passes) == 4  # two gradients, and what each update does, as few are guided
     assert (sampling.maps, sampling.traces[0].moments) == ({}, {})
     passes.clear()
     _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], LATER, looking=Looking(moments=True))
-    assert len(passes) == 6  # and the look at the first step
+    assert len(passes) == 4
+    assert list(sampling.traces[0].moments) == ["unguided", "first", "last"]
     assert sampling.maps == {}
+
+
+def in_one_call(job):
+    job.negative = shared_negative(job)
+
+
+def shared_negative(job, words="nothing"):
+    encoded = stand_in.Clip().encode(words)
+    return encoded.expand(len(job.prompts), -1, -1)
+
+
+def uneven(job):
+    job.negative = shared_negative(job, "nothing BREAK at all")
+
+
+def one_by_one(job):
+    job.negative, job.denoiser.batch_cond_uncond = shared_negative(job), False
+
+
+def uneven_one_by_one(job):
+    uneven(job)
+    job.denoiser.batch_cond_uncond = False
+
+
+def skipped(job):
+    job.negative, job.denoiser.skip_uncond = shared_negative(job), (0, 3)
+
+
+MANY_STEPS = Settings(enabled=True, entities=("cat", "dog"), size=0.3, steps=6)
+ARRANGEMENTS = (lambda job: None, in_one_call, uneven, one_by_one, uneven_one_by_one, skipped)
+
+
+@pytest.mark.parametrize("arrange", ARRANGEMENTS, ids=lambda one: one.__name__)
+def test_what_moves_nothing_costs_no_pass_and_is_what_a_pass_would_have_shown(a1111, shared, unet, arrange):
+    prompts = ["a cat and a dog", "a bird", "a dog AND a cat"]
+    calls, own = [], []
+    counter = unet.register_forward_pre_hook(lambda module, args: calls.append(torch.is_grad_enabled()))
+    seen = []
+
+    def prepare(job):
+        arrange(job)
+        forward = job.denoiser.forward
+
+        def spied(x, sigma, **given):
+            seen.append((x.clone(), sigma.clone(), given, job.denoiser.step))
+            before = len(calls)
+            found = forward(x, sigma, **given)
+            own.append(len(calls) - before)
+            return found
+
+        job.denoiser.forward = spied
+
+    try:
+        looked, job, sampling = drawn(a1111, shared, prompts, MANY_STEPS, prepare, EVERYTHING, steps=8)
+        guided = sum(calls)
+        plain, _, _ = drawn(a1111, shared, prompts, MANY_STEPS, arrange, steps=8)
+    finally:
+        counter.remove()
+    assert torch.equal(looked, plain)
+    assert (guided, len(calls[: sum(own) + 6])) == (6, sum(own) + 6)
+    assert [trace.looks for trace in sampling.traces] == [0, 0, 0]
+    for k in (0, 2):
+        records = sampling.traces[k].steps
+        assert [record.step for record in records] == list(range(7))
+        for record in records:
+            x, sigma, given, step = seen[record.step]
+            job.denoiser.step = step
+            run, reader = sampling.conditional_pass(job.denoiser, sigma, given), reader_for(sampling)
+            with torch.no_grad(), reader.reading() as capture:
+                run(x[[k]], [k])
+            (expected,) = reader.maps(capture, x.shape[-2:], [k])
+            found = record.after if record.guided else record.before
+            measured = measure(sampling.traces[k].entities, expected)
+            for name, values in asdict(measured).items():
+                assert getattr(found, name) == pytest.approx(values, abs=1e-5), (record.step, name)
+    assert sampling.traces[1].steps == []
+
+
+def reader_for(sampling):
+    guide = sampling._prepare(sampling.p.denoiser, sampling.p.cond).guide
+    return guide.gradient.reader
+
+
+def test_a_host_that_passes_the_model_s_attention_by_is_not_looked_at_and_loses_nothing(a1111, shared, unet, caplog):
+    plain, _, _ = drawn(a1111, shared, ["a cat and a dog"], MANY_STEPS, in_one_call, steps=8)
+
+    def prepare(job):
+        in_one_call(job)
+        whole, calls = job.denoiser.inner_model, []
+
+        def inner_model(x, sigma, cond):
+            calls.append(len(x))
+            if len(x) == 2 and calls.count(2) == 1:  # as ControlNet's reference draws a second picture there
+                whole(x[:1], sigma[:1], {"c_crossattn": [cond["c_crossattn"][0][1:]]})
+            return whole(x, sigma, cond)
+
+        job.denoiser.inner_model = inner_model
+
+    found, _, sampling = drawn(a1111, shared, ["a cat and a dog"], MANY_STEPS, prepare, EVERYTHING, steps=8)
+    assert torch.equal(found, plain)
+    assert sampling.stood_aside == ""
+    assert [record.update_norm > 0 for record in sampling.traces[0].steps] == [True] * 6
+    assert all(record.after is None for record in sampling.traces[0].steps)
+    assert caplog.text.count("can't read the maps") == 1
 
 
 def test_who_watches_can_not_disturb(a1111, shared):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from lib_decouple.core.gradient import LossGradient
+from lib_decouple.core.trace import measure
 from lib_decouple.hosts import detect, reasons
 from lib_decouple.settings import Settings
 
 from . import forge_host as stand_in
 from .host import euler
-from .test_a1111 import FITS, tight
+from .test_a1111 import EVERYTHING, FITS, tight
 
 openaimodel = pytest.importorskip(
     "ldm.modules.diffusionmodules.openaimodel", reason="ldm's UNet is not installed (stable-diffusion-sdkit)"
@@ -46,11 +48,11 @@ def noise(count=1):
     return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(5)) * 14
 
 
-def drawn(forge, shared, prompts, settings=None, prepare=None, **given):
+def drawn(forge, shared, prompts, settings=None, prepare=None, looking=None, **given):
     job = stand_in.Job(shared, prompts, **given)
     sampling = None
     if settings:
-        sampling = forge.SamplingPass(job, settings)
+        sampling = forge.SamplingPass(job, settings, looking)
         sampling.attach(noise(len(prompts)))
     if prepare:
         prepare(job)
@@ -481,3 +483,64 @@ def test_anima_s_rotation_passes_a_gradient_on_in_the_guided_pass_alone(monkeypa
     with features.with_backward(torch.nn.Linear(1, 1), torch.device("cpu")):
         assert kitchen.apply_rope_split_half is user.apply_rope_split_half is plain
     assert kitchen.apply_rope_split_half is user.apply_rope_split_half is operator
+
+
+# ---------------------------------------------------------------- looks at the host's own passes
+
+
+def all_at_once(job):
+    pass
+
+
+def one_by_one(job):
+    job.denoiser.enough_memory = False
+
+
+def longer_negative(job):
+    with torch.inference_mode():
+        job.negative = job.shared.sd_model.cond_stage_model.encode("nothing BREAK at all").expand(2, -1, -1)
+
+
+@pytest.mark.parametrize("cfg", [1, 3])
+@pytest.mark.parametrize("arrange", [all_at_once, one_by_one, longer_negative], ids=lambda one: one.__name__)
+def test_what_moves_nothing_costs_no_pass_and_is_what_a_pass_would_have_shown(forge, shared, unet, arrange, cfg):
+    prompts = ["a cat and a dog AND a fox", "a dog AND a cat"]
+    settings = Settings(enabled=True, entities=("cat", "dog"), size=0.3, loss="com(form=negative)", steps=6)
+    calls, seen = [], []
+    counter = unet.register_forward_pre_hook(lambda module, args: calls.append(torch.is_grad_enabled()))
+
+    def prepare(job):
+        arrange(job)
+        forward = job.denoiser.forward
+
+        def spied(x, sigma, **given):
+            seen.append((x.clone(), sigma.clone(), given, job.denoiser.step, len(calls)))
+            return forward(x, sigma, **given)
+
+        job.denoiser.forward = spied
+
+    try:
+        looked, job, sampling = drawn(forge, shared, prompts, settings, prepare, EVERYTHING, steps=8, cfg=cfg)
+        ours = sum(calls)
+        total = len(calls)
+        plain, _, _ = drawn(forge, shared, prompts, settings, arrange, steps=8, cfg=cfg)
+    finally:
+        counter.remove()
+    assert torch.equal(looked, plain)
+    assert ours == 6
+    assert len(calls) - total == total  # as many as without looking
+    for k, trace in enumerate(sampling.traces):
+        assert [record.step for record in trace.steps] == list(range(7))
+        assert trace.looks == 0
+        for record in trace.steps:
+            x, sigma, given, step, _ = seen[record.step]
+            job.denoiser.step = step
+            with torch.no_grad(), sampling.differentiable():
+                reader = sampling._prepare(job.denoiser, job.cond).guide.gradient.reader
+                run = sampling.conditional_pass(job.denoiser, sigma, given)
+                with reader.reading() as capture:
+                    run(x[[k]].clone(), [k])
+                (expected,) = reader.maps(capture, x.shape[-2:], [k])
+            found = record.after if record.guided else record.before
+            for name, values in asdict(measure(trace.entities, expected)).items():
+                assert getattr(found, name) == pytest.approx(values, abs=1e-5), (record.step, name)
