@@ -101,7 +101,7 @@ def weights_on_the_way(model: nn.Module, last: CrossAttentionLayer, recompute: b
     ``model``'s modules stand in order of execution, as in ldm's UNets. A host that casts weights at each call has a
     copy of these in the graph until the gradient is taken.
     """
-    again = {part for block in _blocks(model, last) for part in block.modules()} if recompute else set()
+    again = {part for block in _blocks(model, last, [last]) for part in block.modules()} if recompute else set()
     count = 0
     for module in model.modules():
         if module is last.module:

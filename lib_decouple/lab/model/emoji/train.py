@@ -238,13 +238,15 @@ def pass_colours_through(vae: Any) -> None:
     smooth = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
     for part in vae.modules():
         if isinstance(part, ResnetBlock2D):
-            part.conv2.weight *= 0.2
-            part.conv2.weight[taken] = 0
-            part.conv2.bias[taken] = 0
+            leaving: Any = part.conv2
+            leaving.weight *= 0.2
+            leaving.weight[taken] = 0
+            leaving.bias[taken] = 0
         elif isinstance(part, Attention):
-            part.to_out[0].weight *= 0.2
-            part.to_out[0].weight[taken] = 0
-            part.to_out[0].bias[taken] = 0
+            projection: Any = part.to_out
+            projection[0].weight *= 0.2
+            projection[0].weight[taken] = 0
+            projection[0].bias[taken] = 0
     idle = [channel for channel in taken if channel not in colours]
     none = torch.zeros(3, 3)
     for convolution, sources in ((encoder.conv_in, [0, 1, 2] * 2), (decoder.conv_in, [0, 1, 2] * 2)):
