@@ -108,6 +108,7 @@ def test_hosts_do_not_know_each_other() -> None:
         "family",
         "features",
         "ldm",
+        "ordinary",
         "reasons",
     }
     shared |= {"sampling"}
