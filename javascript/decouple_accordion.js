@@ -11,6 +11,7 @@
             this.ticked = this.isTicked();
             this.old = null; // number of the status that a run has left before the one that is being drawn
             this.busy = false;
+            this.pressed = false; // Generate was, and the job that it began has not ended
             this.status = decouple.find(tab, "status");
             this.drawing = decouple.part("p", "decouple-says", "", {role: "status"});
             this.status?.after(this.drawing);
@@ -20,7 +21,10 @@
                 return [name, line];
             }));
             this.box.addEventListener("input", () => this.look());
-            gradioApp().querySelector(`#${tab}_generate`)?.addEventListener("click", () => this.begun());
+            gradioApp().querySelector(`#${tab}_generate`)?.addEventListener("click", () => {
+                this.pressed = true;
+                this.begun();
+            });
             setInterval(() => this.look(), LOOK);
         }
 
@@ -31,7 +35,9 @@
         look() {
             this.openWhenTicked();
             const busy = decouple.busy(this.tab);
-            if (busy && !this.busy) this.begun();
+            // A short job may have left its status before it is seen to run: of one that was begun here that is known.
+            if (busy && !this.busy && !this.pressed) this.begun();
+            if (this.busy && !busy) this.pressed = false;
             this.busy = busy;
             this.showStatus();
             this.tellWhatIsLeftOpen();

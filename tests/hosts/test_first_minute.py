@@ -113,6 +113,21 @@ def test_a_new_run_shows_no_status_of_the_run_before(page):
     until(lambda: find(page, own("status"))[0].is_displayed())
 
 
+def test_the_status_of_a_job_that_is_over_before_it_is_seen_to_run_stays(page):
+    before = told(page)
+    page.execute_script("decouple.kept = decouple.busy; decouple.busy = () => false")
+    try:
+        page.execute_script("document.querySelector('#txt2img_generate').click()")
+        until(lambda: told(page) not in (None, before))
+        page.execute_script("decouple.busy = () => true")
+        time.sleep(1)
+    finally:
+        page.execute_script("decouple.busy = decouple.kept")
+    until(lambda: idle(page))
+    time.sleep(1)
+    assert find(page, own("status"))[0].is_displayed()
+
+
 def test_the_trace_of_a_run_that_stood_aside_is_a_sentence(page):
     write(page, "zebra", f"{own('entities')} textarea")
     until(lambda: "zebra" in text(page, "tokens"))
