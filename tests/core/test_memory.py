@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-import gc
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from lib_decouple.core.gradient import Learned, LossGradient
 from lib_decouple.core.losses import LOSSES
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
 from lib_decouple.core.memory import Thrift, kept_bytes
+from lib_decouple.lab.study.bench.shapes import Alive, without_its_own_map
 
 diffusers = pytest.importorskip("diffusers")
 
 
-class Alive(TorchDispatchMode):
-    """Knows the storages that were made inside and are still held by somebody."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self._weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for one in tree_flatten(made)[0]:
-            if isinstance(one, Tensor) and (storage := one.untyped_storage())._cdata not in self._weights:
-                self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        return made
-
-    def bytes(self) -> int:
-        gc.collect()
-        return sum(size for reference, size in self._made.values() if not reference.expired())
-
-
-def without_its_own_map(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
-    """An attention that keeps what flash attention keeps."""
-    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]
-
-
-def counted(family: str, side: int, thrift: Thrift, monkeypatch: Any, part: str = "all") -> tuple[int, int]:
+def counted(family: str, side: int, thrift: Thrift, part: str = "all") -> tuple[int, int]:
     """Bytes kept for the gradient of one image of ``side`` x ``side`` latents, and what was estimated."""
     from lib_decouple.hosts.base import Level, choose_layers
     from lib_decouple.hosts.checkpoints import FAMILIES
     from lib_decouple.hosts.diffusers import cross_attention_layers
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", without_its_own_map)
     kept: list[int] = []
     with torch.device("meta"):
         config = dict(FAMILIES[family]["unet"])
@@ -71,7 +40,7 @@ def counted(family: str, side: int, thrift: Thrift, monkeypatch: Any, part: str 
     source = LossGradient(unet, MapReader(read, [plan]), loss, Learned(thrift))
     source.proved = True  # that would look at numbers, of which there are none here
     more = sizes if family == "sdxl" else None
-    with alive:
+    with alive, without_its_own_map():
         source.differentiate(
             latents, [0], lambda x, _: unet(x, time, encoder_hidden_states=context, added_cond_kwargs=more)
         )
@@ -79,8 +48,8 @@ def counted(family: str, side: int, thrift: Thrift, monkeypatch: Any, part: str 
 
 
 @pytest.mark.parametrize(("family", "side", "most"), [("sd1", 64, 0.15e9), ("sdxl", 128, 0.5e9)])
-def test_computed_again_little_is_kept(family: str, side: int, most: float, monkeypatch: Any) -> None:
-    kept, estimated = counted(family, side, Thrift(recompute=True), monkeypatch)
+def test_computed_again_little_is_kept(family: str, side: int, most: float) -> None:
+    kept, estimated = counted(family, side, Thrift(recompute=True))
     assert 0.02e9 < kept < most
     # The estimate has room for the block that is computed again at the moment, too.
     assert 1.05 * kept < estimated < 2.5 * kept
@@ -88,7 +57,7 @@ def test_computed_again_little_is_kept(family: str, side: int, most: float, monk
 
 @pytest.mark.parametrize("part", ["all", "down"])
 @pytest.mark.parametrize(("family", "side"), [("sd1", 64), ("sdxl", 128)])
-def test_the_estimate_is_what_is_kept_and_not_much_more(family: str, side: int, part: str, monkeypatch: Any) -> None:
-    kept, estimated = counted(family, side, Thrift(), monkeypatch, part)
+def test_the_estimate_is_what_is_kept_and_not_much_more(family: str, side: int, part: str) -> None:
+    kept, estimated = counted(family, side, Thrift(), part)
     assert kept > 0.2e9
     assert kept <= estimated < 1.5 * kept

@@ -12,21 +12,28 @@ from diffusers import DDIMScheduler
 from tiny import CONTEXT, tiny_unet
 
 from lib_decouple.core.schedule import StepRule
-from lib_decouple.hosts.diffusers import generate
-from lib_decouple.lab.study import bench
-from lib_decouple.lab.study.bench import ARMS, WAYS, Arm, Stand, calls, count_flops, draw, run_cost, summarise
+from lib_decouple.hosts.base import make_guide
+from lib_decouple.hosts.diffusers import cross_attention_layers, default_level, generate, plan_image
+from lib_decouple.lab.study.bench import costs as bench_costs
+from lib_decouple.lab.study.bench import rival
+from lib_decouple.lab.study.bench.arms import ARMS, Arm, draw, summarise
+from lib_decouple.lab.study.bench.costs import apart, calls, measure_costs
+from lib_decouple.lab.study.bench.counting import count_flops, run_cost
+from lib_decouple.lab.study.bench.report import cost_table, loss_table, verdict
+from lib_decouple.lab.study.bench.ways import SAME_ON_SD15, WAYS, guide_of
 from lib_decouple.lab.study.late import generate_late
 from lib_decouple.lab.study.sample import Case
+from lib_decouple.lab.study.unets import UNetWithInputs
 from lib_decouple.settings import Settings
 
 PROMPT, ENTITIES = "a cat and a dog", ["cat", "dog"]
 
 
 @pytest.fixture
-def stand() -> Stand:
+def stand() -> UNetWithInputs:
     """A tiny UNet: down 1, middle 1, up 2 cross-attentions at half of 8x8 latents."""
     generator = torch.Generator().manual_seed(1)
-    return Stand(
+    return UNetWithInputs(
         tiny_unet(), torch.randn(1, 4, 8, 8, generator=generator), torch.randn(2, 77, CONTEXT, generator=generator)
     )
 
@@ -59,7 +66,7 @@ def test_the_counter_sees_attention_and_its_backward() -> None:
     assert count_flops(lambda: torch.autograd.grad(attend(q, k, v).sum(), [q, k, v])) == (2 + 4) * product
 
 
-def test_a_pass_costs_less_the_sooner_it_ends(stand: Stand) -> None:
+def test_a_pass_costs_less_the_sooner_it_ends(stand: UNetWithInputs) -> None:
     found = {name: count_flops(calls(way, stand).guided) for name, way in WAYS.items()}
     order = ["plain", "down path alone", "up to the middle", "up to the first up layer", "all layers", "whole pass"]
     assert [found[name] for name in order] == sorted({found[name] for name in order})
@@ -70,9 +77,9 @@ def test_a_pass_costs_less_the_sooner_it_ends(stand: Stand) -> None:
     assert found["one step late"] < found["diffusers Attend-and-Excite"] < found["whole pass"]
 
 
-def test_which_layers_each_way_reads(stand: Stand) -> None:
+def test_which_layers_each_way_reads(stand: UNetWithInputs) -> None:
     def names(way: str) -> list[str]:
-        return [layer.name.split(".attentions")[0] for layer in stand.guide(WAYS[way]).gradient.reader.layers]
+        return [layer.name.split(".attentions")[0] for layer in guide_of(stand, WAYS[way]).gradient.reader.layers]
 
     down, middle, up = "down_blocks.1", "mid_block", "up_blocks.0"
     assert names("all layers") == names("whole pass") == [down, middle, up, up]
@@ -81,16 +88,16 @@ def test_which_layers_each_way_reads(stand: Stand) -> None:
     assert names("up to the middle") == [down, middle]
     assert names("down path alone") == [down]
     with pytest.raises(ValueError, match="none on the path 'down'"):
-        WAYS["down path alone"].layers(stand.guide(WAYS["first up layer alone"]).gradient.reader.layers)
+        WAYS["down path alone"].layers(guide_of(stand, WAYS["first up layer alone"]).gradient.reader.layers)
 
 
 def test_the_rival_collects_maps_of_the_level_and_leaves_no_processors(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+    stand: UNetWithInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = dict(stand.unet.attn_processors)
     kept = []
-    make = bench.make_rival
-    monkeypatch.setattr(bench, "make_rival", lambda **parts: kept.append(make(**parts)) or kept[-1])
+    make = rival.make_rival
+    monkeypatch.setattr(rival, "make_rival", lambda **parts: kept.append(make(**parts)) or kept[-1])
     calls(WAYS["diffusers Attend-and-Excite"], stand).guided()
     store = kept[0].attention_store.attention_store
     assert {place: [m.shape[1:] for m in maps] for place, maps in store.items()} == {
@@ -101,15 +108,13 @@ def test_the_rival_collects_maps_of_the_level_and_leaves_no_processors(
     assert stand.unet.attn_processors == before
 
 
-def test_whole_passes_come_out_as_ended_ones(pipe: Any) -> None:
-    def latents() -> torch.Tensor:
-        settings = Settings(enabled=True, loss="iou")
-        return generate(pipe, [PROMPT], [ENTITIES], settings, seeds=[3], steps=4, output="latent").images[0]
-
-    ended = latents()
-    with bench.never_ending():
-        whole = latents()
-    torch.testing.assert_close(whole, ended, rtol=0, atol=0)
+def test_whole_passes_come_out_as_ended_ones(stand: UNetWithInputs) -> None:
+    ended, whole = (
+        guide_of(stand, WAYS[way]).step(stand.latents, 0, 50, lambda x, _: stand.run(x)).latents
+        for way in ("all layers", "whole pass")
+    )
+    assert torch.equal(whole, ended)
+    assert (ended - stand.latents).abs().max() > 1e-4
 
 
 def late(pipe: Any, settings: Settings, steps: int = 4) -> torch.Tensor:
@@ -144,12 +149,12 @@ def test_late_applies_the_first_gradient_before_the_second_step(pipe: Any) -> No
     )
     shares = [trace.steps[0].update_norm for trace in moved.traces]
     named, unnamed = pipe.encode_prompt([PROMPT] * 2, "cpu", 1, True, negative_prompt=[""] * 2)
-    guide = bench.make_guide(
+    guide = make_guide(
         settings,
         pipe.unet,
-        bench.cross_attention_layers(pipe.unet),
-        [bench.plan_image(pipe, PROMPT, ENTITIES)] * 2,
-        bench.default_level(pipe.unet),
+        cross_attention_layers(pipe.unet),
+        [plan_image(pipe, PROMPT, ENTITIES)] * 2,
+        default_level(pipe.unet),
     )
     pipe.scheduler.set_timesteps(2)
     first, second = pipe.scheduler.timesteps
@@ -214,7 +219,7 @@ def test_the_joined_table_by_hand() -> None:
     assert down["sd15_flops"] == pytest.approx(1.15)
     assert delayed["embedded_flops"] == pytest.approx(1.15)
     assert "sd15_flops" not in delayed
-    assert "| 2 | down path alone | 8 | 75.0 [" in bench.loss_table([exact, down, delayed])
+    assert "| 2 | down path alone | 8 | 75.0 [" in loss_table([exact, down, delayed])
     assert set(ARMS["plain"].settings.as_dict()) == set(Settings().as_dict())
 
 
@@ -228,20 +233,20 @@ def test_costs_are_measured_once_and_survive_an_interrupt(tmp_path: Any, monkeyp
         figures = {"plain": 100, "guided": 150, "unguided": 100}
         return {"model": model, "way": name, "flops": figures, "seconds": figures, "memory": None, "last": "up"}
 
-    monkeypatch.setattr(bench, "apart", fake)
+    monkeypatch.setattr(bench_costs, "apart", fake)
     log = tmp_path / "costs.jsonl"
-    costs = bench.measure_costs(log, ["sd15"])
-    assert asked == [("sd15", name) for name in WAYS if name not in ("whole pass", *bench.SAME_ON_SD15)]
+    costs = measure_costs(log, ["sd15"])
+    assert asked == [("sd15", name) for name in WAYS if name not in ("whole pass", *SAME_ON_SD15)]
     log.write_text(log.read_text() + '{"model": "sd')
     asked.clear()
-    assert bench.measure_costs(log, ["sd15"]) == costs
+    assert measure_costs(log, ["sd15"]) == costs
     assert asked == []
     assert [json.loads(line)["way"] for line in log.read_text().splitlines()] == [cost["way"] for cost in costs]
-    assert "1.2500; target, at most 1.27: yes" in bench.verdict(costs)
-    assert "not measured" in bench.verdict([])
-    assert "| all layers | up | 25 | 0.00 | 1.500 | 1.250 | 1.25 | not measured |" in bench.cost_table(costs, "sd15")
+    assert "1.2500; target, at most 1.27: yes" in verdict(costs)
+    assert "not measured" in verdict([])
+    assert "| all layers | up | 25 | 0.00 | 1.500 | 1.250 | 1.25 | not measured |" in cost_table(costs, "sd15")
 
 
 def test_a_process_that_dies_is_told() -> None:
     with pytest.raises(RuntimeError, match="ended with code 3"):
-        bench.apart(os._exit, 3)
+        apart(os._exit, 3)

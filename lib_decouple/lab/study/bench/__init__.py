@@ -1,0 +1,1 @@
+"""``bench``: what guidance costs, and what each cheaper way loses, side by side."""

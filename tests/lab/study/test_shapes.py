@@ -1,0 +1,57 @@
+"""What is counted on shapes, against hand counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_unet
+
+from lib_decouple.lab.study.bench import shapes
+from lib_decouple.lab.study.bench.counting import count_flops
+from lib_decouple.lab.study.unets import with_inputs
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, dict[str, Any]]:
+    unet = tiny_unet().half().to("meta")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "on_meta", lambda _: with_inputs(unet, 16))
+        paths = [path for path in shapes.PATHS if "first" not in path]  # it has two transformers on the way up
+        return {path: shapes.count("sd15", path) for path in paths}
+
+
+def test_a_product_by_hand() -> None:
+    a, b = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
+    assert count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def test_fewer_layers_cost_less(rows: dict[str, dict[str, Any]]) -> None:
+    whole, less, middle = rows.values()
+    assert whole["layers"] > less["layers"] > middle["layers"]
+    for cost in ("look", "guided", "again", "late"):
+        assert whole["flops"][cost] > less["flops"][cost] > middle["flops"][cost]
+    for row in rows.values():
+        flops, kept = row["flops"], row["bytes"]
+        assert flops["look"] < 0.5  # of two rows, one is looked at, and not to its end
+        assert flops["look"] < flops["late"] < flops["guided"] < flops["again"] < flops["guided"] + flops["look"]
+        assert kept["again"] < kept["guided"] <= kept["late"]
+        assert row["run"]["guided"] == pytest.approx(1 + flops["guided"] / 2)
+
+
+def test_bytes_by_hand() -> None:
+    a = torch.empty(4, 8, device="meta", requires_grad=True)
+    with shapes.Alive(torch.nn.Identity()) as alive:
+        kept = (a * 2).sigmoid()  # keeps its result alone: 4 x 8 numbers of 4 bytes
+        assert alive.bytes() == 4 * 8 * 4
+        del kept
+        assert alive.bytes() == 0
+
+
+def test_the_table_has_every_row(rows: dict[str, dict[str, Any]]) -> None:
+    text = shapes.table(list(rows.values()))
+    found = [line for line in text.splitlines() if line.startswith("| Stable")]
+    assert len(found) == len(rows)
+    whole = rows["all layers of the level"]["flops"]
+    assert f"| {whole['look']:.2f} | {whole['guided']:.2f} | {whole['again']:.2f} |" in found[0]
