@@ -459,7 +459,28 @@ def _places(text: str, letters: tuple[str, list[int]]) -> list[int]:
     return found
 
 
+_SHORT = 40
+"""Words of the longest clause whose entities are remembered: while somebody types, all clauses but one stay."""
+
+
 def _of_clause(clause: Sequence[Token]) -> Iterator[Entity]:
+    """The entities of one clause."""
+    if len(clause) > _SHORT:
+        yield from _read(clause)
+        return
+    at = clause[0].start
+    found = _remembered(tuple(Token(one.text, one.start - at, one.end - at, *one[3:]) for one in clause))
+    for one in found:
+        attributes = tuple((text, start + at) for text, start in one.attributes)
+        yield replace(one, start=one.start + at, end=one.end + at, attributes=attributes)
+
+
+@lru_cache(maxsize=4096)
+def _remembered(clause: tuple[Token, ...]) -> tuple[Entity, ...]:
+    return tuple(_read(clause))
+
+
+def _read(clause: Sequence[Token]) -> Iterator[Entity]:
     """The entities of one clause: it falls into runs of nouns and adjectives between verbs and small words."""
     run: list[_Unit] = []
     opened = named = skipped = made_of = joined = False

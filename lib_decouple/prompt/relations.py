@@ -9,6 +9,7 @@ looking at and chasing leave both. Where two things can't be told to be related,
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -160,10 +161,11 @@ class _Reader:
             self.anchor = None
         previous: Entity | None = None
         relation, first = "", len(self.found)
+        starts, ends = [token.start for token in clause.tokens], [token.end for token in clause.tokens]
         for one in things:
             start = min([one.start, *(at for _, at in one.attributes)])
-            link = [t for t in clause.tokens if (previous.end if previous else -1) <= t.start and t.end <= start]
-            owner = previous is not None and not link and self._owns(clause, previous, one)
+            link = clause.tokens[bisect_left(starts, previous.end if previous else 0) : bisect_right(ends, start)]
+            owner = previous is not None and not link and clause.tokens[bisect_left(ends, previous.end)].owner
             relation, other = self._related(link, one, previous, relation, bool(previous), owner)
             if owner and previous is not None and _is_part(one) and first < len(self.found):
                 # "a corgi's head": it is the head that is drawn, unless it is somewhere itself
@@ -175,11 +177,6 @@ class _Reader:
                 self.anchor = one
                 self.alive = one if _is_alive(one) else self.alive
             previous = one
-
-    @staticmethod
-    def _owns(clause: Clause, previous: Entity, one: Entity) -> bool:
-        token = next((t for t in clause.tokens if t.end == previous.end), None)
-        return token is not None and token.owner
 
     def _related(
         self, link: Sequence[Token], one: Entity, previous: Entity | None, before: str, inside: bool, owner: bool
