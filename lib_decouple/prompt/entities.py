@@ -85,6 +85,42 @@ _NUMBERED = re.compile(r"\d+([a-z]+)")
 _ADJECTIVE = Entry("-", 0, 0, 0, 9)
 _NOUN = Entry("x", 0, 9, 0, 0)
 _PERSON = Entry("p", 9, 9, 0, 0)
+_CONTAINER = Entry("t", 9, 9, 0, 0)
+_TOWARDS = frozenset(
+    ["next", "close", "due", "opposite", "similar", "compared", "adjacent", "tied", "chained", "attached"]
+)
+"""Behind these, "to" leads to a thing, not to what is done."""
+_BASIC = frozenset(
+    ["cat", "dog", "horse", "cow", "pig", "sheep", "goat", "lion", "tiger", "bear", "wolf", "fox", "rabbit"]
+)
+_BASIC |= {
+    "mouse",
+    "elephant",
+    "monkey",
+    "frog",
+    "duck",
+    "owl",
+    "penguin",
+    "snake",
+    "turtle",
+    "deer",
+    "zebra",
+    "giraffe",
+}
+_BASIC |= {
+    "panda",
+    "koala",
+    "kangaroo",
+    "squirrel",
+    "hedgehog",
+    "otter",
+    "parrot",
+    "swan",
+    "crocodile",
+    "camel",
+    "donkey",
+}
+"""Animals that nobody puts before another to say of what kind it is: "cat dog" are two."""
 _BEHIND = frozenset(["background", "backdrop"])
 """Nouns of the picture; the one before them tells what is there."""
 
@@ -500,7 +536,7 @@ def _read(clause: Sequence[Token]) -> Iterator[Entity]:
 
     while i < len(clause) and not _names_style(clause, i):
         text = clause[i].text
-        small = _is_small(text, _SMALL) or _denies(clause, i)
+        small = (_is_small(text, _SMALL) and not _is_container(clause, i)) or _denies(clause, i)
         unit = _unit(clause, i)
         if not small and unit.tokens == 1 and _is_verb(clause, i, run) and _leads(clause, i):
             unit = unit._replace(entry=_ADJECTIVE)
@@ -508,7 +544,10 @@ def _read(clause: Sequence[Token]) -> Iterator[Entity]:
             small = False
             unit = unit._replace(tokens=0)
         if not small and unit.tokens:
-            if run and clause[i].brackets and _splits(run[-1], unit, clause[i].brackets):
+            if run and (
+                run[-1].text in _BASIC >= {unit.text}
+                or (clause[i].brackets and _splits(run[-1], unit, clause[i].brackets))
+            ):
                 yield from told(",")
                 named, joined, determiner, opened, run = True, False, "", False, []
             run.append(unit)
@@ -519,7 +558,7 @@ def _read(clause: Sequence[Token]) -> Iterator[Entity]:
         else:
             i += 1
         yield from told(text)
-        named = named or bool(run)
+        named = named or any(unit.entry is None or unit.entry.noun for unit in run)
         article = _is_small(text, _ARTICLE)
         determiner = text if article else "'s" if text == "'s" else determiner if small and not run else ""
         opened = article or text == "'s" or (opened and small and not run)
@@ -531,6 +570,15 @@ def _read(clause: Sequence[Token]) -> Iterator[Entity]:
         made_of = making or (made_of and small and not run)
         run = []
     yield from told("")
+
+
+def _is_container(clause: Sequence[Token], i: int) -> bool:
+    """Whether "can" is a thing here: "a can", "a watering can on a shelf"."""
+    if clause[i].text != "can" or not i:
+        return False
+    before, after = clause[i - 1].text, clause[i + 1].text if i + 1 < len(clause) else ""
+    ended = not after or _is_small(after, "PO")
+    return _is_small(before, _ARTICLE) or (ended and not _is_small(before, _SMALL))
 
 
 def _leads(clause: Sequence[Token], i: int) -> bool:
@@ -593,7 +641,7 @@ def _single(token: Token) -> _Unit:
         counted = found if found and _visible(found) and len(match[1]) > 2 else _ADJECTIVE
         counted = _PERSON if match[1] in ("other", "others") else counted
         return _Unit(token.text, token.start, token.end, counted, False, 1, False)
-    found, plural = _noun(token.text)
+    found, plural = (_CONTAINER, False) if token.text == "can" else _noun(token.text)
     if found is None and "-" in token.text:
         last = token.text.rpartition("-")[2]
         found, plural = _noun(last)
@@ -653,7 +701,13 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     if found is None or found.verb < 3:
         return False
     only = found.verb >= 8 or text in _SAME_PAST or _is_second(clause, i, run)  # "a cat and a dog walk into"
-    return before in _SUBJECTS or (follows and (before == "to" or (noun_before and (run[-1].plural or only))))
+    return before in _SUBJECTS or (
+        follows
+        and (
+            (before == "to" and (i < 2 or clause[i - 2].text not in _TOWARDS))
+            or (noun_before and (run[-1].plural or only))
+        )
+    )
 
 
 _ONE = frozenset(["a", "an", "another", "one", "each", "every"])
