@@ -26,9 +26,9 @@ FIXED: Mapping[str, Any] = MappingProxyType(
 were the defaults of version 1, so they are what its presets, and every infotext, mean by leaving a field out."""
 
 
-Group = Literal["entities", "strength", "steps", "update", "maps", "memory"]
-"""What a field decides: what is kept apart, how strongly, at which steps, how a step is made, from which maps, and
-what it costs."""
+Group = Literal["entities", "strength", "told", "steps", "update", "maps", "memory"]
+"""What a field decides: what is kept apart, how strongly, what is told of it, at which steps, how a step is made, from
+which maps, and what it costs."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,16 @@ class Settings:
         "Each image of a batch has its own pass: less memory, more time.",
         "Decouple one at a time",
         group="memory",
+    )
+
+    look: str = _setting(
+        "tell",
+        "Look",
+        "tell: which entity is there and which is probably missing, read off the attention of the sampler's own passes "
+        "while the picture is drawn; it changes no picture and costs no pass. off: nothing is told.",
+        "Decouple look",
+        choices=("off", "tell"),
+        group="told",
     )
 
     def __post_init__(self) -> None:

@@ -103,6 +103,7 @@ def test_hosts_do_not_know_each_other() -> None:
         "base",
         "bystanders",
         "checkpoints",
+        "curves",
         "denoisers",
         "detect",
         "family",
@@ -110,6 +111,7 @@ def test_hosts_do_not_know_each_other() -> None:
         "ldm",
         "ordinary",
         "reasons",
+        "tell",
     }
     shared |= {"sampling"}
     for path in MODULES:

@@ -84,7 +84,8 @@ class HostPass:
         self._columns = self.reader.columns
 
     def maps(self, size: Sequence[int], images: Sequence[int]) -> dict[int, Tensor]:
-        """Entity maps ``[entities, h, w]`` of each of ``images``; ``size`` is the latents' height and width.
+        """Entity maps ``[entities, h, w]`` of each of ``images`` whose every AND part the host draws with (Forge leaves
+        out those that another prompt of the batch has not); ``size`` is the latents' height and width.
 
         Raises what went wrong during the pass, and ValueError when it was not the host's usual one.
         """
@@ -94,20 +95,19 @@ class HostPass:
             raise AttentionReplaced("rows: the model was not called")
         if self._total not in self._rows.totals:
             raise AttentionReplaced(f"rows: {self._total} instead of one of {sorted(self._rows.totals)}")
-        first = [sum(plan.parts for plan in self.reader.images[:image]) for image in images]
-        wanted = [
-            k for start, image in zip(first, images) for k in range(start, start + self.reader.images[image].parts)
-        ]
+        parts = [plan.parts for plan in self.reader.images]
+        rows_of = {image: range(sum(parts[:image]), sum(parts[: image + 1])) for image in images}
+        whole = [k for k, own in rows_of.items() if all(set(own) <= layer.keys() for layer in self._maps.values())]
+        if not whole:
+            raise AttentionReplaced(f"rows: of no image all {[list(own) for own in rows_of.values()]} were seen")
         capture = Capture(None if self.reader.tokens is None else tuple(self.reader.tokens))
-        for name, own in self._maps.items():
-            if lacking := [row for row in wanted if row not in own]:
-                raise AttentionReplaced(f"rows: the conditional ones {lacking} were not seen in {name}")
-            capture.maps[name] = torch.stack([own[row] for row in wanted])
+        for name, seen in self._maps.items():
+            capture.maps[name] = torch.stack([seen[row] for image in whole for row in rows_of[image]])
         # Maps of a host that draws in inference mode are to be ordinary tensors.
         with torch.inference_mode(False), torch.no_grad():
             capture.maps = {name: own.clone() for name, own in capture.maps.items()}
             with full_precision(next(iter(capture.maps.values())).device if capture.maps else torch.device("cpu")):
-                return dict(zip(images, self.reader.maps(capture, size, images)))
+                return dict(zip(whole, self.reader.maps(capture, size, whole)))
 
     def opened(self, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
         """The denoiser is called."""

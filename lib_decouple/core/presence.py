@@ -39,6 +39,55 @@ def colliding(maps: Tensor) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True)
+class Presence:
+    """What the maps of one image tell at one noise level, and of each of its entities."""
+
+    sigma: float
+    scores: dict[str, float]
+    """Entity -> :func:`presence` of its map, in [0, 1]."""
+    chances: dict[str, float] | None = None
+    """Entity -> the probability that it is in the picture; None where no curve was learned for the model, or says
+    nothing at this noise level."""
+    colliding: tuple[str, str] | None = None
+    """The pair whose maps overlap most."""
+
+    @property
+    def weakest(self) -> str:
+        """The entity of the lowest score."""
+        return min(self.scores, key=self.scores.__getitem__)
+
+    def words(self) -> str:
+        """``cat ✓, dog probably missing``; where nothing is known of the model, only which is the ``weakest: dog``,
+        and of one entity alone nothing."""
+        if self.chances is None:
+            told = f"weakest: {self.weakest}" if len(self.scores) > 1 else ""
+        else:
+            told = ", ".join(
+                f"{name} ✓" if own >= 0.5 else f"{name} probably missing" for name, own in self.chances.items()
+            )
+        closest = f"closest: {' and '.join(self.colliding)}" if self.colliding and len(self.scores) > 2 else ""
+        return "; ".join(filter(None, (told, closest)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        pair = None if self.colliding is None else list(self.colliding)
+        own = {"sigma": self.sigma, "scores": self.scores, "chances": self.chances, "weakest": self.weakest}
+        return {**own, "closest": pair, "words": self.words()}
+
+
+@torch.no_grad()
+def read(names: Sequence[str], maps: Tensor, sigma: float, curve: Curve | None = None) -> Presence:
+    """What the raw maps ``[entities, h, w]`` tell, read at noise level ``sigma``."""
+    pair = colliding(maps)
+    scores = dict(zip(names, presence(maps[None])[0].tolist()))
+    chances: dict[str, float] | None = None
+    if curve is not None:
+        found = {name: curve.probability(score, sigma) for name, score in scores.items()}
+        chances = {name: own for name, own in found.items() if own is not None} or None
+    return Presence(sigma, scores, chances, None if pair is None else (names[pair[0]], names[pair[1]]))
+
+
+@dataclass(frozen=True)
 class Level:
     """At one noise level: ``P(present) = 1 / (1 + exp(−slope (score − middle)))``."""
 

@@ -51,6 +51,12 @@ class SamplingPass(sampling.SamplingPass):
             for kind, forward in before.items():
                 kind.forward = forward
 
+    def noise_level(self, denoiser: Any, sigma: Tensor) -> float:
+        """That of the timestep where the sampler has timesteps."""
+        level = float(sigma.reshape(-1)[0])
+        kept = getattr(denoiser, "alphas", None)
+        return level if kept is None else float(((1 - kept[round(level)]) / kept[round(level)]).sqrt())
+
     def conditional_rows(self, denoiser: Any, given: dict[str, Any], batch: int) -> ConditionalRows:
         """Conditional rows, in one call or in several, then the unconditional ones, unless they are skipped."""
         _refuse_reference(self.unet())

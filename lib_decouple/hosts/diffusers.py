@@ -7,6 +7,7 @@ are those that the next denoiser call sees and the sampler goes on with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,12 +20,15 @@ from ..core.gradient import rows
 from ..core.host_pass import RowsInOrder
 from ..core.maps import CrossAttentionLayer, Entity, ImagePlan
 from ..core.observe import Observers
+from ..core.presence import Curve, Presence
 from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
 from ..prompt.align import Piece, align
 from ..settings import Settings
+from . import reasons
 from .base import Level, Looking, Session, make_guide
 from .family import profile_of
+from .tell import Teller, reader_of
 
 
 def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
@@ -134,6 +138,8 @@ class Picture:
     stood_aside: str = ""
     latents: list[Tensor] = field(default_factory=list)
     """After every denoiser call, where asked for."""
+    told: list[Presence | None] = field(default_factory=list)
+    """Of each image, which entity is there; None where nothing was told."""
 
 
 @torch.no_grad()
@@ -153,6 +159,7 @@ def generate(
     watch: bool = False,
     keep_maps: bool = False,
     keep_latents: bool = False,
+    curve: Curve | None = None,
     output: str = "pil",
     progress: Callable[[int, int], None] | None = None,
     layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list,
@@ -166,6 +173,7 @@ def generate(
     it comes out as it would alone. A sampler with several denoiser calls a step is guided at the first.
     What the settings leave open is filled by the profile of the model's family. ``layers`` chooses
     among the layers of the level that the settings name (all of them when left out).
+    With ``settings.look`` at "tell" the picture says which entity is there, in chances by the checkpoint's ``curve``.
     A prompt longer than the text encoder's 75 tokens is encoded in chunks, as the WebUIs do.
     ``doubts`` has the first gradient held against finite differences, and is told where they disagree.
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
@@ -183,6 +191,7 @@ def generate(
     noise = first_noise(unet, generators, height // scale, width // scale)
 
     session, traces = None, [ImageTrace(tuple(names)) for names in entities]
+    teller = Teller(count, settings.enabled and settings.look == "tell")
     if settings.enabled or observe:
         settings = closed(settings, profile_of(unet), steps)
         plans = [plan_image(pipe, p, names, settings.skip_missing) for p, names in zip(prompts, entities)]
@@ -190,6 +199,7 @@ def generate(
         tracer = Tracer(traces, everything=True, keep_maps=keep_maps)
         level = default_level(unet)
         guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers)
+        to_tell = reader_of(cross_attention_layers(unet), plans, level)
         session = Session(
             guide,
             Looking(doubts=doubts),
@@ -230,8 +240,15 @@ def generate(
         moved = session.before_step(latents, step, total, run, sigma)
         if moved is not latents and getattr(scheduler, "last_sample", None) is not None:
             scheduler.last_sample = None  # UniPC's corrector would go on from the latents before the update
-        beside.enter_context(session.beside_host(latents.shape[-2:], step, total, own_rows))
+        size, level = latents.shape[-2:], sigma_of(timestep) if teller.waiting else math.inf
+        beside.enter_context(session.beside_host(size, step, total, own_rows))
+        if teller.due(level):
+            beside.enter_context(teller.beside_host(level, size, unet, to_tell, own_rows, curve, reasons.explained))
         return moved
+
+    def sigma_of(timestep: Tensor) -> float:
+        kept = float(scheduler.alphas_cumprod[round(float(timestep))])
+        return math.sqrt((1 - kept) / kept)
 
     def own_rows() -> RowsInOrder:
         """Under classifier-free guidance the unconditional rows come first."""
@@ -264,7 +281,7 @@ def generate(
             callback_on_step_end=after_step,
             callback_on_step_end_tensor_inputs=["latents"],
         )
-    return Picture(list(result.images), traces, session.stood_aside if session else "", kept)
+    return Picture(list(result.images), traces, session.stood_aside if session else "", kept, teller.told)
 
 
 def _encoded(pipe: Any, prompts: Sequence[str], negative: str) -> dict[str, Tensor]:

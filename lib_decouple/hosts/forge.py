@@ -61,6 +61,13 @@ class SamplingPass(sampling.SamplingPass):
         is_flow = getattr(predictor, "prediction_type", "") == "const"
         return flow_scale(sigma.reshape(-1)[0]) if is_flow else None
 
+    def noise_level(self, denoiser: Any, sigma: Tensor) -> float:
+        """That of the timestep where the sampler has timesteps; of a flow, what its time is in these terms."""
+        if self.unit(sigma) is not None:
+            time = float(sigma.reshape(-1)[0])
+            return time / max(1 - time, 1e-6)
+        return float(_noise_level(denoiser, sigma)[0].reshape(-1)[0])
+
     def reserve(self, x: Tensor) -> None:
         """Tell Forge's memory manager what a gradient needs, on a patcher of this pass alone."""
         objects, self._like = self.p.sd_model.forge_objects, torch.empty(x.shape, device="meta")

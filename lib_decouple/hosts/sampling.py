@@ -12,27 +12,30 @@ import inspect
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from modules import prompt_parser, sd_samplers, shared
+from modules import paths_internal, prompt_parser, sd_samplers, shared
 from torch import Tensor, nn
 
 from ..core.gradient import Learned, Pass
 from ..core.host_pass import ConditionalRows
 from ..core.maps import ContextMisfit, ImagePlan
 from ..core.observe import Observation, Observers
+from ..core.presence import Curve
 from ..core.schedule import Schedule
 from ..core.trace import ImageTrace, KeptMaps, Tracer, kept
 from ..prompt.align import Piece
 from ..prompt.relations import choose_of_parts
 from ..prompt.syntax import Dialect
 from ..settings import Settings
-from . import bystanders, features, reasons
+from . import bystanders, curves, features, reasons
 from .base import Looking, Session, make_guide, thrift
 from .denoisers import cross_attention_layers, default_level
 from .ldm import main_calls, pieces, plan_image
+from .tell import Teller, reader_of
 
 log = logging.getLogger("lib_decouple")
 
@@ -122,6 +125,11 @@ class SamplingPass:
         """What the host is about to hand to ``cfg_denoiser`` callbacks, in tensors of its own."""
         raise NotImplementedError
 
+    def noise_level(self, denoiser: Any, sigma: Tensor) -> float:
+        """``sqrt((1 - alpha-bar) / alpha-bar)`` of a call of ``CFGDenoiser.forward``, which some samplers give a
+        timestep instead."""
+        raise NotImplementedError
+
     def unit(self, sigma: Tensor) -> Tensor | None:
         """For a rectified flow, what its latents are over those of the alpha-bar form, which the guide then moves."""
         return None
@@ -153,6 +161,7 @@ class SamplingPass:
         """Why an image is not guided, though the others are."""
         self.stood_aside = ""
         """Why guidance ended early, or never began; empty while it works."""
+        self.teller = Teller(len(self.traces), self.settings.look == "tell")
         self.seconds = 0.0
         self.step, self.total = 0, 0
         """Where sampling is, and how many steps it will make; 0 before its first."""
@@ -195,14 +204,14 @@ class SamplingPass:
             calls = main_calls(name, _schedule_length(name, denoiser, given))
         except Exception as error:
             self.stand_aside(self._explained(error))
-            yield False
-            return
-        if reason := reasons.no_guided_step(self._schedule, len(calls)):
+            calls = {}
+        if not self.stood_aside and (reason := reasons.no_guided_step(self._schedule, len(calls))):
             self.stand_aside(reason)
+        if self.stood_aside and not self.teller.waiting:
             yield False
             return
         with self._hooked(denoiser, calls, "timesteps" not in given):
-            yield True
+            yield not self.stood_aside
 
     def _explained(self, error: Exception) -> str:
         return reasons.explained(error, reasons.switched_on(self.p))
@@ -226,7 +235,9 @@ class SamplingPass:
             if step is not None:
                 self.step, self.total = step, len(calls)
             state = shared.state
-            if step is None or not self._due(step, len(calls)) or state.interrupted or state.skipped:
+            due = step is not None and self._due(step, len(calls))
+            tells = self._tells(denoiser, sigma)
+            if not (due or tells) or state.interrupted or state.skipped:
                 return forward(x, sigma, **kwargs)
             started = time.perf_counter()
             try:
@@ -234,13 +245,18 @@ class SamplingPass:
                     # Made now rather than inside forward: guidance must see the new model.
                     fresh = denoiser.sampler.sampler_extra_args
                     kwargs = {**kwargs, "cond": fresh["cond"], "uncond": fresh["uncond"]}
-                self._guide(denoiser, x, sigma, kwargs, step, len(calls), sigmas)
+                if step is not None and due:
+                    self._guide(denoiser, x, sigma, kwargs, step, len(calls), sigmas)
             except Exception as error:
                 log.debug("guidance failed", exc_info=True)
                 self.stand_aside(self._explained(error))
             finally:
                 self.seconds += time.perf_counter() - started
-            with self._looking_on(denoiser, x, kwargs, step, len(calls)):
+            with ExitStack() as beside:
+                if step is not None and due:
+                    beside.enter_context(self._looking_on(denoiser, x, kwargs, step, len(calls)))
+                if tells:
+                    beside.enter_context(self._telling(denoiser, x, sigma, kwargs))
                 return forward(x, sigma, **kwargs)
 
         denoiser.forward = guided
@@ -300,6 +316,43 @@ class SamplingPass:
 
         return self._session.beside_host(x.shape[-2:], step, total, rows)
 
+    def _tells(self, denoiser: Any, sigma: Tensor) -> bool:
+        """Is the host's pass at ``sigma`` one to read, to tell which entity is there?"""
+        if not self.teller.waiting:
+            return False
+        try:
+            return self.teller.due(self.noise_level(denoiser, sigma))
+        except Exception as error:
+            self.teller.give_up(self._explained(error))
+            return False
+
+    def _telling(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> AbstractContextManager[None]:
+        """Inside, the host makes its own pass, and what is there is read off it."""
+        try:
+            unet, model = self.unet(), shared.sd_model
+            texts = zip(*self._texts(given["cond"], denoiser.step))
+            plans = [self._plan_to_tell(now, ever, weights) for (now, ever), weights in zip(texts, self._weights())]
+            reader = reader_of(cross_attention_layers(unet), plans, default_level(unet))
+            return self.teller.beside_host(
+                self.noise_level(denoiser, sigma), x.shape[-2:], unet, reader,
+                lambda: self.conditional_rows(denoiser, given, len(x)), _curve_of(model), self._explained,
+            )  # fmt: skip
+        except Exception as error:
+            self.teller.give_up(self._explained(error))
+            return nullcontext()
+
+    def _plan_to_tell(self, texts: Sequence[str], others: Sequence[str], weights: Sequence[float]) -> ImagePlan:
+        """What is looked for in an image: what guidance would keep apart, and an entity that stands alone, too."""
+        try:
+            return plan_image(texts, self.settings.entities, self.tokenize, others, True, weights, dialect())
+        except ValueError:
+            return ImagePlan((), len(texts))
+
+    def _weights(self) -> list[list[float]]:
+        """Of each image's AND parts."""
+        indexes, _, _ = prompt_parser.get_multicond_prompt_list(self._prompts())
+        return [[weight for _, weight in image] for image in indexes]
+
     @contextmanager
     def _beside_others(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Iterator[None]:
         """Inside, extensions that have replaced the attention are as in the host's own pass; after, as before."""
@@ -341,9 +394,7 @@ class SamplingPass:
                 self.reserve_anew()
             unet = self.unet()
             layers = cross_attention_layers(unet)
-            indexes, _, _ = prompt_parser.get_multicond_prompt_list(self._prompts())
-            weights = [[weight for _, weight in image] for image in indexes]
-            plans = [self._plan(i, *image) for i, image in enumerate(zip(now, ever, weights))]
+            plans = [self._plan(i, *image) for i, image in enumerate(zip(now, ever, self._weights()))]
             if now == ever and all(self.left_alone):
                 raise reasons.NothingToGuide("; ".join(dict.fromkeys(self.left_alone)))
             state = shared.state
@@ -408,6 +459,12 @@ class SamplingPass:
             now.append(tuple(texts))
             ever.append(tuple(text for index, _ in own for _, text in self._schedules[index]))
         return tuple(now), tuple(ever)
+
+
+def _curve_of(model: Any) -> Curve | None:
+    """What was learned of the loaded ``model``, known by its hash, unless the host reckons none."""
+    digest = getattr(getattr(model, "sd_checkpoint_info", None), "sha256", None)
+    return curves.find(str(digest or ""), Path(paths_internal.data_path) / "attention-decoupling" / "curves")
 
 
 def _schedule_length(sampler: str, denoiser: Any, kwargs: dict[str, Any]) -> int:

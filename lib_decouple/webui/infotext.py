@@ -42,11 +42,14 @@ HIRES = {FOUND: "Decouple hires found", MOVED: "Decouple hires moved", BY_UPDATE
 STOOD_ASIDE = "Decouple stood aside"
 """Why an image was not guided, or not to its end."""
 
+TOLD = "Decouple told"
+"""Which entity is in the picture and which is probably not, in words."""
+
 BATCH = "Decouple batch"
 """Which image of how many in its batch: guidance makes the rounding of a batch large, so the same seed comes out
 otherwise in a batch of another size."""
 
-RESULTS = (FOUND, MOVED, BY_UPDATE, *HIRES.values(), BATCH, STOOD_ASIDE)
+RESULTS = (TOLD, FOUND, MOVED, BY_UPDATE, *HIRES.values(), BATCH, STOOD_ASIDE)
 
 OLD_IOU = "Decouple IoU"
 """In infotexts of before: overlap at the first and the last step, which is no effect of guidance."""

@@ -9,10 +9,11 @@ from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from ..core.trace import ImageTrace
+from ..hosts.tell import Teller
 from ..settings import Settings
 from . import effect
 from .compare import Comparison
-from .infotext import BATCH, BY_UPDATE, FOUND, HIRES, MOVED, RESULTS, RUN, STOOD_ASIDE, join_list
+from .infotext import BATCH, FOUND, HIRES, MOVED, RESULTS, RUN, STOOD_ASIDE, TOLD, join_list
 
 NOT_REACHED = "another script or extension drew it in its own way, past the WebUI's sampling, where guidance works"
 ONLY_HIRES = "only the second pass of hires fix was drawn; “Hires pass too” guides that"
@@ -27,6 +28,7 @@ class Pass(Protocol):
     traces: list[ImageTrace]
     left_alone: list[str]
     stood_aside: str
+    teller: Teller
     seconds: float
     step: int
     total: int
@@ -71,6 +73,9 @@ class Run:
         own = [one for one in self.passes if one.iteration == iteration and position < len(one.traces)]
         if key == STOOD_ASIDE:
             return self._reasons(own, iteration, position) or None
+        if key == TOLD:
+            told = [presence.words() for one in own if (presence := one.teller.told[position])]
+            return told[-1] if told and told[-1] else None
         guided = [one for one in own if was_guided(one, position)]
         if key == BATCH:
             size = max((len(one.traces) for one in guided), default=1)
@@ -160,12 +165,12 @@ class Run:
 
     def _line(self, image: tuple[int, int]) -> str:
         """What was done to one image."""
-        parts = []
-        for keys, start in (((FOUND, MOVED, BY_UPDATE), ""), (tuple(HIRES.values()), "hires: ")):
-            entities, moved, iou = (self.result(key, *image) for key in keys)
+        told = self.result(TOLD, *image)
+        parts = [told] if told else []
+        for keys, start in (((FOUND, MOVED), ""), ((HIRES[FOUND], HIRES[MOVED]), "hires: ")):
+            entities, moved = (self.result(key, *image) for key in keys)
             if entities:
                 parts.append(f"{start}{entities}: {self._moved(moved or '')}")
-                parts += [f"overlap (IoU) by the update {iou}{_risen(iou)}"] if iou else []
         if parts and (unused := self._unused(image)):
             parts.insert(1, f"not in this prompt: {unused}")
         if reason := self.result(STOOD_ASIDE, *image):
@@ -230,12 +235,6 @@ def reason_of(one: Pass, position: int, drawn: bool = True) -> str:
     if was_guided(one, position):
         return ""
     return one.left_alone[position] or (NO_STEP if drawn else "")
-
-
-def _risen(iou: str) -> str:
-    """The plain word where an update left more overlap than it found; ``iou`` as :func:`effect.by_update` writes it."""
-    before, _, behind, *_ = iou.split()
-    return ", which is more than before" if float(behind) > float(before) else ""
 
 
 def _value_of(key: str, one: Pass, position: int) -> str:

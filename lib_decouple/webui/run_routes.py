@@ -72,12 +72,25 @@ class Step(BaseModel):
     taken_back: bool = False
 
 
+class Presence(BaseModel):
+    """Which entity is there, read at the noise level ``sigma``: ``scores`` rank, ``chances`` are probabilities, where
+    such were learned for the checkpoint; ``closest``: the pair whose attention overlaps most."""
+
+    sigma: float
+    scores: dict[str, float]
+    chances: dict[str, float] | None
+    weakest: str
+    closest: list[str] | None
+    words: str
+
+
 class SamplingPass(BaseModel):
     """One sampling pass; ``stood_aside`` tells why an image was not guided, or not to the end."""
 
     hires: bool
     total: int
     stood_aside: str
+    presence: Presence | None
     steps: list[Step]
 
 

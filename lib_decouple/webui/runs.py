@@ -145,7 +145,12 @@ def _aligned(kept: KeptMaps, entities: Sequence[str]) -> np.ndarray:
 
 def _pass_as_dict(one: Any, trace: ImageTrace, position: int) -> dict[str, Any]:
     steps = [finite(plain(record)) for record in trace.steps]
-    return {"hires": one.hires, "total": one.total, "stood_aside": reason_of(one, position), "steps": steps}
+    told = one.teller.told[position]
+    presence = None if told is None else finite(told.as_dict())
+    return {
+        "hires": one.hires, "total": one.total, "stood_aside": reason_of(one, position), "presence": presence,
+        "steps": steps,
+    }  # fmt: skip
 
 
 def finite(value: Any) -> Any:

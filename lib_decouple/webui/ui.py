@@ -49,6 +49,7 @@ def controls(
         _grid("strength", made, elem_id)
         page.heading("See what it did")
         status = gr.HTML("", elem_id=elem_id("status"))
+        _grid("told", made, elem_id)
         gr.Button(
             "Compare: plain and decoupled from the same seed", elem_id=elem_id("compare_button"), size="sm",
             elem_classes=[page.BUTTON],

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from lib_decouple.core.presence import Curve, Level, colliding, presence
+from lib_decouple.core.presence import Curve, Level, colliding, presence, read
 
 CURVE = Curve((Level(4.0, 0.3, 10.0), Level(1.0, 0.5, 20.0)))
 
@@ -63,3 +64,24 @@ def test_a_curve_comes_back_from_its_json() -> None:
 def test_levels_that_are_none_are_refused_by_name(levels: list[object]) -> None:
     with pytest.raises(ValueError, match="levels"):
         Curve.from_dict({"levels": levels})
+
+
+class TestRead:
+    def maps(self) -> Tensor:
+        return torch.tensor([[[0.9, 0.1], [0.1, 0.1]], [[0.1, 0.2], [0.1, 0.1]], [[0.1, 0.1], [0.3, 0.3]]])
+
+    def test_without_a_curve_it_ranks_and_names_no_chance(self) -> None:
+        found = read(("cat", "dog", "cow"), self.maps(), 0.5)
+        assert found.scores == pytest.approx({"cat": 0.9, "dog": 0.2, "cow": 0.3})
+        assert (found.chances, found.weakest) == (None, "dog")
+        assert found.words() == "weakest: dog; closest: dog and cow"
+        assert read(("cat",), self.maps()[:1], 0.5).words() == ""
+
+    def test_with_a_curve_it_says_which_is_there(self) -> None:
+        curve = Curve((Level(1.0, 0.5, 10.0), Level(0.5, 0.25, 20.0)))
+        found = read(("cat", "dog"), self.maps()[:2], 0.5, curve)
+        assert found.chances == pytest.approx({"cat": 1 / (1 + math.exp(-13)), "dog": 1 / (1 + math.exp(1))})
+        assert found.words() == "cat ✓, dog probably missing"
+        above = read(("cat", "dog"), self.maps()[:2], 2.0, curve)  # where the curve says nothing
+        assert (above.chances, above.words()) == (None, "weakest: dog")
+        assert found.as_dict()["words"] == found.words()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from tiny import SCHEDULE
 from torch import Tensor, nn
 
+from lib_decouple.core import presence
 from lib_decouple.core.maps import ImagePlan, MapReader
 from lib_decouple.hosts.base import Level, choose_layers, make_guide
 from lib_decouple.hosts.diffusers import (
@@ -103,6 +105,24 @@ class TestOff:
                 sd1.unet(x[-2:], timestep, encoder_hidden_states=given["encoder_hidden_states"][-2:])
             for trace, expected in zip(picture.traces, reader.maps(capture, x.shape[-2:], [0, 1])):
                 torch.testing.assert_close(trace.steps[step].maps, expected, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+    def test_what_is_told_costs_no_call_and_changes_nothing(self, sd1: Any, name: str) -> None:
+        calls: list[int] = []
+        use(sd1, name)
+        curve = presence.Curve((presence.Level(2.0, 0.0, 100.0),))
+        handle = sd1.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+        try:
+            told = draw(sd1, ON, 3, curve=curve)
+            with_it = len(calls)
+            silent = draw(sd1, replace(ON, look="off"), 3)
+        finally:
+            handle.remove()
+        assert torch.equal(torch.stack(list(told.images)), torch.stack(list(silent.images)))
+        assert with_it == len(calls) - with_it
+        assert [one and one.words() for one in told.told] == ["cat ✓, dog ✓", "circle ✓, porcupine ✓", None]
+        assert all(one.sigma <= 0.5 for one in told.told[:2])
+        assert silent.told == [None] * 3
 
     def test_watching_sees_the_unguided_steps_too(self, sd1: Any) -> None:
         guided, watched = draw(sd1), draw(sd1, watch=True)

@@ -113,8 +113,10 @@ def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
     callbacks.ordered_callbacks = lambda category: [
         SimpleNamespace(callback=one) for one in callbacks.on_cfg_denoiser if category == "cfg_denoiser"
     ]
+    paths = types.ModuleType("modules.paths_internal")
+    paths.data_path = "/nowhere"
     package = types.ModuleType("modules")
-    for module in (shared, parser, samplers, common, callbacks):
+    for module in (paths, shared, parser, samplers, common, callbacks):
         setattr(package, module.__name__.partition(".")[2], module)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "modules", package)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lib_decouple.core.presence import Curve, Level
 from lib_decouple.core.trace import measure
 from lib_decouple.hosts import reasons
 from lib_decouple.hosts.base import Looking
+from lib_decouple.hosts.curves import as_dict
 from lib_decouple.hosts.denoisers import cross_attention_layers
 from lib_decouple.hosts.ldm import Unsupported, main_calls, pieces, plan_image
 from lib_decouple.prompt.align import EntityNotFound
@@ -554,3 +558,129 @@ def test_who_counts_in_the_attentions_place_finds_what_it_expects_and_no_trace_o
     assert [trace.steps[0].update_norm > 0 for trace in sampling.traces] == [True]
     assert not torch.equal(moved, plain)
     assert counts == [(0, [], None)] * 4
+
+
+# ---------------------------------------------------------------- telling which entity is there
+
+
+SILENT = Settings(enabled=True, entities=("cat", "dog"), size=0.3, look="off")
+"""Steps of the stand-in's ten fall from 14 to 0: 1.4 is the first level to be read, 0 no call's."""
+
+
+def own_pass_at(sampling, job, seen, index, images):
+    x, sigma, given, step = seen[index]
+    job.denoiser.step = step
+    run, reader = sampling.conditional_pass(job.denoiser, sigma, given), reader_for(sampling)
+    with torch.no_grad(), reader.reading() as capture:
+        run(x[list(images)], list(images))
+    return float(sigma[0]), reader.maps(capture, x.shape[-2:], images)
+
+
+def spying(seen):
+    def prepare(job):
+        job.negative = shared_negative(job)
+        forward = job.denoiser.forward
+
+        def spied(x, sigma, **given):
+            seen.append((x.clone(), sigma.clone(), given, job.denoiser.step))
+            return forward(x, sigma, **given)
+
+        job.denoiser.forward = spied
+
+    return prepare
+
+
+def test_what_is_told_is_read_off_the_hosts_own_pass_and_changes_nothing(a1111, shared, unet):
+    prompts, seen, calls = ["a cat and a dog", "a bird", "a dog AND a cat"], [], []
+    counter = unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    try:
+        told, job, sampling = drawn(a1111, shared, prompts, BOTH, spying(seen), steps=10)
+        with_it = len(calls)
+        silent, _, quiet = drawn(a1111, shared, prompts, SILENT, spying([]), steps=10)
+    finally:
+        counter.remove()
+    assert torch.equal(told, silent)
+    assert with_it == len(calls) - with_it
+    assert quiet.teller.told == [None] * 3
+    sigma, maps = own_pass_at(sampling, job, seen, 9, [0, 2])  # the first at or below 1.6, which is the last here
+    for found, expected in zip((sampling.teller.told[0], sampling.teller.told[2]), maps):
+        assert found.sigma == pytest.approx(sigma)
+        assert found.chances is None
+        assert found.scores == pytest.approx(dict(zip(("cat", "dog"), expected.flatten(1).amax(1).tolist())), abs=1e-5)
+    assert sampling.teller.told[1] is None
+
+
+def unknown_sampler(*args, **kwargs):
+    return stand_in.euler(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompt", "more", "entities"),
+    [
+        (BOTH, "a cat and a dog", {"func": unknown_sampler}, ["cat", "dog"]),
+        (Settings(enabled=True, start=20, steps=30), "a cat and a dog", {}, ["cat", "dog"]),
+        (Settings(enabled=True), "a cat", {}, ["cat"]),
+        (Settings(enabled=True, entities=("cat", "owl")), "a cat and a dog", {}, ["cat"]),
+    ],
+    ids=["unknown sampler", "no guided step", "one entity", "an entity that is not there"],
+)
+def test_it_is_told_where_guidance_stands_aside(a1111, shared, settings, prompt, more, entities):
+    plain, _, _ = drawn(a1111, shared, [prompt], steps=10, **more)
+    found, _, sampling = drawn(a1111, shared, [prompt], settings, steps=10, **more)
+    assert torch.equal(found, plain)
+    assert sampling.stood_aside
+    assert list(sampling.teller.told[0].scores) == entities
+
+
+def test_it_is_told_where_guidance_fails(a1111, shared, unet):
+    heal = tight(unet, FITS["in no way"])
+    try:
+        _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH, steps=10)
+    finally:
+        heal()
+    assert "out of memory" in sampling.stood_aside
+    assert list(sampling.teller.told[0].scores) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("where", ["noise_level", "conditional_rows", "_plan_to_tell", "unet"])
+def test_a_failure_to_tell_costs_neither_picture_nor_guidance(a1111, shared, monkeypatch, where, caplog):
+    expected, _, _ = drawn(a1111, shared, ["a cat and a dog"], SILENT, steps=10)
+    whole, jobs = getattr(a1111.SamplingPass, where), []
+
+    def fail(self, *args):
+        if where != "unet" or jobs[0].denoiser.step == 9:
+            raise RuntimeError("broken")
+        return whole(self, *args)
+
+    monkeypatch.setattr(a1111.SamplingPass, where, fail)
+    found, job, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH, jobs.append, steps=10)
+    assert torch.equal(found, expected)
+    assert (sampling.stood_aside, sampling.teller.told) == ("", [None])
+    assert caplog.text.count("can't tell which entity is there") == 1
+    assert untouched(job)
+
+
+def test_a_curve_of_the_checkpoint_makes_chances(a1111, shared, tmp_path, monkeypatch):
+    import modules
+
+    monkeypatch.setattr(modules.paths_internal, "data_path", str(tmp_path))
+    folder = tmp_path / "attention-decoupling" / "curves"
+    folder.mkdir(parents=True)
+    shared.sd_model.sd_checkpoint_info = SimpleNamespace(sha256="ab" * 32)
+    file = folder / f"{'ab' * 32}.json"
+    file.write_text(json.dumps(as_dict(Curve((Level(2.0, 0.0, 100.0),)), "ab" * 32)))
+    _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH, steps=10)
+    assert sampling.teller.told[0].words() == "cat ✓, dog ✓"
+    for bad in ("{", "[]", '{"checkpoint": "other"}', json.dumps({"checkpoint": "ab" * 32, "levels": [[1, 2]]})):
+        file.write_text(bad)
+        _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH, steps=10)
+        assert sampling.teller.told[0].words().startswith("weakest: ")
+
+
+def test_the_noise_level_of_a_sampler_with_timesteps(a1111, shared):
+    job = stand_in.Job(shared, ["a cat"])
+    sampling = a1111.SamplingPass(job, BOTH)
+    assert sampling.noise_level(job.denoiser, torch.tensor([3.0])) == 3.0
+    job.denoiser.alphas = torch.linspace(0.999, 0.005, 1000)
+    kept = float(job.denoiser.alphas[500])
+    assert sampling.noise_level(job.denoiser, torch.tensor([500])) == pytest.approx(((1 - kept) / kept) ** 0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -544,3 +544,24 @@ def test_what_moves_nothing_costs_no_pass_and_is_what_a_pass_would_have_shown(fo
             found = record.after if record.guided else record.before
             for name, values in asdict(measure(trace.entities, expected)).items():
                 assert getattr(found, name) == pytest.approx(values, abs=1e-5), (record.step, name)
+
+
+@pytest.mark.parametrize("sampler", ["sigmas", "timesteps"])
+def test_what_is_told_is_read_off_the_hosts_own_pass_and_changes_nothing(forge, shared, unet, sampler):
+    more = {"steps": 10, "cfg": 3, **({"func": stand_in.ddim} if sampler == "timesteps" else {})}
+    prompts, calls = ["a cat and a dog", "a dog AND a cat"], []
+    counter = unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    try:
+        told, _, sampling = drawn(forge, shared, prompts, SMOOTH, **more)
+        with_it = len(calls)
+        silent, _, quiet = drawn(forge, shared, prompts, replace(SMOOTH, look="off"), **more)
+    finally:
+        counter.remove()
+    assert torch.equal(told, silent)
+    assert with_it == len(calls) - with_it
+    assert quiet.teller.told == [None, None]
+    found, uneven = sampling.teller.told
+    assert uneven is None  # Forge leaves out the second part of its prompt, as the other has none
+    assert list(found.scores) == ["cat", "dog"]
+    assert all(0 < score < 1 for score in found.scores.values())
+    assert found.sigma <= 1.6

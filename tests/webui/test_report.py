@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
 
+from lib_decouple.core.presence import Presence
 from lib_decouple.core.trace import ImageTrace, Measures, StepRecord
+from lib_decouple.hosts.tell import Teller
 from lib_decouple.settings import Settings
 from lib_decouple.webui import infotext, report
-from lib_decouple.webui.infotext import BATCH, BY_UPDATE, FOUND, HIRES, MOVED, RESULTS, STOOD_ASIDE
+from lib_decouple.webui.infotext import BATCH, BY_UPDATE, FOUND, HIRES, MOVED, RESULTS, STOOD_ASIDE, TOLD
 from lib_decouple.webui.report import Run
 
 
@@ -23,6 +25,7 @@ class Pass:
     seconds: float = 1.5
     step: int = 6
     total: int = 6
+    teller: Teller = field(default_factory=lambda: Teller(4))
 
 
 def overlap(iou):
@@ -128,12 +131,25 @@ def test_updates_that_were_taken_back_are_said_not_to_have_helped():
     assert "not moved: guidance did not help" in line
 
 
-def test_an_update_that_raised_the_overlap_is_said_to_have():
-    def line(before, behind):
-        return Run(Settings(enabled=True), [Pass([trace((before, behind, 0.1))], [""])]).lines()[0]
+def told_of(*presences, guided=FIRST, **given):
+    one = Pass([guided] * len(presences), [""] * len(presences), **given)
+    one.teller.told = list(presences)
+    return Run(Settings(enabled=True), [one], drawn={0})
 
-    assert line(0.3, 0.467).endswith("overlap (IoU) by the update 0.300 to 0.467 at step 1, which is more than before")
-    assert line(0.5, 0.4).endswith("0.500 to 0.400 at step 1")
+
+def test_what_is_there_is_told_in_words_and_first():
+    known = Presence(0.5, {"cat": 0.9, "dog": 0.2}, {"cat": 0.97, "dog": 0.34}, ("cat", "dog"))
+    unknown = Presence(0.5, {"cat": 0.9, "dog": 0.2, "cow": 0.4}, None, ("cow", "dog"))
+    found = told_of(known, unknown, None)
+    assert [found.result(TOLD, 0, k) for k in range(3)] == [
+        "cat ✓, dog probably missing", "weakest: dog; closest: cow and dog", None,
+    ]  # fmt: skip
+    assert found.lines()[0].startswith("Image 1: cat ✓, dog probably missing; cat, dog: moved at 3 of 6 steps")
+    assert not any("%" in found.result(TOLD, 0, k) for k in range(2))
+    aside = told_of(known, guided=trace(), stood_aside="out of memory")
+    assert aside.lines()[0] == "cat ✓, dog probably missing; stood aside: out of memory"
+    alone = told_of(Presence(0.5, {"cat": 0.9}))
+    assert alone.result(TOLD, 0, 0) is None
 
 
 def test_an_image_that_no_update_moved_is_said_to_be_left_alone():
@@ -182,10 +198,7 @@ def test_the_grid_carries_no_image_s_result():
 
 def test_status_lines():
     lines = run().lines()
-    assert lines[0] == (
-        "Image 1: cat, dog: moved at 3 of 6 steps by 8.0 % of the latents' length; "
-        "overlap (IoU) by the update 0.800 to 0.500 at step 1"
-    )
+    assert lines[0] == "Image 1: cat, dog: moved at 3 of 6 steps by 8.0 % of the latents' length"
     assert lines[1].startswith("Image 2: stood aside: entities")
     assert lines[3].endswith("; stood aside: at step 3 of 6: out of memory")
     assert lines[-1] == "6 more passes of the UNet, 3.0 s"

@@ -19,6 +19,7 @@ pytest.importorskip("httpx", reason="httpx is not installed")
 from fastapi.testclient import TestClient  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from lib_decouple.core.presence import Presence  # noqa: E402
 from lib_decouple.core.trace import ImageTrace, KeptMaps, StepRecord, Unmeasured, kept  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
 from lib_decouple.webui import callers, heatmaps, rest, run_routes  # noqa: E402
@@ -41,6 +42,7 @@ def sampling(iteration=0, hires=False, images=2, left_alone="", maps=None):
     return SimpleNamespace(
         iteration=iteration, hires=hires, traces=traces, left_alone=[""] * (images - 1) + [left_alone],
         stood_aside="", seconds=1.0, step=3, total=8, maps=maps or {}, p=SimpleNamespace(batch_size=images),
+        teller=SimpleNamespace(told=[Presence(0.5, {"cat": 0.9, "dog": 0.2}, None, NAMES)] + [None] * (images - 1)),
     )  # fmt: skip
 
 
@@ -135,7 +137,13 @@ def test_a_run_s_trace(runs):
     assert [[one["hires"] for one in image["passes"]] for image in told["images"]] == [[False, True]] * 2 + [
         [False]
     ] * 2
-    assert told["images"][3]["passes"] == [{"hires": False, "total": 8, "stood_aside": "no dog", "steps": []}]
+    assert told["images"][3]["passes"] == [
+        {"hires": False, "total": 8, "stood_aside": "no dog", "presence": None, "steps": []}
+    ]
+    assert told["images"][0]["passes"][0]["presence"] == {
+        "sigma": 0.5, "scores": {"cat": 0.9, "dog": 0.2}, "chances": None, "weakest": "dog", "closest": ["cat", "dog"],
+        "words": "weakest: dog",
+    }  # fmt: skip
     assert told["images"][1]["colours"] == colours(told["images"][1]["entities"])
     (step,) = told["images"][1]["passes"][0]["steps"]
     # Half of the dog's even attention is where all of the cat's is: IoU 0.5 / 1.5; the centres are a quarter apart.

@@ -8,6 +8,7 @@ they mean the same for every sampler and number of steps.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from tqdm import tqdm
 
 from ...core import losses
 from ...core.presence import Curve, Level, presence
+from ...hosts import curves
+from ...hosts.checkpoints import CHECKPOINT
 from ...settings import Settings
 from .causes import area
 from .files import write_whole
@@ -131,6 +134,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--curve", type=Path, help="a curve.json of another split, whose probabilities are held to the truth"
     )
+    parser.add_argument(
+        "--ship", action="store_true", help="put the learned curve beside the embedded model's weights, which it is of"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/presence"), help="folder of the results (out/presence)")
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0 is one a core")
     parser.set_defaults(run=run)
@@ -182,7 +188,10 @@ def run(arguments: argparse.Namespace) -> int:
         text += "\n" + reliability_as_markdown(report["reliability"])
     elif raw:
         learned = learn([image for own in raw.values() for image in own])
-        write_whole(arguments.out / "curve.json", json.dumps(learned.as_dict(), indent=1))
+        written = json.dumps(curves.as_dict(learned, hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()), indent=1)
+        write_whole(arguments.out / "curve.json", written)
+        if arguments.ship:
+            write_whole(CHECKPOINT.with_name(CHECKPOINT.stem + curves.ENDING), written + "\n")
     write_whole(arguments.out / "presence.json", json.dumps(report, indent=1))
     write_whole(arguments.out / "presence.md", text)
     print(text)
