@@ -18,6 +18,7 @@ and where none do by their number ("man", "man@2").
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -321,7 +322,7 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             close("break")
         elif span.kind == "word":
             text = span.text.lower().replace("’", "'")
-            if tokens and text == "o" and tokens[-1].text == "w/" and not gap:
+            if tokens and text == "o" and prompt[tokens[-1].start : span.start].lower() == "w/":
                 tokens[-1] = tokens[-1]._replace(text="w/o", end=span.end)
                 continue
             owner = text.endswith("'s")
@@ -332,7 +333,7 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             closes = span.text[0] in ":)]"
             brackets = 2 if brackets == 3 and not closes else 3 if closes else max(brackets, 1)
         elif span.kind == "punctuation" and tokens and span.text == "/" and tokens[-1].text == "w":
-            tokens[-1] = tokens[-1]._replace(text="w/")
+            tokens[-1] = tokens[-1]._replace(text="with")
         elif span.kind == "punctuation" and inside and prompt[span.start : span.end].strip("".join(_QUOTES)) == "":
             close('"')
         elif span.kind in ("comment", "network") or (span.kind == "punctuation" and not gap and _within(span, tokens)):
@@ -350,9 +351,13 @@ def _within(span: Span, tokens: Sequence[Token]) -> bool:
 
 
 def _denied_lists(found: Sequence[Clause]) -> dict[int, int]:
-    """Clause -> where in the prompt it ends to be denied, of "no cats, dogs or birds"."""
+    """Clause -> where in the prompt it ends to be denied, of "no cats, dogs or birds", and of a pasted infotext's
+    negative prompt."""
     denied: dict[int, int] = {}
     for k, clause in enumerate(found):
+        if [token.text for token in clause.tokens] == ["negative", "prompt"]:
+            after = itertools.takewhile(lambda n: "\n" not in found[n].sign, range(k + 1, len(found)))
+            denied.update({n: found[n].tokens[-1].end for n in after})
         if k in denied or not _ends_denied(clause.tokens):
             continue
         for n in range(k + 1, min(k + 6, len(found))):
@@ -387,7 +392,8 @@ def _denies(clause: Sequence[Token], i: int) -> bool:
     text, before = clause[i].text, clause[i - 1].text if i else ""
     after = clause[i + 1].text if i + 1 < len(clause) else ""
     if text in _DENIES_BY:
-        return before in _DENIES_BY[text]
+        place = before == "place" and i > 1 and clause[i - 2].text == "in"
+        return before in _DENIES_BY[text] or (place and text == "of")
     if text == "not" or text.endswith("n't"):
         return after in _NEGATABLE
     if before == "not" or before.endswith("n't"):

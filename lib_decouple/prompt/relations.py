@@ -64,9 +64,16 @@ _SHOWS = frozenset(
     ["statue", "sculpture", "figurine", "figure", "doll", "statuette", "bust", "carving", "mural", "toy"]
 )
 
+_LIKE = frozenset(
+    ["looks", "look", "looking", "looked", "shaped", "dressed", "styled", "posed", "acting", "painted", "just"]
+)
+_AS = frozenset(["dressed", "disguised", "costumed", "cosplaying", "posing", "posed", "depicted", "painted", "shaped"])
+"""What "like" and "as" follow where they compare."""
+
 _SENTENCES = {
     "worn": "worn by {}", "held": "held by {}", "ridden": "ridden by {}", "on": "{} is on it", "in": "{} is in it",
     "contents": "in {}", "lies on": "on {}", "part": "part of {}", "made": "what {} shows",
+    "likeness": "what {} is compared with",
     "place": "scenery", "weather": "weather",
 }  # fmt: skip
 
@@ -232,6 +239,8 @@ class _Reader:
                 if words[at - 1 : at] == ["full"]
                 else ""
             )
+        if _compares(words[: at + 1]):
+            return "likeness"
         if word == "with":
             if any(filled in words[:at] for filled in _FILLED):
                 return "contents"
@@ -251,6 +260,13 @@ class _Reader:
                     return "worn" if "dress" not in bases else ""
                 return relation
         return ""
+
+
+def _compares(words: Sequence[str]) -> bool:
+    """Whether words end in "looks like", "dressed as", "as big as" or the like."""
+    if words[-1] == "like":
+        return bool(_LIKE & set(words[-2:-1]))
+    return words[-1] == "as" and (bool(_AS & set(words[-2:-1])) or ("as" in words[-4:-1] and words[-2] != "well"))
 
 
 def _with(one: Entity, anchor: Entity | None) -> str:

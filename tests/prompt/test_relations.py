@@ -20,6 +20,13 @@ def told(prompt: str) -> tuple[list[str], dict[str, str]]:
 @pytest.mark.parametrize(
     ("prompt", "apart", "left_out"),
     [
+        ("a cat that looks like a dog", ["cat"], {"dog": "what cat is compared with"}),
+        ("a man dressed as a banana and a cow", ["man", "cow"], {"banana": "what man is compared with"}),
+        ("an ant as big as a bus and a hen", ["ant", "hen"], {"bus": "what ant is compared with"}),
+        ("cats like dogs", ["cats", "dogs"], {}),
+        ("a horse as well as a cow", ["horse", "cow"], {}),
+        ("a man w/ a hat and a dog w/ collar", ["man", "dog"], {"hat": "worn by man", "collar": "held by dog"}),
+        ("a wolf wearing a scarf", ["wolf"], {"scarf": "worn by wolf"}),
         ("a man with a hat riding a horse", ["man"], {"hat": "worn by man", "horse": "ridden by man"}),
         ("a girl in a red dress and a dog in the rain", ["girl", "dog"], {"dress": "worn by girl", "rain": "weather"}),
         ("1girl, red dress, cat, city street", ["1girl", "cat"], {"dress": "worn by 1girl", "city street": "scenery"}),
