@@ -1,4 +1,4 @@
-"""Guidance inside Forge, Forge Neo and Forge Classic; read for, not run in, reForge.
+"""Guidance inside Forge, Forge Neo, Forge Classic and reForge.
 
 Forge loads weights and draws in inference mode, where no gradient can be taken, and adds in place what
 autograd still needs; both are cured for the guided pass alone.

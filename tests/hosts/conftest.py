@@ -163,7 +163,8 @@ class Forge(Host):
     @functools.cached_property
     def is_neo(self) -> bool:
         """Only Neo knows Anima."""
-        return bool(self.inside("import importlib.util\nresult = bool(importlib.util.find_spec('backend.nn.anima'))"))
+        found = "all(importlib.util.find_spec(name) for name in ('backend', 'backend.nn.anima'))"  # reForge has neither
+        return bool(self.inside(f"import importlib.util\nresult = {found}"))
 
     @functools.cached_property
     def offers(self) -> dict[str, list[str]]:
