@@ -51,6 +51,19 @@ def test_a_small_loss_keeps_its_direction_in_fp16(model: UNetWithInputs, loss: s
 
 
 @pytest.mark.parametrize("kind", list(precision.KINDS))
+def test_half_and_float32_are_held_against_each_other_at_the_same_latents_and_context(
+    model: UNetWithInputs, kind: str
+) -> None:
+    """Those that half precision holds; autocast holds float32's own."""
+    held, dtype = precision.as_held_in(model, kind), precision.KINDS[kind][0]
+    for found, given in ((held.latents, model.latents), (held.context, model.context)):
+        assert found.dtype == torch.float32
+        rounded = given.to(dtype).float()
+        assert not torch.equal(rounded, given)
+        assert torch.equal(found, given if "autocast" in kind else rounded)
+
+
+@pytest.mark.parametrize("kind", list(precision.KINDS))
 def test_maps_are_float32s_whatever_the_model_computes_in(model: UNetWithInputs, kind: str) -> None:
     assert map_error(model, kind) < 5e-6
 

@@ -3,10 +3,11 @@
 Half precision is emulated on the CPU: every operation sums in float32 and is rounded once, forward and backward.
 ``fp16``, ``bf16``: weights and latents in half, as Forge and diffusers run; ``autocast``: float32 weights and latents
 under torch's autocast, with the CPU's list of operations. A cosine is between the gradients of one loss by the same
-latents, half against float32, of the same fp16 values as weights. *Scaled* is what the extension does, *unscaled* the
-same without its loss scale. *Flushed*: share of the values of all gradients inside the network that rounding made
-zero. *Map error*: largest difference of a token's map to the one computed in float64 from the same queries and keys,
-over the map's highest value.
+latents, half against float32, of the same weights and at the same latents and context, as half precision holds them:
+a trained model's gradient turns within that rounding. *Scaled* is what the extension does, *unscaled* the same without
+its loss scale. *Flushed*: share of the values of all gradients inside the network that rounding made zero. *Map
+error*: largest difference of a token's map to the one computed in float64 from the same queries and keys, over the
+map's highest value.
 
 Models: the embedded one; Stable Diffusion 1.5 and SDXL, random, in full, where each of SDXL's transformers repeats its
 first block's weights; and both with a sixteenth of their channels, where depth, heads and sizes stay. Queries and keys
@@ -21,6 +22,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,15 @@ def open_model(name: str, sharpened: float) -> UNetWithInputs:
     if family == "embedded":
         return embedded_unet()
     return with_inputs(random_unet(unet_config(family, narrow), sharpened), side)
+
+
+def as_held_in(model: UNetWithInputs, kind: str) -> UNetWithInputs:
+    """``model`` with the latents and context to which ``kind``, where its weights are in half, rounds them."""
+    dtype, autocast = KINDS[kind]
+    if autocast:
+        return model
+    latents, context = (one.to(dtype).float() for one in (model.latents, model.context))
+    return replace(model, latents=latents, context=context)
 
 
 @contextmanager
@@ -139,17 +150,20 @@ def measure(
     if not wanted:
         return
     model = open_model(name, sharpened)
-    exact = {loss: gradient(model, loss, "fp32") for loss in dict.fromkeys(loss for _, loss in wanted)}
+    exact: dict[Any, tuple[Tensor, Record]] = {}
     errors = {kind: map_error(model, kind) for kind in dict.fromkeys(kind for kind, _ in wanted)}
     for kind, loss in wanted:
         record: Record = {"model": name, "sharpened": sharpened, "kind": kind, "loss": loss, "map_error": errors[kind]}
+        held, point = as_held_in(model, kind), (loss, kind if not KINDS[kind][1] else "autocast")
+        if point not in exact:
+            exact[point] = gradient(held, loss, "fp32")
         for key, scaled in (("scaled", True), ("unscaled", False)):
             if not scaled and KINDS[kind][0] == torch.bfloat16:
                 continue  # bf16 has float32's range, so nothing is scaled there
-            found, seen = gradient(model, loss, kind, scaled)
-            cosine = functional.cosine_similarity(found.double(), exact[loss][0].double(), 0)
+            found, seen = gradient(held, loss, kind, scaled)
+            cosine = functional.cosine_similarity(found.double(), exact[point][0].double(), 0)
             record[key] = {"cosine": float(cosine), **seen}
-        record["seconds_fp32"] = exact[loss][1]["seconds"]
+        record["seconds_fp32"] = exact[point][1]["seconds"]
         yield record
 
 
