@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from .maps import CrossAttentionLayer
@@ -61,6 +62,19 @@ def _caller() -> str:
     while frame.f_back and (frame.f_globals.get("__name__") or "").partition(".")[0] in ("torch", "contextlib"):
         frame = frame.f_back
     return frame.f_code.co_filename
+
+
+class WeightsAsUsed(TorchFunctionMode):
+    """Inside, a product keeps its weights as they are when it is computed.
+
+    Hosts that store weights in 8 bits put others in their place for a module's call alone, and take them away before
+    the gradient is taken.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (functional.linear, functional.conv2d):
+            args = tuple(one.detach() if isinstance(one, nn.Parameter) else one for one in args)
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from modules import prompt_parser, sd_samplers_common, shared
 from torch import Tensor, nn
 
+from ..core.differentiable import WeightsAsUsed
 from ..core.gradient import Pass, rows
 from ..core.host_pass import ConditionalRows, RowsInOrder
 from ..prompt.align import Piece
@@ -34,6 +35,15 @@ class SamplingPass(sampling.SamplingPass):
     def switch_refiner(self, denoiser: Any, x: Tensor, sigma: Tensor) -> bool:
         """Make the host's refiner switch if it is due; was it made?"""
         return bool(sd_samplers_common.apply_refiner(denoiser, sigma))
+
+    def differentiable(self) -> AbstractContextManager[Any]:
+        """Inside, gradients can be taken where ``devices.manual_cast`` widens weights of 8 bits for each call."""
+        in_8_bits = any(one.element_size() == 1 for one in self.unet().parameters())
+        return WeightsAsUsed() if in_8_bits else nullcontext()
+
+    def recomputing(self) -> AbstractContextManager[Any]:
+        """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
+        return self.differentiable()
 
     @contextmanager
     def attention_instead(self) -> Iterator[None]:

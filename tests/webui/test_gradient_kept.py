@@ -190,3 +190,47 @@ def test_an_extension_is_named_by_its_folder(
     optimizations.scaled_dot_product_attention_forward = loaded.forward
     _, sampling = drawn(shared)
     assert "of the extension sd-webui-fast-kernels" in sampling.stood_aside
+
+
+def test_weights_that_are_cast_for_a_call_alone_pass_it_on(shared: Any, unet: Any, gradients: Any) -> None:
+    """8-bit storage with the host's ``manual_cast``: a module's weights are there for its call alone."""
+    products = [one for one in unet.modules() if isinstance(one, (torch.nn.Linear, torch.nn.Conv2d))]
+    before = [{name: value.clone() for name, value in one.named_parameters()} for one in products]
+
+    def cast(module: torch.nn.Module) -> Any:
+        forward = type(module).forward
+
+        def at_each_call(x: Tensor) -> Tensor:
+            module.to(torch.float32)
+            result = forward(module, x)
+            module.to(torch.float8_e4m3fn)
+            return result
+
+        return at_each_call
+
+    try:
+        for one in products:
+            one.to(torch.float8_e4m3fn).float()
+        expected, _ = drawn(shared)
+        for one in products:
+            one.to(torch.float8_e4m3fn)
+            one.forward = cast(one)
+        image, sampling = drawn(shared)
+    finally:
+        for one, values in zip(products, before):
+            vars(one).pop("forward", None)
+            one.float().load_state_dict(values)
+    assert not sampling.stood_aside
+    assert torch.equal(image, expected)
+    assert len(gradients) == 4
+    assert all(torch.equal(found, own) for found, own in zip(gradients[2:], gradients[:2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_the_host_s_autocast_the_gradient_keeps_its_direction(
+    shared: Any, gradients: Any, expected: Any, dtype: torch.dtype
+) -> None:
+    with torch.autocast("cpu", dtype):
+        _, sampling = drawn(shared)
+    assert not sampling.stood_aside
+    assert angle(gradients[0], expected[1][0]) > (0.995 if dtype == torch.float16 else 0.98)
