@@ -330,7 +330,8 @@ from backend import memory_management as m
 from backend.sampling import sampling_function as s
 kept["asked"], kept["load"] = [], m.load_models_gpu
 def load(models, memory_required=0, hard_memory_preservation=0, **given):
-    kept["asked"].append(memory_required + hard_memory_preservation)  # Neo asks for both in one
+    if any("Unet" in type(one).__name__ for one in models):  # not for the text encoder, nor the autoencoder
+        kept["asked"].append(memory_required + hard_memory_preservation)  # Neo asks for both in one
     if hard_memory_preservation:
         given["hard_memory_preservation"] = hard_memory_preservation
     return kept["load"](models, memory_required, **given)
@@ -343,15 +344,21 @@ m.load_models_gpu = kept["load"]
 result = max(kept["asked"])
 """
     asked = {}
-    for guided, batch in ((True, 1), (True, 2), (False, 1), (False, 2)):  # nothing of a guided job is left
+    frugal = {"recompute": "on"}
+    for key, given, batch in (
+        ("one", {}, 1), ("two", {}, 2), ("again", frugal, 1), ("down", {"layers": "down"}, 1),
+        ("plain", None, 1), ("plain two", None, 2),  # nothing of a guided job is left
+    ):  # fmt: skip
         forge.inside(spy)
         try:
-            forge.draw({} if guided else None, batch_size=batch)
+            forge.draw(given, batch_size=batch)
         finally:
-            asked[guided, batch] = forge.inside(heal)
-    more = [asked[True, batch] - asked[False, batch] for batch in (1, 2)]
-    assert more[0] > 0
-    assert more[1] == pytest.approx(2 * more[0])
+            asked[key] = forge.inside(heal)
+    more = asked["one"] - asked["plain"]
+    assert more > 0
+    assert asked["two"] - asked["plain two"] == pytest.approx(2 * more)
+    assert asked["plain"] < asked["down"] < asked["one"]
+    assert asked["plain"] < asked["again"] < asked["one"]
 
 
 # ---------------------------------------------------------------- what the host can be asked for
