@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     from .embedded import place
     from .lab.evaluate import calibrate, judge, rate, report, table
     from .lab.evaluate import run as run_plan
-    from .lab.study import causes, detector, generate, layers, missing, precision, presence
+    from .lab.study import batch, causes, detector, generate, layers, missing, precision, presence
     from .lab.study.bench import command as bench
 
     top = argparse.ArgumentParser(prog="python -m lib_decouple", description=__doc__)
@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     detector.add_parser(studies)
     layers.add_parser(studies)
     precision.add_parser(studies)
+    batch.add_parser(studies)
     presence.add_parser(studies)
     bench.add_parser(commands)
     evaluate = commands.add_parser("evaluate", help="judge a run and report on it")
