@@ -544,11 +544,8 @@ def _read(clause: Sequence[Token]) -> Iterator[Entity]:
         text = clause[i].text
         small = (_is_small(text, _SMALL) and not _is_container(clause, i)) or _denies(clause, i)
         unit = _unit(clause, i)
-        if not small and unit.tokens == 1 and _is_verb(clause, i, run) and _leads(clause, i):
-            unit = unit._replace(entry=_ADJECTIVE)
-        elif not small and unit.tokens == 1 and _is_verb(clause, i, run):
-            small = False
-            unit = unit._replace(tokens=0)
+        if not small and unit.tokens == 1 and _is_verb(clause, i, run):
+            unit = unit._replace(entry=_ADJECTIVE) if _leads(clause, i) else unit._replace(tokens=0)
         if not small and unit.tokens:
             if run and (
                 run[-1].text in _BASIC >= {unit.text}

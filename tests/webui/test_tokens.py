@@ -265,7 +265,9 @@ def plainly(text):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_prompt_twice_as_long_takes_twice_the_operations(pattern):
-    prompts = [(pattern * 2000)[:length] for length in (600, 1200)]
+    prompts = [
+        pattern * (length // len(pattern)) for length in (2000, 4000)
+    ]  # of whole patterns: a piece is a new word
     describe(prompts[1], plainly)  # fills what is kept of the lexicon
     once, twice = (operations(lambda: describe(prompt, plainly)) for prompt in prompts)  # noqa: B023
     assert twice < 2.2 * once + 500
