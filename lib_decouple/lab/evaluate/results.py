@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .judges.base import COUNTED, EXTRA, MISCOLOURED
 from .statistics import Change, Estimate, Preference, agreement, change, holm, mean, preference
 from .store import Row, Store
 
@@ -101,18 +102,26 @@ class Figure:
 
 
 MISSING, RIGHT, LEAST, WHOLE = "missing something", "exactly right", "least-served entity", "whole prompt"
+MORE, ANOTHER_COLOUR = "something extra", "a wrong colour"
+SHARES = (MISSING, MORE, ANOTHER_COLOUR, RIGHT)
+"""Figures that are shares of images; the others are mean scores."""
+RULES = ("detector", "drawn")
+"""Judges of the embedded models: they see everything that these can draw, so their whole score is "exactly right"."""
 
 
 def figures_of(judge: JudgeNote, scores: Mapping[str, float]) -> dict[str, float]:
     """One image's figures by name."""
-    own = [value for key, value in scores.items() if key]
+    own = [value for key, value in scores.items() if key and key not in COUNTED]
     found: dict[str, float] = {}
     if own and judge.threshold is not None:
         found[MISSING] = float(min(own) < judge.threshold)
     elif own:
         found[LEAST] = min(own)
     if "" in scores:
-        found[RIGHT if judge.name == "detector" else WHOLE] = scores[""]
+        found[RIGHT if judge.name in RULES else WHOLE] = scores[""]
+    for key, name in ((EXTRA, MORE), (MISCOLOURED, ANOTHER_COLOUR)):
+        if key in scores:
+            found[name] = float(scores[key] > 0)
     return found
 
 
@@ -138,9 +147,9 @@ def figures(store: Store, against: str) -> list[Figure]:
                 for name, value in figures_of(judge, scores).items():
                     own = values.setdefault(name, {}).setdefault((row["count"], row["arm"]), {})
                     own[row["prompt_id"], row["seed"]] = value
-        for name in (MISSING, LEAST, RIGHT, WHOLE):
+        for name in (MISSING, LEAST, MORE, ANOTHER_COLOUR, RIGHT, WHOLE):
             if name in values:
-                figure = Figure(judge.name, name, name in (MISSING, RIGHT), name == MISSING)
+                figure = Figure(judge.name, name, name in SHARES, name in (MISSING, MORE, ANOTHER_COLOUR))
                 figure.lines = _lines(values[name], arms, against)
                 found.append(figure)
     return found
@@ -200,9 +209,9 @@ def costs(images: Sequence[Row], against: str) -> dict[tuple[int, str], Cost]:
 
 
 def telling(notes: Mapping[str, JudgeNote]) -> list[str]:
-    """Judges that say "missing", the detector first."""
+    """Judges that say "missing", those of the embedded models first."""
     able = [name for name, note in notes.items() if note.threshold is not None and note.trained is not False]
-    return sorted(able, key=lambda name: name != "detector")
+    return sorted(able, key=lambda name: name not in RULES)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from PIL import Image
 
 pytest.importorskip("torch")
 from lib_decouple.lab.evaluate.judges import Missing, Options, named, threshold
-from lib_decouple.lab.evaluate.judges.base import Item, verdicts
+from lib_decouple.lab.evaluate.judges.base import EXTRA, MISCOLOURED, Item, verdicts
 from lib_decouple.lab.model.emoji import scenes
 
 
@@ -32,13 +32,13 @@ def test_entities_are_looked_for_by_noun_and_colour():
         Item(drawn(("car", "red")), "two cars", ("two cars",)),
     ]
     assert judge().score(items) == [
-        {"": 1.0, "red car": 1.0, "blue bow": 1.0},
-        {"": 0.0, "blue car": 1.0, "red bow": 1.0},
-        {"": 0.0, "red car": 1.0, "turtle": 0.0},
-        {"": 0.0, "frog": 1.0, "crown": 1.0},
-        {"": 1.0, "red car": 1.0, "blue car": 1.0},
-        {"": 1.0, "two cars": 1.0},
-        {"": 0.0, "two cars": 0.0},
+        {"": 1.0, EXTRA: 0.0, MISCOLOURED: 0.0, "red car": 1.0, "blue bow": 1.0},
+        {"": 0.0, EXTRA: 0.0, MISCOLOURED: 2.0, "blue car": 1.0, "red bow": 1.0},
+        {"": 0.0, EXTRA: 0.0, MISCOLOURED: 0.0, "red car": 1.0, "turtle": 0.0},
+        {"": 0.0, EXTRA: 1.0, MISCOLOURED: 0.0, "frog": 1.0, "crown": 1.0},
+        {"": 1.0, EXTRA: 0.0, MISCOLOURED: 0.0, "red car": 1.0, "blue car": 1.0},
+        {"": 1.0, EXTRA: 0.0, MISCOLOURED: 0.0, "two cars": 1.0},
+        {"": 0.0, EXTRA: 0.0, MISCOLOURED: 0.0, "two cars": 0.0},
     ]
     assert threshold("drawn") == 0.5
 

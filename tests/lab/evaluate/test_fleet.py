@@ -74,9 +74,9 @@ def test_the_directory_lends_each_endpoint_once_and_leaves_out_what_fails(monkey
     assert "http://a: broke; left out" in state.messages
     assert "http://d: joins" in state.messages
     del ends.has["http://d"]
-    assert "http://d: left the list" in directory.refresh().told
+    assert "http://d: left the list" in directory.refresh().messages
     monkeypatch.setattr(fleet.BackendOpener, "names", lambda own: plans.checked_url("a:1"))
-    told = [line for _ in range(2) for line in directory.refresh().told]
+    told = [line for _ in range(2) for line in directory.refresh().messages]
     assert [line.partition(";")[0] for line in told].count("endpoints: urls: 'a:1' is not allowed") == 1
     with pytest.raises(fleet.NoEndpoint, match="none for 1 s: http://a: broke; http://b: has checkpoint"):
         directory.lend(1)
@@ -91,10 +91,10 @@ def test_a_failed_endpoint_comes_back_and_a_dead_borrowers_is_taken_back(monkeyp
     assert directory.lend(1) == "http://a"
     directory.give_back("http://a", "broke")
     time.sleep(0.01)
-    assert "http://a: is back" in directory.refresh().told
+    assert "http://a: is back" in directory.refresh().messages
     assert directory.lend(1) == "http://a"  # and never gives it back
     time.sleep(1.1)
-    assert "http://a: its borrower died; left out" in directory.refresh().told
+    assert "http://a: its borrower died; left out" in directory.refresh().messages
     assert directory.refresh().live == 1
 
 

@@ -13,6 +13,11 @@ from PIL import Image
 
 DTYPES = ("float32", "float16", "bfloat16")
 
+EXTRA, MISCOLOURED = "+extra", "+miscoloured"
+"""Keys under which a judge that can count says how many things a picture shows beyond those asked for, and how many of
+those asked for it shows in another colour."""
+COUNTED = (EXTRA, MISCOLOURED)
+
 
 class Missing(Exception):
     """A package or a model is not here; the words say which, and how to get it."""
@@ -61,7 +66,8 @@ class Judge(Protocol):
     """An entity whose score is below it is missing; None for scores that have no such border."""
 
     def score(self, items: Sequence[Item]) -> list[dict[str, float]]:
-        """For each image: entity -> score, and "" -> score of the whole image, where the judge has one."""
+        """For each image: entity -> score; "" -> score of the whole image, and :data:`COUNTED`, where the judge has
+        them."""
 
 
 def verdicts(judge: Judge, items: Sequence[Item]) -> tuple[list[Item], list[dict[str, float]]]:

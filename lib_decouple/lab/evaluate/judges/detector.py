@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...model.detector import judge
-from .base import Item, Missing, Options
+from .base import EXTRA, Item, Missing, Options
 
 
 class Detector:
@@ -26,5 +26,6 @@ class Detector:
         found = []
         for item in items:
             verdict = judge(np.asarray(item.image.convert("RGB")), list(item.entities))
-            found.append({e: float(e not in verdict.missing) for e in item.entities} | {"": float(verdict.right)})
+            there = {entity: float(entity not in verdict.missing) for entity in item.entities}
+            found.append({"": float(verdict.right), EXTRA: float(max(0, verdict.extra)), **there})
         return found

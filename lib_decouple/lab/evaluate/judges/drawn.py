@@ -8,7 +8,7 @@ import numpy as np
 
 from ....prompt.lexicon import singulars
 from ...model.emoji.sprites import COLOURS, THINGS
-from .base import Item, Missing, Options
+from .base import EXTRA, MISCOLOURED, Item, Missing, Options
 from .words import described
 
 
@@ -35,7 +35,9 @@ class Drawn:
             answers, _ = match(found, [each for _, each in asked])
             there = dict.fromkeys(item.entities, 1.0)
             there |= {entity: 0.0 for (entity, _), answer in zip(asked, answers) if answer is None}
-            scores.append({"": float(verdict(found, [each for _, each in asked]).right), **there})
+            said = verdict(found, [each for _, each in asked])
+            whole = {"": float(said.right), EXTRA: float(len(said.extra)), MISCOLOURED: float(len(said.miscoloured))}
+            scores.append({**whole, **there})
         return scores
 
 
