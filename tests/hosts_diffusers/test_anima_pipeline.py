@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_decouple.core.differentiable import slopes
+from lib_decouple.core.finite_differences import slopes
 from lib_decouple.core.gradient import Learned, LossGradient
 from lib_decouple.core.losses import WeightedLoss
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader, entity_maps, token_maps
