@@ -312,7 +312,7 @@ result = {
 }
 """
 FAULTS = {
-    "out of memory in the pass": ("lib_decouple.core.maps", "_attention", "torch.cuda.OutOfMemoryError('none left')"),
+    "out of memory in the pass": ("lib_decouple.core.maps", "attention", "torch.cuda.OutOfMemoryError('none left')"),
     "gradient": ("torch.autograd", "grad", "RuntimeError('no gradient')"),
     "prompt": ("lib_decouple.hosts.sampling", "plan_image", "KeyError('plan')"),
     "layers": ("lib_decouple.hosts.sampling", "cross_attention_layers", "AttributeError('layers')"),

@@ -503,9 +503,9 @@ STILL = """
 from lib_decouple.core.guidance import Guide
 kept["step"], kept["looks"] = Guide.step, 0
 def step(self, latents, *args, **kwargs):
-    kept["step"](self, latents, *args, **kwargs)
+    guided = kept["step"](self, latents, *args, **kwargs)
     kept["looks"] += 1
-    return latents
+    return guided._replace(latents=latents)
 Guide.step = step
 result = True
 """
@@ -757,7 +757,7 @@ result = {
 }
 """
 FAULTS = {
-    "out of memory in the pass": ("lib_decouple.core.maps", "_attention", "torch.cuda.OutOfMemoryError('none left')"),
+    "out of memory in the pass": ("lib_decouple.core.maps", "attention", "torch.cuda.OutOfMemoryError('none left')"),
     "gradient": ("torch.autograd", "grad", "RuntimeError('no gradient')"),
     "prompt": ("lib_decouple.hosts.sampling", "plan_image", "KeyError('plan')"),
     "layers": ("lib_decouple.hosts.sampling", "cross_attention_layers", "AttributeError('layers')"),
