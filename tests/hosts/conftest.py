@@ -101,6 +101,8 @@ class Host:
     """A WebUI over HTTP."""
 
     name = "a1111"
+    upscaler = "Latent"
+    """One for hires fix that needs no file."""
 
     def __init__(self, url: str, headers: Mapping[str, str] = CALLER) -> None:
         self.url, self.headers = url.rstrip("/"), dict(headers)
@@ -165,6 +167,11 @@ class Forge(Host):
         """Only Neo knows Anima."""
         found = "all(importlib.util.find_spec(name) for name in ('backend', 'backend.nn.anima'))"  # reForge has neither
         return bool(self.inside(f"import importlib.util\nresult = {found}"))
+
+    @functools.cached_property
+    def upscaler(self) -> str:
+        """Neo has none among the latents."""
+        return "None" if self.is_neo else "Latent"
 
     @functools.cached_property
     def offers(self) -> dict[str, list[str]]:

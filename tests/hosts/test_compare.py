@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 COMPARE = {"alwayson_scripts": {"attention decoupling": {"args": [{"compare": True}]}}}
-HIRES = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7,
+HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.7,
          "hr_additional_modules": ["Use same choices"]}  # fmt: skip
 
 
@@ -42,6 +42,8 @@ def start_image():
 )
 def test_pictures_are_those_of_a_plain_and_of_a_decoupled_job(webui, given):
     given = {"steps": 4, **given, **({"init_images": [start_image()]} if "init_images" in given else {})}
+    if "enable_hr" in given:
+        given["hr_upscaler"] = webui.upscaler
 
     def draw(*decouple):
         webui.inside("import torch\ntorch.manual_seed(5)\nresult = 0")  # img2img's encoding draws from it, unseeded

@@ -594,8 +594,7 @@ def test_what_changes_the_model_at_every_step_stands_aside(forge, plain, module)
 @pytest.mark.parametrize("hires", [False, True])
 def test_hires(forge, hires):
     given = {
-        "enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "None" if forge.is_neo else "Latent",
-        "denoising_strength": 0.6,
+        "enable_hr": True, "hr_scale": 1.5, "hr_upscaler": forge.upscaler, "denoising_strength": 0.6,
         "hr_additional_modules": ["Use same choices"],
     }  # fmt: skip
     count = """

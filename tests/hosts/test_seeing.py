@@ -142,7 +142,7 @@ def test_the_first_pass_is_looked_at_where_guidance_begins_later(webui):
 
 
 def test_both_passes_of_hires_fix_and_img2img(webui):
-    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": webui.upscaler, "denoising_strength": 0.7}
     if webui.name == "forge":
         hires["hr_additional_modules"] = ["Use same choices"]
     drawn = webui.draw({**BOTH, "hires": True}, **SMALL, **hires)
