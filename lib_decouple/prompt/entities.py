@@ -7,7 +7,8 @@ What counts, where one may differ: places and scenery that the prompt names ("be
 of the body ("hair") and clothes do. Of "a cup of coffee" both do; of "a herd of sheep", "a photo of
 a cat" and "a robot made of glass" only "sheep", "cat" and "robot". A material before a noun is an
 adjective ("leather jacket" is "jacket"). "1girl" is an entity, "solo" is none; a tag's bracketed
-qualifier belongs to it (``kiwi \\(bird\\)`` is "kiwi (bird)"). Light, weather's mood, style, medium, quality,
+qualifier belongs to it (``kiwi \\(bird\\)`` is "kiwi (bird)", ``kiwi_(bird)`` with brackets that weight it "kiwi
+bird"). Light, weather's mood, style, medium, quality,
 named artists, words that stand written in the picture, what follows "in the style of", and whatever the
 prompt takes away ("no", "without", a weight of 0 or less) do not count.
 
@@ -67,6 +68,8 @@ _JOINS = frozenset(["and", "vs", "versus", "or", "with"])
 _NO_THING = frozenset(["medium", "style", "artist", "series", "game", "song", "company", "meme", "source", "anime"])
 _NO_THING |= {"manga", "franchise", "film", "movie", "color", "colour", "emotion", "cosplay", "font", "brand", "band"}
 """A qualifier of these says that the tag names no thing."""
+_IN_TAGS = frozenset("_-:/.'&!")
+"""Signs within a tag's qualifier: "fate/stay_night", "nier:automata"."""
 _QUOTES = {
     '"': '"',
     "“": "”",
@@ -160,7 +163,7 @@ class Token(NamedTuple):
     brackets: int = 0
     """What stands before it: 1 is a bracket, 2 one that closes and one that opens."""
     qualifier: str = ""
-    """What stands behind it in escaped brackets, with these."""
+    """What stands behind it in escaped brackets, with these, or behind an underscore in brackets that weight it."""
 
 
 class Clause(NamedTuple):
@@ -294,11 +297,13 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
         tokens, brackets, qualifying = [], 0, -1
         sign = kind if kind.strip() in ("", ",") and sign in ("", ",") else sign or kind
 
-    for span in spans:
-        gap = prompt[end : span.start]
+    emphasised = -1
+    for k, span in enumerate(spans):
+        gap, end = prompt[end : span.start], span.end
+        if k <= emphasised:
+            continue
         if "\n" in gap:
             close("\n")
-        end = span.end
         while quote < len(quoted) and quoted[quote][1] < span.start:
             quote += 1
         inside = quote < len(quoted) and quoted[quote][0] <= span.start <= quoted[quote][1]
@@ -329,6 +334,8 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             text = text.removesuffix("'s")
             tokens.append(Token(text, span.start, span.start + len(text), span.text[0].isupper(), owner, brackets))
             brackets = 0
+        elif tokens and tokens[-1].end == span.start - 1 and (shut := _shuts(prompt, spans, k)):
+            emphasised, tokens[-1] = shut, _emphasised(tokens[-1], prompt[span.end : spans[shut].start], spans[shut])
         elif span.kind == "weight":
             closes = span.text[0] in ":)]"
             brackets = 2 if brackets == 3 and not closes else 3 if closes else max(brackets, 1)
@@ -343,6 +350,24 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             part += span.kind in ("and", "break", "keyword")
     close("")
     return found
+
+
+def _shuts(prompt: str, spans: Sequence[Span], k: int) -> int:
+    """Which span closes the bracket ``k`` of a tag's qualifier that the host reads as a weight, "kiwi_(bird)"; 0 where
+    it is none."""
+    if spans[k].text != "(" or prompt[spans[k].start - 1] != "_":
+        return 0
+    for n in range(k + 1, len(spans)):
+        if spans[n].kind == "weight":
+            return n if n > k + 1 and spans[n].text[0] in ":)" else 0
+        if spans[n].taken_away or not (spans[n].kind == "word" or spans[n].text in _IN_TAGS):
+            return 0
+    return 0
+
+
+def _emphasised(token: Token, qualifier: str, shut: Span) -> Token:
+    """With a qualifier as the text encoder reads it."""
+    return token._replace(qualifier=f"{token.qualifier} {' '.join(qualifier.lower().split())}", end=shut.start + 1)
 
 
 def _within(span: Span, tokens: Sequence[Token]) -> bool:

@@ -240,6 +240,14 @@ def test_the_same_noun_again(prompt: str, expected: list[str]) -> None:
         (r"watercolor \(medium\), touhou \(series\), cat", ["cat"]),
         (r"kiwi \(bird", ["kiwi"]),
         ("kiwi （bird）, an egg", ["kiwi", "bird", "egg"]),
+        ("Kiwi_(Bird), an egg", ["kiwi bird", "egg"]),
+        ("1girl, hatsune_miku_(vocaloid), (saber_(fate):1.2)", ["1girl", "hatsune miku vocaloid", "saber fate"]),
+        ("red_bow_(weapon:1.3) bow_(ribbon)", ["bow weapon", "bow ribbon"]),
+        ("artoria_(swimsuit_ruler)_(fate), 2b_(nier:automata)", ["artoria swimsuit_ruler fate", "2b nier:automata"]),
+        ("zorblat_(series), titanic_(movie), zorblat_(series)_(cosplay), cat", ["cat"]),
+        ("kiwi_(bird, cat", ["kiwi", "bird", "cat"]),
+        ("(cat)_(dog)", ["cat", "dog"]),
+        ("kiwi_(bird:0), _(cat), dog_()", ["kiwi", "cat", "dog"]),
     ],
 )
 def test_qualified_tags(prompt: str, expected: list[str]) -> None:
@@ -264,6 +272,21 @@ def test_what_is_suggested_can_be_aligned() -> None:
     tokens = ["1</w>", "girl</w>", ",</w>", "traffic</w>", "light</w>", ",</w>", "cats</w>"]
     pieces = [Piece(i + 1, token) for i, token in enumerate(tokens)]
     assert align(suggest("1girl, traffic light, cats"), pieces) == [(1, 2), (4, 5), (7,)]
+    tokens = [
+        "2</w>",
+        "b</w>",
+        "_</w>",
+        "nier</w>",
+        ":</w>",
+        "autom",
+        "ata</w>",
+        ",</w>",
+        "kiwi</w>",
+        "_</w>",
+        "bird</w>",
+    ]
+    pieces = [Piece(i + 1, token) for i, token in enumerate(tokens)]
+    assert align(suggest("2b_(nier:automata), kiwi_(bird:1.2)"), pieces) == [(1, 2, 3, 4, 5, 6, 7), (9, 10, 11)]
 
 
 @given(st.text(max_size=200))
