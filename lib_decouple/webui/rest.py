@@ -219,7 +219,8 @@ def add(app: Any, host: Host) -> None:
     )
     def check_this_machine() -> dict[str, Any]:
         """Check this machine, by a job of the WebUI's own on the loaded model: is the gradient whole, how good is half
-        precision, what do steps take in time and memory. Nothing is saved; it takes up to a minute."""
+        precision, what do steps take in time and memory. Nothing is saved; what has not
+        begun 40 s into the examination is left out."""
         try:
             report = host.check()
         except check_machine.NotNow as error:

@@ -45,6 +45,21 @@ def test_a_job_is_examined_once_and_drawn_as_without(a1111, shared):  # noqa: F8
     assert untouched(job)
 
 
+def test_only_a_corner_of_the_picture_is_decoded(monkeypatch):
+    scripts = types.ModuleType("modules.scripts")
+    scripts.Script, scripts.ScriptRunner = object, SimpleNamespace
+    package = types.ModuleType("modules")
+    package.scripts = scripts
+    monkeypatch.setitem(sys.modules, "modules", package)
+    monkeypatch.setitem(sys.modules, "modules.scripts", scripts)
+    latents = torch.randn(1, 4, 32, 32)
+    drawn = SimpleNamespace(samples=latents)
+    (script,) = check_machine._runner(check_machine.Examiner(doctor.Report(), lambda: None)).alwayson_scripts
+    script.post_sample(None, drawn)
+    assert drawn.samples.shape == (*latents.shape[:2], 8, 8)
+    assert torch.equal(drawn.samples, latents[:, :, :8, :8])
+
+
 def test_a_job_too_short_to_be_examined_is_told(a1111, shared):  # noqa: F811
     examiner, *_ = examined(a1111, shared, steps=2)
     assert examiner.why_not() == "the job was ended before anything could be examined"
