@@ -29,7 +29,7 @@ PLAIN_STEPS = 2
 STEPS = 20
 SAMPLER = "Euler"
 CORNER = 8
-"""Latents a side of what is decoded: nobody sees the picture; to decode all of it took a third of a check on a CPU."""
+"""Latents a side of what is decoded: nobody sees the picture, and decoding takes a CPU long."""
 
 
 class NotNow(RuntimeError):
