@@ -28,6 +28,9 @@ class SamplingPass(sampling.SamplingPass):
 
     tokenize = staticmethod(tokenize)
 
+    _in_8_bits = False
+    """Has a weight of the UNet 8 bits? Looked up once a pass, not at each of its blocks."""
+
     def unet(self) -> nn.Module:
         """``ldm``'s or ``sgm``'s UNet."""
         return shared.sd_model.model.diffusion_model
@@ -38,12 +41,12 @@ class SamplingPass(sampling.SamplingPass):
 
     def differentiable(self) -> AbstractContextManager[Any]:
         """Inside, gradients can be taken where ``devices.manual_cast`` widens weights of 8 bits for each call."""
-        in_8_bits = any(one.element_size() == 1 for one in self.unet().parameters())
-        return WeightsAsUsed() if in_8_bits else nullcontext()
+        self._in_8_bits = any(one.element_size() == 1 for one in self.unet().parameters())
+        return self.recomputing()
 
     def recomputing(self) -> AbstractContextManager[Any]:
         """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
-        return self.differentiable()
+        return WeightsAsUsed() if self._in_8_bits else nullcontext()
 
     @contextmanager
     def attention_instead(self) -> Iterator[None]:
