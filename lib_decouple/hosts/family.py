@@ -49,9 +49,15 @@ def _is_one_of(layer: nn.Module, known: Sequence[torch.Tensor]) -> bool:
     return any(own.shape == one.shape and (own - one).norm() < _ALIKE * one.norm() for one in known)
 
 
-def profile_of_model(model: Any) -> Profile:
-    """That of a WebUI's loaded model (its ``sd_model``), which may be none yet."""
+def denoiser_of(model: Any) -> nn.Module | None:
+    """The denoiser of a WebUI's loaded model (its ``sd_model``), which may be none yet."""
     objects = getattr(model, "forge_objects", None)
     whole = getattr(getattr(objects, "unet", None), "model", None) or getattr(model, "model", None)
-    unet = getattr(whole, "diffusion_model", None)
-    return profile_of(unet) if isinstance(unet, nn.Module) else UNKNOWN
+    denoiser = getattr(whole, "diffusion_model", None)
+    return denoiser if isinstance(denoiser, nn.Module) else None
+
+
+def profile_of_model(model: Any) -> Profile:
+    """The profile of :func:`denoiser_of` a WebUI's model."""
+    denoiser = denoiser_of(model)
+    return UNKNOWN if denoiser is None else profile_of(denoiser)

@@ -22,7 +22,7 @@ from ..core.gradient import LossGradient, Pass
 from ..doctor import Examination, Report
 from ..hosts import detect, reasons
 from ..hosts.base import Looking
-from ..hosts.family import profile_of_model
+from ..hosts.family import denoiser_of, profile_of_model
 
 PLAIN_STEPS = 2
 """Steps before the examination, which tell what a plain one takes; the first may have to load the model."""
@@ -184,8 +184,8 @@ def _described(model: Any, family: str) -> Report:
     """A report with what is known of the WebUI before it has drawn."""
     from modules import extensions, launch_utils
 
-    unet = _unet(model)
-    millions = f", {sum(one.numel() for one in unet.parameters()) / 1e6:.0f} M" if unet is not None else ""
+    denoiser = denoiser_of(model)
+    millions = "" if denoiser is None else f", {sum(one.numel() for one in denoiser.parameters()) / 1e6:.0f} M"
     forge = hasattr(model, "forge_objects")
     return Report(
         host=f"{'Forge' if forge else 'AUTOMATIC1111'} {launch_utils.git_tag()}",
@@ -199,8 +199,3 @@ def flags(arguments: list[str]) -> list[str]:
     """The names of the options among a command's ``arguments``; values, which may hold paths and secrets, are not."""
     names = (one.partition("=")[0] for one in arguments)
     return sorted({name for name in names if re.fullmatch(r"--[A-Za-z][\w-]*", name)})
-
-
-def _unet(model: Any) -> Any:
-    objects = getattr(model, "forge_objects", None)
-    return getattr(getattr(objects, "unet", None) or model, "model", None)
