@@ -144,7 +144,7 @@ def plan_image(
     """
     parts = [tokenize(text) for text in texts]
     end = max((part[-1].position + 1 for part in parts if part), default=1)
-    begin = min(1, *(part[0].position for part in parts if part), 1)
+    begin = min([1, *(part[0].position for part in parts if part)])
     if not wanted:
         prompt, choice = choose_of_parts(texts, weights, dialect)
         found = zip(choice.apart, placed(choice.apart, prompt, parts, dialect))

@@ -217,47 +217,38 @@ def pass_colours_through(vae: Any) -> None:
     colours = [3 * i for i in range(6)]  # red, green, blue, then their negatives
     signs = [1.0] * 3 + [-1.0] * 3
     taken = list(range(18))
-    near = 1.0
     gain = math.sqrt(2 * STEADY**2 / 3)
     encoder, decoder = vae.encoder, vae.decoder
 
-    def only(
-        convolution: nn.Conv2d, kernel: Tensor, sources: list[int], targets: list[int], scale: list[float]
-    ) -> None:
-        """``targets`` hear nothing but their source, through ``kernel``."""
-        convolution.weight[targets] = 0
-        if convolution.bias is not None:
-            convolution.bias[targets] = 0
-        for source, target, factor in zip(sources, targets, scale, strict=True):
+    def silence(layer: Any) -> None:
+        """What ``taken`` hold hears nothing of this layer."""
+        layer.weight[taken] = 0
+        layer.bias[taken] = 0
+
+    def carry(convolution: Any, kernel: Tensor, sources: list[int], scale: list[float]) -> None:
+        """The colours hear their source alone, through ``kernel``, what stands beside them nothing."""
+        silence(convolution)
+        for source, target, factor in zip(sources, colours, scale, strict=True):
             convolution.weight[target, source] = factor * kernel
 
     point = torch.zeros(3, 3)
-    point[1, 1] = near
+    point[1, 1] = 1
     quarter = torch.zeros(3, 3)
     quarter[:2, :2] = 0.25
     smooth = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
     for part in vae.modules():
         if isinstance(part, ResnetBlock2D):
-            leaving: Any = part.conv2
-            leaving.weight *= 0.2
-            leaving.weight[taken] = 0
-            leaving.bias[taken] = 0
+            part.conv2.weight *= 0.2
+            silence(part.conv2)
         elif isinstance(part, Attention):
-            projection: Any = part.to_out
-            projection[0].weight *= 0.2
-            projection[0].weight[taken] = 0
-            projection[0].bias[taken] = 0
-    idle = [channel for channel in taken if channel not in colours]
-    none = torch.zeros(3, 3)
-    for convolution, sources in ((encoder.conv_in, [0, 1, 2] * 2), (decoder.conv_in, [0, 1, 2] * 2)):
-        only(convolution, none, [0] * len(idle), idle, [0.0] * len(idle))
-        only(convolution, point, sources, colours, signs)
+            part.to_out[0].weight *= 0.2
+            silence(part.to_out[0])
+    for convolution in (encoder.conv_in, decoder.conv_in):
+        carry(convolution, point, [0, 1, 2] * 2, signs)
     for block in encoder.down_blocks[:-1]:
-        only(block.downsamplers[0].conv, none, [0] * len(idle), idle, [0.0] * len(idle))
-        only(block.downsamplers[0].conv, quarter, colours, colours, [1.0] * 6)
+        carry(block.downsamplers[0].conv, quarter, colours, [1.0] * 6)
     for block in decoder.up_blocks[:-1]:
-        only(block.upsamplers[0].conv, none, [0] * len(idle), idle, [0.0] * len(idle))
-        only(block.upsamplers[0].conv, smooth, colours, colours, [1.0] * 6)
+        carry(block.upsamplers[0].conv, smooth, colours, [1.0] * 6)
     for last in (encoder.mid_block.resnets[-1], decoder.up_blocks[-1].resnets[-1]):
         for channel in colours:
             last.conv2.bias[channel + 1], last.conv2.bias[channel + 2] = STEADY, -STEADY
