@@ -221,9 +221,14 @@ def pass_colours_through(vae: Any) -> None:
     encoder, decoder = vae.encoder, vae.decoder
 
     def silence(layer: Any) -> None:
-        """What ``taken`` hold hears nothing of this layer."""
+        """The channels of ``taken`` hear nothing of this layer."""
         layer.weight[taken] = 0
         layer.bias[taken] = 0
+
+    def quiet(layer: Any) -> None:
+        """It begins small, and adds nothing to ``taken``."""
+        layer.weight *= 0.2
+        silence(layer)
 
     def carry(convolution: Any, kernel: Tensor, sources: list[int], scale: list[float]) -> None:
         """The colours hear their source alone, through ``kernel``, what stands beside them nothing."""
@@ -238,11 +243,9 @@ def pass_colours_through(vae: Any) -> None:
     smooth = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
     for part in vae.modules():
         if isinstance(part, ResnetBlock2D):
-            part.conv2.weight *= 0.2
-            silence(part.conv2)
+            quiet(part.conv2)
         elif isinstance(part, Attention):
-            part.to_out[0].weight *= 0.2
-            silence(part.to_out[0])
+            quiet(part.to_out[0])
     for convolution in (encoder.conv_in, decoder.conv_in):
         carry(convolution, point, [0, 1, 2] * 2, signs)
     for block in encoder.down_blocks[:-1]:
