@@ -1,7 +1,8 @@
 """A small net that says what a picture of drawn things shows: which, how many, where and in which colours.
 
 It learns from scenes of its own, in which any things meet, may come twice and stand beside scraps, drawn with more
-drawings than the model is taught; other drawings are held out for its test. It never sees a picture of the model.
+drawings than the model is taught; other drawings are held out for its test. Half of the scenes reach it through the
+model's autoencoder, as all that the model draws does; it never sees what the model draws.
 
 ``python -m lib_decouple.lab.model.emoji.judge train|test --folder DIR`` trains it and measures its error.
 """
@@ -12,7 +13,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -225,53 +226,85 @@ def focal(logits: Tensor, heat: Tensor) -> Tensor:
     return -(gain + calm).sum() / there.sum().clamp(min=1)
 
 
+RESTORED = 1600
+"""Scenes that the autoencoder gives back, kept for the judge's training."""
+
+
+def restored(folder: Path, seed: int, count: int = RESTORED) -> tuple[list[list[Placed]], np.ndarray]:
+    """Scenes as the autoencoder in ``folder`` gives them back, with what they hold; kept in a file beside it.
+
+    Pictures are uint8 ``[count, 128, 128, 3]``.
+    """
+    rng = np.random.default_rng([seed, 4])
+    drawn = [scene_to_learn(rng) for _ in range(count)]
+    path = folder / "judge-restored.npy"
+    if not path.exists():
+        np.save(path, autoencoder(folder)(np.stack([image for _, image in drawn])))
+    return [scene for scene, _ in drawn], np.load(path, mmap_mode="r")
+
+
+def scene_to_learn(rng: np.random.Generator) -> tuple[list[Placed], np.ndarray]:
+    """One to four things in taught and judged drawings; one of them cut into pieces in 15 %."""
+    scene, image = draw(rng, ("taught", "judged"), int(rng.integers(1, 5)))
+    return scene, scrap(image, scene, rng) if rng.random() < 0.15 else image
+
+
 def learn(folder: Path, seed: int, steps: int, batch: int = 24, peak: float = 3e-3) -> None:
-    """Train on scenes of taught and judged drawings; goes on where it was stopped; writes :data:`WEIGHTS`."""
+    """Train on scenes, half of them through the autoencoder; goes on where it was stopped; writes :data:`WEIGHTS`."""
     from safetensors.torch import save_file
 
     from .train import Training, assign
 
+    held, pictures = restored(folder, seed)
     torch.manual_seed(seed)
     net = Judge()
     training = Training(folder, "judge", net, seed, peak, decay=0.99)
     training.resume()
 
+    def sample_batch(rng: np.random.Generator) -> tuple[list[list[Placed]], Tensor]:
+        drawn = [scene_to_learn(rng) for _ in range(batch // 2)]
+        kept = rng.integers(0, len(held), size=batch - len(drawn))
+        images = np.stack([image for _, image in drawn] + [pictures[i] for i in kept])
+        softened = soften(to_tensor(images[: len(drawn)]))
+        mirrored = torch.rand(()) < 0.5
+        given_back = to_tensor(images[len(drawn) :])
+        scenes = [scene for scene, _ in drawn] + [mirror(held[i]) if mirrored else held[i] for i in kept]
+        return scenes, torch.cat([softened, given_back.flip(-1) if mirrored else given_back])
+
     def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        scenes, images = [], []
-        for _ in range(batch):
-            scene, image = draw(rng, ("taught", "judged"), int(rng.integers(1, 5)))
-            if rng.random() < 0.15:
-                image = scrap(image, scene, rng)
-            scenes.append(scene)
-            images.append(image)
+        scenes, images = sample_batch(rng)
         heat, colours = targets(scenes)
         with torch.autocast("cpu", torch.bfloat16):
-            things, hues = net(soften(to_tensor(np.stack(images))))
+            things, hues = net(images)
         kinds = focal(things, heat)
         shades = nn.functional.cross_entropy(hues, colours, ignore_index=-1)
         return kinds + 0.3 * shades, {"things": kinds.item(), "colours": shades.item()}
 
     training.run(steps, loss)
     assign(training.learned, training.average)
-    settle(net, seed)
+    rng = np.random.default_rng([seed, 2])
+    settle(net, [sample_batch(rng)[1] for _ in range(16)])
     net.eval()
     state = {key: value.half().contiguous() for key, value in net.state_dict().items() if value.is_floating_point()}
     state |= {key: value for key, value in net.state_dict().items() if not value.is_floating_point()}
     save_file(state, WEIGHTS)
 
 
+def mirror(scene: list[Placed]) -> list[Placed]:
+    """The scene as its mirrored picture shows it."""
+    return [replace(placed, x=SCENE - placed.x, mirrored=not placed.mirrored) for placed in scene]
+
+
 @torch.no_grad()
-def settle(net: Judge, seed: int) -> None:
-    """The averaged weights' own statistics for batch normalisation, over some hundred scenes."""
-    rng = np.random.default_rng([seed, 2])
+def settle(net: Judge, batches: list[Tensor]) -> None:
+    """The averaged weights' own statistics for batch normalisation, over batches of pictures."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()
             layer.momentum = None
     net.train()
-    for _ in range(12):
-        images = np.stack([draw(rng, ("taught", "judged"), int(rng.integers(1, 5)))[1] for _ in range(32)])
-        net(soften(to_tensor(images)))
+    for images in batches:
+        net(images)
 
 
 def measure(
@@ -324,13 +357,16 @@ def measure(
 def autoencoder(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Pictures as the trained autoencoder in ``folder`` gives them back."""
     from diffusers import AutoencoderKL
+    from diffusers.models.attention_processor import AttnProcessor
 
     vae: Any = AutoencoderKL.from_pretrained(folder / "vae").eval()
+    vae.set_attn_processor(AttnProcessor())
 
     @torch.no_grad()
     def through(images: np.ndarray) -> np.ndarray:
-        back = torch.cat([vae.decode(vae.encode(p).latent_dist.mean).sample for p in to_tensor(images).split(10)])
-        return back.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        with torch.autocast("cpu", torch.bfloat16):
+            back = torch.cat([vae.decode(vae.encode(p).latent_dist.mean).sample for p in to_tensor(images).split(8)])
+        return back.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
     return through
 
