@@ -8,7 +8,11 @@
     const KINDS = {
         weight: () => say("attention weight"),
         lora: () => say("network, not part of the picture's words"),
-        break: () => say("BREAK: the next chunk begins"),
+        break: (sign, words) => {
+            const next = words.find((one) => one.start >= sign.end && one.part === sign.part && one.tokens.length);
+            return next?.chunk === sign.chunk ? say("BREAK: a word like others, as this model has no chunks")
+                : say("BREAK: the next chunk begins");
+        },
         and: () => say("AND: the next part begins"),
         comment: () => say("comment"),
         edit: () => say("prompt editing or a choice"),
@@ -161,7 +165,7 @@
             words.replaceChildren(...this.answer.words.map((word, k) => {
                 if (!word.selectable) {
                     const sign = this.part("span", "decouple-sign", word.text);
-                    sign.title = (KINDS[word.kind] ?? KINDS.word)();
+                    sign.title = (KINDS[word.kind] ?? KINDS.word)(word, this.answer.words);
                     return sign;
                 }
                 // The joiner keeps the host's localization from taking a word of the prompt for one of its own.

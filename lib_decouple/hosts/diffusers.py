@@ -89,7 +89,7 @@ def pieces(pipe: Any, prompt: str) -> list[Piece]:
     """A prompt's tokens with their positions in the context, by the pipeline's own tokenizer."""
     size = pipe.tokenizer.model_max_length
     return [
-        Piece(number * size + k, text)
+        Piece(number * size + k, text, chunk=number)
         for number, chunk in enumerate(chunks(pipe, prompt))
         for k, text in enumerate(pipe.tokenizer.convert_ids_to_tokens(chunk), start=1)
     ]

@@ -123,7 +123,7 @@ def pieces(chunks: Sequence[Any], vocabulary: Callable[[int], str]) -> list[Piec
             if token == end and position not in embedded:
                 break
             text = embedded[position] if position in embedded else vocabulary(token)
-            found.append(Piece(number * len(chunk.tokens) + position, text, position in embedded))
+            found.append(Piece(number * len(chunk.tokens) + position, text, position in embedded, number))
     return found
 
 

@@ -8,8 +8,8 @@ tokens::
     align(["cat", "dog@2"], pieces)              # one tuple of positions an entity, in the same order
     align(["cat", "dog"], pieces, missing="skip")  # () for an entity that the prompt does not name
 
-Positions count from the context's first start token (position 0). Each 77-token chunk has its own
-start and end token, so chunk k's first text token is at ``77*k + 1``.
+Positions count from the context's first token (position 0). CLIP's are start tokens, and each 77-token chunk has its
+own start and end token, so chunk k's first text token is at ``77*k + 1``; T5 has neither chunks nor a start token.
 
 An entity is written as one or more words of the prompt ("traffic light", "kiwi (bird)"), as ``dog@2`` for
 the second occurrence, or as ``#5`` or ``#5-7`` for positions. Case does not count, nor does a backslash
@@ -36,7 +36,7 @@ from typing import Literal, NamedTuple
 from .syntax import UNSPACED
 
 CHUNK = 77
-"""Tokens of a chunk, with its start and end token."""
+"""Tokens of a chunk of CLIP's, with its start and end token."""
 
 PART = 1_000_000
 """Positions that an ``AND`` part takes where the parts of a prompt are joined for :func:`align`."""
@@ -81,6 +81,8 @@ class Piece(NamedTuple):
     """
     embedding: bool = False
     """Of a textual inversion."""
+    chunk: int = 0
+    """Which of the encoder's chunks holds it; 0 in all of an encoder that reads a text of any length at once."""
 
 
 class Word(NamedTuple):

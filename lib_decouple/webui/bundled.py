@@ -29,7 +29,11 @@ def tokenize(
     chunks = _chunks(
         (None if (own, weight) == ("BREAK", -1) else tokenizer.tokenize(own) for own, weight in parse(text)), backtrack
     )
-    return [Piece(CHUNK * number + k, token) for number, chunk in enumerate(chunks) for k, token in enumerate(chunk, 1)]
+    return [
+        Piece(CHUNK * number + k, token, chunk=number)
+        for number, chunk in enumerate(chunks)
+        for k, token in enumerate(chunk, 1)
+    ]
 
 
 def _chunks(texts: Iterator[list[str] | None], backtrack: int) -> list[list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -62,7 +62,7 @@ class PromptWord(NamedTuple):
     """Positions in the part's context, as ``#n`` counts them; of a word that prompt editing brings or
     takes, at the first step that has it; () for what the text encoder doesn't read."""
     chunk: int
-    """The 77-token chunk of the first token, from 0; of what has none, that of the word before."""
+    """The text encoder's chunk that holds the first token, from 0; of what has none, that of the word before."""
     part: int
     """The ``AND`` part, from 0. ``#n`` names tokens of the first one only."""
     weight: float
@@ -99,6 +99,7 @@ class LeftOut:
 class _Found:
     span: syntax.Span
     tokens: tuple[int, ...] = ()
+    chunk: int = 0
     embedding: bool = False
     occurrence: int = 1
     turn: int = 0
@@ -136,7 +137,7 @@ class _Context:
                     break
                 pieces = tokenize(text.text)
                 read = align.words(pieces)
-                self._place(text, read, {piece.position for piece in pieces if piece.embedding}, turn)
+                self._place(text, read, {piece.position: piece for piece in pieces}, turn)
                 moved = [word.moved(number * align.PART) for word in read] if number else read
                 if turn:
                     later.append((number, moved))
@@ -147,8 +148,10 @@ class _Context:
         """The first reads the texts of all parts at the first step, the others one part's at a later one."""
         self._number(later)
 
-    def _place(self, text: syntax.Turn, read: Sequence[align.Word], embedded: set[int], turn: int) -> None:
-        """Give the words of a text that have none yet their tokens; ``embedded`` are those of textual inversions."""
+    def _place(
+        self, text: syntax.Turn, read: Sequence[align.Word], pieces: Mapping[int, align.Piece], turn: int
+    ) -> None:
+        """Give the words of a text that have none yet their tokens, which ``pieces`` has by their positions."""
         if not text.where:
             return
         there = set(text.where)
@@ -156,8 +159,8 @@ class _Context:
         own = [one for one in within if one.span.kind in _READ and one.span.start in there]
         for one, tokens in zip(own, align.place([one.span.text for one in own], read)):
             if tokens and not one.tokens:
-                one.tokens, one.turn = tokens, turn
-                one.embedding = not embedded.isdisjoint(tokens)
+                one.tokens, one.turn, one.chunk = tokens, turn, pieces[tokens[0]].chunk
+                one.embedding = any(pieces[token].embedding for token in tokens)
 
     def _index(self, k: int) -> int:
         """Which span holds the prompt's character ``k``; -1 for none."""
@@ -374,7 +377,7 @@ def _words(prompt: str, found: Sequence[_Found]) -> Iterator[PromptWord]:
         if span.part != part:
             chunk, part = 0, span.part
         if one.tokens:
-            chunk = one.tokens[0] // align.CHUNK
+            chunk = one.chunk
         kind: Kind = "embedding" if one.embedding else _KINDS[span.kind]
         selectable = kind in ("word", "embedding") and bool(one.tokens)
         text = prompt[span.start : last.span.end] if one is not last else span.text

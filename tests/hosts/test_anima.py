@@ -65,6 +65,21 @@ def test_anima_is_guided_and_the_host_s_own_afterwards(anima: Forge, plain: Pict
     assert anima.draw({"enabled": False}).pixels == plain.pixels
 
 
+def test_a_long_prompt_of_anima_s_is_one_chunk_and_guided(anima: Forge) -> None:
+    prompt = "a cat, " + "very nice, " * 40 + "BREAK a dog"
+    status, told = anima.post("/decouple/v1/tokens", {"prompt": prompt})
+    assert status == 200, told
+    cat, dog = ([word for word in told["words"] if word["text"] == text] for text in ("cat", "dog"))
+    assert {word["chunk"] for word in told["words"]} == {0}
+    assert dog[0]["tokens"][0] > 77
+    named, placed = (
+        anima.draw({"size": 0.3, "entities": entities}, prompt=prompt)
+        for entities in (["cat", "dog"], [f"#{one[0]['tokens'][0]}" for one in (cat, dog)])
+    )
+    assert_guided(named)
+    assert named.pixels == placed.pixels != anima.draw(prompt=prompt).pixels
+
+
 def test_an_entity_that_anima_s_prompt_does_not_name_is_told(anima: Forge, plain: Picture) -> None:
     picture = anima.draw({"entities": ["cat", "cow"]})
     assert "cow" in picture.value("Decouple stood aside")

@@ -84,7 +84,7 @@ def test_looks_and_what_is_told_cost_no_call_and_change_no_picture(webui, more):
 
 
 def test_it_is_told_in_both_passes_of_hires_fix_in_img2img_and_where_guidance_stands_aside(webui):
-    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": webui.upscaler, "denoising_strength": 0.7}
     if webui.name == "forge":
         hires["hr_additional_modules"] = ["Use same choices"]
     both = webui.draw({**GUIDED, "hires": True}, steps=12, **hires)

@@ -305,6 +305,12 @@ def test_words_of_t5_are_found_at_their_columns() -> None:
         find("zebra dog", own)
 
 
+def test_a_long_text_of_t5_is_one_chunk() -> None:
+    found = pieces(["▁nice", ","] * 90 + ["▁cat"])
+    assert found[-1].position == 180
+    assert {piece.chunk for piece in found} == {0}
+
+
 def test_the_first_word_belongs_to_attend_and_excite_s_maps() -> None:
     grids = torch.rand(1, 5, 4, 4)
     found = entity_maps(grids, None, [Entity("cat", (0,))], "attend-excite", end=3, begin=0)

@@ -492,6 +492,7 @@ class TestLongPrompts:
         assert [entity.tokens for entity in plan.entities] == [(2,), (77 + 20,)]
         assert plan.end == 77 + 21
         assert pieces(sd1, LONG)[74].position == 75
+        assert [piece.chunk for piece in pieces(sd1, LONG)] == [0] * 75 + [1] * 20
 
     @pytest.mark.parametrize("name", ["sd1", "sdxl"])
     def test_each_chunk_is_encoded_as_the_pipeline_would_it_alone(self, request: Any, name: str) -> None:

@@ -121,7 +121,9 @@ def test_pieces_across_chunks_and_embeddings():
     assert [(p.position, p.text) for p in tokenize("a <ti> dog")][1:] == [
         (2, ""), (3, ""), (4, "my embedding</w>"), (5, "dog</w>"),
     ]  # fmt: skip
-    assert tokenize("nice, " * 40 + "cat")[-1].position == 77 + 80 - 75 + 1
+    last = tokenize("nice, " * 40 + "cat")[-1]
+    assert (last.position, last.chunk) == (77 + 80 - 75 + 1, 1)
+    assert [piece.chunk for piece in tokenize("a cat BREAK a <ti> BREAK dog")] == [0, 0, 1, 1, 1, 1, 2]
     assert tokenize("") == []
 
 

@@ -33,6 +33,7 @@ def test_chunks_end_at_breaks_when_they_are_full_and_behind_a_comma_that_is_near
 
     found = bundled.tokenize("", parse)
     assert [piece.position for piece in found[:3]] == [1, 2, 78]
+    assert all(piece.chunk == piece.position // 77 for piece in found)
     dogs = [piece.position for piece in found if piece.text == "dog</w>"]
     assert dogs == [*range(78, 153), *range(155, 160)]
     places = {piece.text: piece.position for piece in found}

@@ -33,7 +33,8 @@ def tokenize(text):
         if number:
             chunk += 1
         for k, (piece, embedding) in enumerate(ids):
-            found.append(Piece((chunk + k // 75) * CHUNK + 1 + k % 75, piece, embedding))
+            own = chunk + k // 75
+            found.append(Piece(own * CHUNK + 1 + k % 75, piece, embedding, own))
         chunk += max(len(ids) - 1, 0) // 75
     return found
 
@@ -70,6 +71,20 @@ def test_signs_are_what_they_are_and_cannot_be_selected():
 def test_a_word_behind_75_tokens_is_in_the_next_chunk():
     words = words_of("nice, " * 40 + "cat")
     assert (words[-1].tokens, words[-1].chunk) == ((77 + 6,), 1)
+
+
+@pytest.mark.parametrize("size", [10_000, 77, 30])
+@pytest.mark.parametrize("prompt", ["nice, " * 90 + "cat", "a cat BREAK a dog " * 40, "a [fox:cat:5], " * 60])
+def test_chunks_are_those_of_the_encoder_whatever_their_size(size, prompt):
+    """10,000: an encoder that reads a text at once, as Anima's, where BREAK is a word like others."""
+
+    def tokenize(text):
+        return [Piece(k, token, chunk=k // size) for k, token in enumerate(CLIP.tokenize(text))]
+
+    words = describe(prompt, tokenize)["words"]
+    assert {word.chunk for word in words} == {token // size for word in words for token in word.tokens}
+    assert all(word.chunk == word.tokens[0] // size for word in words if word.tokens)
+    assert max(token for word in words for token in word.tokens) >= 154
 
 
 def test_words_of_prompt_editing_have_the_tokens_of_their_own_step():
