@@ -93,9 +93,14 @@ class Word(NamedTuple):
     pieces: tuple[str, ...] = ()
     """The tokens' texts; () where each holds the whole word."""
 
+    @property
+    def whole(self) -> bool:
+        """Does each of its tokens hold all of its characters?"""
+        return not self.pieces or len(self.positions) == 1
+
     def characters(self) -> tuple[str, list[tuple[int, ...]]]:
         """Its characters, as the tokenizer would compare them, and of each the positions of the tokens that hold it."""
-        if not self.pieces or len(self.positions) == 1:
+        if self.whole:
             key = _key(self.text)
             return key, [self.positions] * len(key)
         owners: list[tuple[int, ...]] = [(p,) for p, piece in zip(self.positions, self.pieces) for _ in piece]
@@ -145,6 +150,40 @@ def words(pieces: Iterable[Piece]) -> tuple[Word, ...]:
     return tuple(found)
 
 
+class Letters:
+    """The characters of words, written without spaces, and the tokens that hold them."""
+
+    def __init__(self, words: Iterable[Word]) -> None:
+        self._positions: list[tuple[int, ...]] = []
+        self._owners: list[list[tuple[int, ...]]] = []
+        """Of each word's characters; none where each of its tokens holds all of them."""
+        self.texts: list[str] = []
+        """Of each word."""
+        for word in words:
+            text, owners = (_key(word.text), []) if word.whole else word.characters()
+            self.texts.append(text)
+            self._positions.append(word.positions)
+            self._owners.append(owners)
+        self.starts = list(accumulate(map(len, self.texts), initial=0))
+        """Of each word, and where the last one ends."""
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """Positions of the tokens that hold the characters from ``start`` to ``end``, ascending."""
+        first = bisect_right(self.starts, start) - 1
+        if end <= self.starts[first + 1]:
+            return self._within(first, start, end)
+        last = bisect_left(self.starts, end)
+        found = (self._within(k, start, end) for k in range(first, last) if self.texts[k])
+        return tuple(sorted(set(chain.from_iterable(found))))
+
+    def _within(self, k: int, start: int, end: int) -> tuple[int, ...]:
+        """The same of the characters that word ``k`` has."""
+        if not self._owners[k]:
+            return self._positions[k]
+        begin = self.starts[k]
+        return tuple(sorted(set(chain.from_iterable(self._owners[k][max(start - begin, 0) : end - begin]))))
+
+
 class Reading:
     """A tokenised text as entities are looked up in it."""
 
@@ -157,12 +196,23 @@ class Reading:
         return sorted(p for word in self.words for p in word.positions)
 
     @cached_property
+    def letters(self) -> Letters:
+        """Of all words."""
+        return Letters(self.words)
+
+    @cached_property
     def _strict(self) -> _Line:
-        return _Line(self.words, _key)
+        return _Line(self.words, self.letters, _key)
 
     @cached_property
     def _loosely(self) -> _Line:
-        return _Line(self.words, _loose)
+        return _Line(self.words, self.letters, _loose)
+
+    def strictly(self, phrases: Iterable[str]) -> list[list[tuple[int, ...]]]:
+        """Of each of ``phrases`` the first of its :meth:`occurrences`; all at once, which is faster than one by one."""
+        keys = [_key(phrase) for phrase in phrases]
+        self._strict.look_for(set(keys))
+        return [self._strict.places([key]) for key in keys]
 
     def occurrences(self, phrase: str) -> Iterator[list[tuple[int, ...]]]:
         """Places of ``phrase``, read ever more loosely; what a stricter reading finds, a looser one finds too."""
@@ -226,29 +276,23 @@ def occurrence(phrase: str, positions: Sequence[int], pieces: Sequence[Piece]) -
     return Reading(words(pieces)).number(phrase, positions)
 
 
-def place(texts: Sequence[str], read: Iterable[Word]) -> list[tuple[int, ...]]:
+def place(texts: Sequence[str], read: Reading) -> list[tuple[int, ...]]:
     """The positions of each of ``texts``: a prompt's words and signs, in its order, as the encoder has ``read`` them.
 
     ``()`` for one that it lacks. Where the two differ, as a host's tokenizer may put one character for
     another, what is alike before and behind is matched.
     """
     keys = [_key(text) for text in texts]
-    theirs = [word.characters() for word in read]
-    tokens = list(chain.from_iterable(own for _, own in theirs))
-    written, letters = "".join(keys), "".join(own for own, _ in theirs)
+    theirs = read.letters
+    written, letters = "".join(keys), "".join(theirs.texts)
     if written == letters:
-        ends = list(accumulate(map(len, keys)))
-        return [_joined(tokens[end - len(key) : end]) for key, end in zip(keys, ends)]
+        ends = accumulate(map(len, keys))
+        return [theirs.tokens(end - len(key), end) if key else () for key, end in zip(keys, ends)]
     ours = [k for k, key in enumerate(keys) for _ in key]
-    found: list[list[tuple[int, ...]]] = [[] for _ in texts]
+    found: list[set[int]] = [set() for _ in texts]
     for i, j in _matched(written, letters):
-        found[ours[i]].append(tokens[j])
-    return [_joined(own) for own in found]
-
-
-def _joined(positions: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """All of ``positions``, ascending."""
-    return positions[0] if len(set(positions)) == 1 else tuple(sorted(set(chain.from_iterable(positions))))
+        found[ours[i]].update(theirs.tokens(j, j + 1))
+    return [tuple(sorted(own)) for own in found]
 
 
 _GRAM = 3
@@ -341,34 +385,52 @@ def _missing(request: _Request, prompt: Reading) -> str:
     return _not_found(request.phrase, prompt.words)
 
 
+_SHORT = 24
+"""Characters of the longest phrase that is looked for together with others."""
+
+
 class _Line:
     """Words written without spaces, each character knowing whose it is."""
 
-    def __init__(self, prompt: Sequence[Word], key: Callable[[str], str]) -> None:
-        self._owners: list[tuple[int, ...]] = []
-        """Of each character, overlooked ones too, the positions of its tokens."""
+    def __init__(self, prompt: Sequence[Word], letters: Letters, key: Callable[[str], str]) -> None:
+        self._letters = letters
         self._where: list[int] = []
-        """Of each character of ``text``, its index among these."""
+        """Of each character of ``text``, its index among the letters, of which some are overlooked."""
         texts: list[str] = []
         self._edges = {0}
-        for word in prompt:
-            if not word.text.isalnum() and not any(char.isalnum() for char in word.text):
-                # CLIP takes signs that touch for one word: of "(bird)," the last two.
-                self._edges.update(range(len(self._where), len(self._where) + len(word.text)))
-            letters, own = word.characters()
-            indexes: Iterable[int] = range(len(self._owners), len(self._owners) + len(own))
-            if not letters.isalnum():
-                keys = [char if char.isalnum() else key(char) for char in letters]
-                letters = "".join(keys)
+        for word, own, start in zip(prompt, letters.texts, letters.starts):
+            indexes: Iterable[int] = range(start, start + len(own))
+            if not own.isalnum():
+                if not any(map(str.isalnum, word.text)):
+                    # CLIP takes signs that touch for one word: of "(bird)," the last two.
+                    self._edges.update(range(len(self._where), len(self._where) + len(word.text)))
+                keys = [char if char.isalnum() else key(char) for char in own]
+                own = "".join(keys)
                 indexes = [k for k, one in zip(indexes, keys) for _ in one]
-            texts.append(letters)
-            self._owners += own
+            texts.append(own)
             self._where += indexes
             self._edges.add(len(self._where))
         self.text = "".join(texts)
         for match in () if self.text.isascii() else UNSPACED.finditer(self.text):
             self._edges.update(match.span())
         self._places: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+
+    def look_for(self, phrases: set[str]) -> None:
+        """Find the places of the short ones of ``phrases`` in one pass."""
+        short = {phrase for phrase in phrases if 0 < len(phrase) <= _SHORT}
+        begins = {phrase[:length] for phrase in short for length in range(1, len(phrase) + 1)}
+        found: dict[str, list[tuple[int, ...]]] = {phrase: [] for phrase in short}
+        ends = dict.fromkeys(short, 0)
+        edges = sorted(self._edges)
+        for k, start in enumerate(edges):
+            for n in range(k + 1, min(k + 1 + _SHORT, len(edges))):
+                phrase = self.text[start : edges[n]]
+                if phrase not in begins:
+                    break
+                if phrase in short and start >= ends[phrase]:
+                    found[phrase].append(self._tokens(start, edges[n]))
+                    ends[phrase] = edges[n]
+        self._places.update(((phrase,), places) for phrase, places in found.items())
 
     def places(self, phrases: Iterable[str]) -> list[tuple[int, ...]]:
         """Tokens of the places that read like one of ``phrases``, left to right, without overlap."""
@@ -378,10 +440,13 @@ class _Line:
             found, end = [], 0
             for start, stop in spans:
                 if start >= end:
-                    found.append(_joined(self._owners[self._where[start] : self._where[stop - 1] + 1]))
+                    found.append(self._tokens(start, stop))
                     end = stop
             self._places[wanted] = found
         return self._places[wanted]
+
+    def _tokens(self, start: int, end: int) -> tuple[int, ...]:
+        return self._letters.tokens(self._where[start], self._where[end - 1] + 1)
 
     def _spans(self, phrase: str) -> Iterator[tuple[int, int]]:
         start = self.text.find(phrase)

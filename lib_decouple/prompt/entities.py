@@ -24,9 +24,8 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .lexicon import Entry, begins_compound, entry, singulars, verbs
 from .syntax import HOST, Dialect, Span, parse
@@ -129,24 +128,23 @@ _BEHIND = frozenset(["background", "backdrop"])
 """Nouns of the picture; the one before them tells what is there."""
 
 
-@dataclass(frozen=True)
-class Entity:
+class Entity(NamedTuple):
     """A drawable thing and where the prompt names it."""
 
     text: str
     """A name that :func:`align.align` understands."""
     start: int
     end: int
-    head: Entry | None = field(default=None, repr=False, compare=False)
+    head: Entry | None = None
     """What the lexicon knows of its noun."""
-    noun: str = field(default="", repr=False, compare=False)
+    noun: str = ""
     """It without attributes and number."""
-    attributes: tuple[tuple[str, int], ...] = field(default=(), repr=False, compare=False)
+    attributes: tuple[tuple[str, int], ...] = ()
     """The words before it that describe it, each with its start."""
-    determiner: str = field(default="", repr=False, compare=False)
-    joined: bool = field(default=False, repr=False, compare=False)
+    determiner: str = ""
+    joined: bool = False
     """ "and" or the like stands before it."""
-    part: int = field(default=0, repr=False, compare=False)
+    part: int = 0
     """How many ``AND``, ``BREAK`` and the like are before it."""
 
 
@@ -212,7 +210,7 @@ def mentions(found: Sequence[Clause]) -> list[list[Entity]]:
     denied = _denied_lists(found)
     return [
         [
-            replace(one, part=clause.part) if clause.part else one
+            one._replace(part=clause.part) if clause.part else one
             for one in _of_clause(clause.tokens)
             if one.start >= denied.get(k, 0)
         ]
@@ -442,7 +440,7 @@ def _named(found: Sequence[Entity], spans: Sequence[Span]) -> tuple[Entity, ...]
     for text, own in _grouped(found).items():
         things[text] = list(own)
     named = list(found)
-    letters: tuple[str, list[int]] | None = None
+    letters: _Letters | None = None
     for text, several in things.items():
         if len(several) < 2:
             continue
@@ -458,7 +456,7 @@ def _named(found: Sequence[Entity], spans: Sequence[Span]) -> tuple[Entity, ...]
             taken.add(thing.name)
             for k in thing.mentions:
                 start = thing.start if k == thing.mentions[0] and thing.start >= 0 else found[k].start
-                named[k] = replace(found[k], text=thing.name, start=start)
+                named[k] = found[k]._replace(text=thing.name, start=start)
     return tuple(named)
 
 
@@ -505,24 +503,38 @@ def _tell_apart(text: str, things: Sequence[_Thing], found: Sequence[Entity]) ->
 _ATOM = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_+")
 
 
-def _letters(spans: Sequence[Span]) -> tuple[str, list[int]]:
-    """What the encoder reads, each of its words with a space before and behind; and where each character stands."""
-    texts, where = [""], [-1]
+class _Letters(NamedTuple):
+    """What the encoder reads, each of its words with a space before and behind."""
+
+    text: str
+    ends: list[int]
+    """Of each word in ``text``, the index behind its space."""
+    starts: list[int]
+    """Of each, where it stands in the prompt."""
+
+
+def _letters(spans: Sequence[Span]) -> _Letters:
+    texts: list[str] = []
+    starts: list[int] = []
     for span in spans:
-        if span.kind in ("word", "punctuation", "choice", "wildcard"):
+        if span.kind == "word" and span.text.isalpha():
+            texts.append(span.text.lower())
+            starts.append(span.start)
+        elif span.kind in ("word", "punctuation", "choice", "wildcard"):
             for match in _ATOM.finditer(span.text):
                 texts.append(match[0].lower())
-                where += [span.start + match.start()] * (len(texts[-1]) + 1)
-    return " ".join([*texts, ""]), where
+                starts.append(span.start + match.start())
+    ends = list(itertools.accumulate((len(text) + 1 for text in texts), initial=1))[1:]
+    return _Letters(" ".join(["", *texts, ""]), ends, starts)
 
 
-def _places(text: str, letters: tuple[str, list[int]]) -> list[int]:
+def _places(text: str, letters: _Letters) -> list[int]:
     """Where in the prompt each occurrence of ``text`` begins."""
     wanted = " " + " ".join(match[0] for match in _ATOM.finditer(text)) + " "
-    found, at = [], letters[0].find(wanted)
+    found, at = [], letters.text.find(wanted)
     while at >= 0:
-        found.append(letters[1][at + 1])
-        at = letters[0].find(wanted, at + len(wanted) - 1)
+        found.append(letters.starts[bisect_right(letters.ends, at + 1)])
+        at = letters.text.find(wanted, at + len(wanted) - 1)
     return found
 
 
@@ -536,15 +548,16 @@ def _of_clause(clause: Sequence[Token]) -> Iterator[Entity]:
         yield from _read(clause)
         return
     at = clause[0].start
-    found = _remembered(tuple(Token(one.text, one.start - at, one.end - at, *one[3:]) for one in clause))
-    for one in found:
-        attributes = tuple((text, start + at) for text, start in one.attributes)
-        yield replace(one, start=one.start + at, end=one.end + at, attributes=attributes)
+    told = [(text, start - at, end - at, *more) for text, start, end, *more in clause]
+    for one in _remembered(tuple(told)):
+        text, start, end, head, noun, attributes, determiner, joined, part = one
+        attributes = tuple([(word, begin + at) for word, begin in attributes])
+        yield Entity(text, start + at, end + at, head, noun, attributes, determiner, joined, part)
 
 
 @lru_cache(maxsize=4096)
-def _remembered(clause: tuple[Token, ...]) -> tuple[Entity, ...]:
-    return tuple(_read(clause))
+def _remembered(clause: tuple[tuple[Any, ...], ...]) -> tuple[Entity, ...]:
+    return tuple(_read([Token(*one) for one in clause]))
 
 
 def _read(clause: Sequence[Token]) -> Iterator[Entity]:
@@ -563,7 +576,7 @@ def _read(clause: Sequence[Token]) -> Iterator[Entity]:
                 skipped = False  # "without a hat and a dog"
             alive = lives if skipped else None
             if not skipped:
-                yield replace(one, determiner=determiner, joined=joined)
+                yield one._replace(determiner=determiner, joined=joined)
 
     while i < len(clause) and not _names_style(clause, i):
         text = clause[i].text

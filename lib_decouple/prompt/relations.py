@@ -12,8 +12,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from .align import Piece, place, words
+from .align import Piece, Reading, place, words
 from .entities import Clause, Entity, Token, located
 from .lexicon import entry
 from .syntax import HOST, Dialect, Span, parse
@@ -55,6 +56,7 @@ _HOLDS |= {
 _RIDES = frozenset(["ride", "drive", "mount", "pilot", "row", "pedal", "straddle", "sail", "steer", "paddle"])
 _ON = frozenset(["on", "atop", "upon", "onto", "aboard", "astride"])
 _IN = frozenset(["in", "inside", "into", "within"])
+_RELATING = _WEARS | _HOLDS | _RIDES | {"hang", "dangle", "grow"}
 _SIDES = frozenset(["left", "right", "side", "sides", "front", "edge", "way", "opposite", "end"])
 _FILLED = frozenset(
     ["filled", "full", "covered", "topped", "decorated", "stuffed", "packed", "loaded", "adorned", "laden"]
@@ -142,7 +144,7 @@ def placed(
     for span in parse(prompt, dialect):
         if span.kind in ("word", "punctuation", "choice", "wildcard", "keyword") and span.part < len(parts):
             spans[span.part].append(span)
-    tokens = [place([span.text for span in own], words(pieces)) for own, pieces in zip(spans, parts)]
+    tokens = [place([span.text for span in own], Reading(words(pieces))) for own, pieces in zip(spans, parts)]
     found = []
     for one in things:
         part = next((k for k, own in enumerate(spans) if own and one.start < own[-1].end), len(parts) - 1)
@@ -285,14 +287,13 @@ def _with(one: Entity, anchor: Entity | None) -> str:
 def _governs(word: str) -> bool:
     """Whether a word between two things can say how they are related."""
     found = entry(word)
-    return bool(found and found.kind in "PO") or any(True for _ in _bases(word))
+    return bool(found and found.kind in "PO") or bool(_bases(word))
 
 
-def _bases(word: str) -> Iterator[str]:
+@lru_cache(maxsize=8192)
+def _bases(word: str) -> tuple[str, ...]:
     """What the word is a form of, as a verb."""
-    for base in (word, *_verb_forms(word)):
-        if base in _WEARS or base in _HOLDS or base in _RIDES or base in ("hang", "dangle", "grow"):
-            yield base
+    return tuple(base for base in (word, *_verb_forms(word)) if base in _RELATING)
 
 
 _PAST = {"wore": "wear", "worn": "wear", "held": "hold", "rode": "ride", "ridden": "ride", "drove": "drive"}

@@ -127,8 +127,8 @@ class _Context:
         self._ends = [one.span.end for one in self.found]
         self._left = MOST_READ
         self._holders: dict[int, list[int]] = {}
-        first: list[align.Word] = []
-        later: list[tuple[int, Sequence[align.Word]]] = []
+        first: list[align.Reading] = []
+        later: list[tuple[int, align.Reading]] = []
         for number, part in enumerate(syntax.parts(prompt, dialect)):
             for turn, text in enumerate(syntax.turns(part, dialect)):
                 _go_on_unless(gone)
@@ -136,25 +136,25 @@ class _Context:
                 if turn and self._left < 0:
                     break
                 pieces = tokenize(text.text)
-                read = align.words(pieces)
+                read = align.Reading(align.words(pieces))
                 self._place(text, read, {piece.position: piece for piece in pieces}, turn)
-                moved = [word.moved(number * align.PART) for word in read] if number else read
+                if number:
+                    read = align.Reading(word.moved(number * align.PART) for word in read.words)
                 if turn:
-                    later.append((number, moved))
+                    later.append((number, read))
                 else:
-                    first += moved
+                    first.append(read)
                     self.total += len(pieces)
-        self.readings = [align.Reading(first), *(align.Reading(words) for _, words in later)]
+        joined = first[0] if len(first) == 1 else align.Reading(word for read in first for word in read.words)
+        self.readings = [joined, *(read for _, read in later)]
         """The first reads the texts of all parts at the first step, the others one part's at a later one."""
         self._number(later)
 
-    def _place(
-        self, text: syntax.Turn, read: Sequence[align.Word], pieces: Mapping[int, align.Piece], turn: int
-    ) -> None:
+    def _place(self, text: syntax.Turn, read: align.Reading, pieces: Mapping[int, align.Piece], turn: int) -> None:
         """Give the words of a text that have none yet their tokens, which ``pieces`` has by their positions."""
         if not text.where:
             return
-        there = set(text.where)
+        there = text.where if isinstance(text.where, range) else set(text.where)
         within = self.found[bisect_right(self._ends, text.where[0]) : bisect_right(self._starts, text.where[-1])]
         own = [one for one in within if one.span.kind in _READ and one.span.start in there]
         for one, tokens in zip(own, align.place([one.span.text for one in own], read)):
@@ -167,33 +167,29 @@ class _Context:
         at = bisect_left(self._starts, k + 1) - 1
         return at if at >= 0 and k < self.found[at].span.end else -1
 
-    def _number(self, later: Sequence[tuple[int, Sequence[align.Word]]]) -> None:
+    def _number(self, later: Sequence[tuple[int, align.Reading]]) -> None:
         """Say which occurrence of its text each word is."""
-        readings = {0: self.readings[0]}
-        places: dict[tuple[int, str], dict[int, int]] = {}
         turns: dict[tuple[int, int], int] = {}
         turn = 0
         for k, (part, _) in enumerate(later, start=1):
             turn = turn + 1 if k > 1 and later[k - 2][0] == part else 1
             turns[part, turn] = k
-            readings[k] = self.readings[k]
-
-        def numbers(k: int, text: str) -> dict[int, int]:
-            if (k, text) not in places:
-                own = next(iter(readings[k].occurrences(text)))
-                places[k, text] = {place[0]: n for n, place in enumerate(own, start=1)}
-            return places[k, text]
-
+        read = [(one, turns.get((one.span.part, one.turn), 0)) for one in self.found if one.tokens]
+        wanted: dict[int, set[str]] = {}
+        for one, k in read:
+            for reading in (0, k) if k else (0,):
+                wanted.setdefault(reading, set()).add(one.span.text.lower())
+        numbers: dict[tuple[int, str], dict[int, int]] = {}
+        for k, texts in wanted.items():
+            for text, places in zip(texts, self.readings[k].strictly(texts)):
+                numbers[k, text] = {place[0]: n for n, place in enumerate(places, start=1)}
         for one in self.found:
-            if not one.tokens:
-                one.occurrence = 0
-                continue
+            one.occurrence = 0
+        for one, k in read:
             text, start = one.span.text.lower(), one.span.part * align.PART
-            reading = turns.get((one.span.part, one.turn), 0)
-            own = numbers(reading, text).get(start + one.tokens[0], 0)
-            if own and reading:
-                own += bisect_left(list(numbers(0, text)), start)
-            one.occurrence = own
+            one.occurrence = numbers[k, text].get(start + one.tokens[0], 0)
+            if one.occurrence and k:
+                one.occurrence += bisect_left(list(numbers[0, text]), start)
 
     def look_up(self, entities: Sequence[str], words: Sequence[PromptWord]) -> list[Chosen]:
         """The entities as a job would find them."""

@@ -288,6 +288,14 @@ def test_a_prompt_twice_as_long_takes_twice_the_operations(pattern):
     assert twice < 2.2 * once + 500
 
 
+def test_a_long_prompt_takes_few_operations_a_word():
+    """What is asked at every keystroke: some 300 lines of Python a word, and more than 430 before words were looked for
+    together. Words do not all differ, as nobody's 10,000 characters do."""
+    prompt = ("a tall wizard with a staff, a small green dragon on a rock, " * 170)[:10_000]
+    describe(prompt, plainly)
+    assert operations(lambda: describe(prompt, plainly)) < 400 * len(prompt.split())
+
+
 @pytest.mark.parametrize("given", ["entities", "selected"])
 def test_many_entities_take_operations_in_proportion(given):
     prompt = "x " * 400
