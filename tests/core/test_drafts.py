@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from toy import Toy, contexts, noise
+
+from lib_decouple.core.drafts import Draft, best, draft, in_groups, levels
+from lib_decouple.core.host_pass import RowsInOrder
+from lib_decouple.core.maps import AttentionReplaced, Entity, ImagePlan, MapReader
+from lib_decouple.core.presence import presence
+
+CAT, DOG = Entity("cat", (2,)), Entity("dog", (4, 5))
+PLANS = [ImagePlan((CAT, DOG)), ImagePlan(()), ImagePlan((DOG,))]
+
+
+def test_levels_go_down_to_where_the_maps_tell() -> None:
+    assert levels(14.6) == [14.6, 7.6, 3.6, 1.6]
+    assert levels(4.0) == [4.0, 3.6, 1.6]
+    assert levels(0.9) == [0.9]
+    assert levels(1e6)[1:] == [7.6, 3.6, 1.6]
+
+
+def test_with_a_denoiser_that_knows_the_picture_the_draft_is_that_picture_at_every_level() -> None:
+    """x = x0 + sigma n stays on the straight way to x0, which is what Euler's steps are exact for."""
+    model, x0, n = Toy(), noise(3, seed=1), noise(3, seed=2)
+    seen = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        seen.append((sigma, x))
+        model(x, contexts(3))
+        return x0
+
+    reader = MapReader(model.layers("coarse"), PLANS)
+    made = draft(denoise, x0 + 14.6 * n, levels(14.6), model, reader, lambda: RowsInOrder(3))
+    assert [sigma for sigma, _ in seen] == levels(14.6)
+    for sigma, x in seen:
+        assert torch.allclose(x, x0 + sigma * n, atol=1e-4)
+    assert all(torch.equal(one.x0, own) for one, own in zip(made, x0))
+    with torch.no_grad(), reader.reading() as capture:
+        model(seen[-1][1][[0, 2]], contexts(3)[[0, 2]])
+    maps = reader.maps(capture, (8, 8), [0, 2])
+    assert made[0].scores == pytest.approx(dict(zip(("cat", "dog"), presence(maps[0][None])[0].tolist())))
+    assert made[2].scores == pytest.approx({"dog": float(presence(maps[1][None]))})
+    assert made[1].scores == {}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_maps_that_cannot_be_read_are_raised() -> None:
+    model = Toy()
+    reader = MapReader(model.layers("coarse"), PLANS)
+    with pytest.raises(AttentionReplaced):
+        draft(lambda x, sigma: x, noise(3), [1.6], model, reader, lambda: RowsInOrder(3))
+
+
+@pytest.mark.parametrize(("fits", "groups"), [(9, [5]), (4, [5, 2, 2, 1]), (2, [5, 2, 2, 1]), (1, [5, 2] + [1] * 5)])
+def test_groups_are_halved_where_memory_ends(fits: int, groups: list[int]) -> None:
+    seen: list[int] = []
+
+    def make(group: range) -> list[int]:
+        seen.append(len(group))
+        if len(group) > fits:
+            raise MemoryError
+        return list(group)
+
+    assert in_groups(make, 5, 8) == [0, 1, 2, 3, 4]  # type: ignore[arg-type]
+    assert seen == groups
+
+
+def test_where_one_alone_does_not_fit_and_for_any_other_reason_it_is_raised() -> None:
+    seen: list[int] = []
+
+    def make(error: Exception) -> object:
+        def fails(group: object) -> list[int]:
+            seen.append(len(group))  # type: ignore[arg-type]
+            raise error
+
+        return fails
+
+    with pytest.raises(MemoryError):
+        in_groups(make(MemoryError()), 4, 4)  # type: ignore[arg-type]
+    assert seen == [4, 2, 1]
+    with pytest.raises(KeyError):
+        in_groups(make(KeyError()), 4, 4)  # type: ignore[arg-type]
+    assert seen == [4, 2, 1, 4]
+
+
+def of(**scores: float) -> Draft:
+    return Draft(scores, torch.zeros(1))
+
+
+def test_the_best_is_the_one_whose_weakest_is_surest_and_of_equals_the_first() -> None:
+    assert best([of(cat=0.9, dog=0.1), of(cat=0.3, dog=0.2), of(cat=0.2, dog=0.3)]) == 1
+    assert best([of(cat=math.nan, dog=0.9), of(cat=0.0, dog=0.1)]) == 1
+    assert best([of(), of()]) == 0
+    assert best([of(cat=math.nan), of(cat=math.nan)]) == 0
