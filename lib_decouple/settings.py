@@ -188,11 +188,17 @@ class Settings:
         "tell",
         "Look",
         "tell: which entity is there and which is probably missing, read off the attention of the sampler's own passes "
-        "while the picture is drawn; it changes no picture and costs no pass. off: nothing is told.",
+        "while the picture is drawn; it changes no picture and costs no pass. choose: before each picture of txt2img "
+        "its seed and some others are drafted in a few coarse steps, and the one is drawn whose weakest entity is "
+        "surest; the picture's seed is then that one. off: nothing is told.",
         "Decouple look",
-        choices=("off", "tell"),
+        choices=("off", "tell", "choose"),
         group="told",
     )
+    drafts: int = _setting(
+        4, "Drafts", "How many seeds an image “Look” at choose drafts, the one asked for among them.",
+        "Decouple drafts", low=2, high=16, unit="seeds", group="told",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -82,7 +82,11 @@ def test_imports_run_downward_only(path: Path) -> None:
         elif own in OUTSIDE:
             assert top in sys.stdlib_module_names | OUTSIDE[own], f"{path}:{line}: {own} may not import {top}"
         if own != "webui":
-            seams = WEBUI_ONLY if own != "hosts" or path.stem not in ("a1111", "forge", "sampling") else {"gradio"}
+            seams = (
+                WEBUI_ONLY
+                if own != "hosts" or path.stem not in ("a1111", "drafting", "forge", "sampling")
+                else {"gradio"}
+            )
             assert top not in seams, f"{path}:{line}: only webui may import {top}"
 
 
@@ -111,9 +115,10 @@ def test_hosts_do_not_know_each_other() -> None:
         "ldm",
         "ordinary",
         "reasons",
+        "seeds",
         "tell",
     }
-    shared |= {"sampling"}
+    shared |= {"sampling", "drafting", "diffusers_drafts"}
     for path in MODULES:
         if part(dotted(path)) == "hosts" and path.stem != "__init__":
             known = {name.split(".")[2] for _, name in imports(path) if name.startswith("lib_decouple.hosts.")}

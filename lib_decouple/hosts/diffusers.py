@@ -27,7 +27,9 @@ from ..prompt.align import Piece, align
 from ..settings import Settings
 from . import reasons
 from .base import Level, Looking, Session, make_guide
+from .diffusers_drafts import Condition, choose
 from .family import profile_of
+from .seeds import Choice
 from .tell import Teller, reader_of
 
 
@@ -140,6 +142,10 @@ class Picture:
     """After every denoiser call, where asked for."""
     told: list[Presence | None] = field(default_factory=list)
     """Of each image, which entity is there; None where nothing was told."""
+    choices: list[Choice | None] = field(default_factory=list)
+    """Of each image, which seed's noise was drawn; None where its own was, without drafts."""
+    no_drafts: str = ""
+    """Why there were none, though they were asked for."""
 
 
 @torch.no_grad()
@@ -173,7 +179,8 @@ def generate(
     it comes out as it would alone. A sampler with several denoiser calls a step is guided at the first.
     What the settings leave open is filled by the profile of the model's family. ``layers`` chooses
     among the layers of the level that the settings name (all of them when left out).
-    With ``settings.look`` at "tell" the picture says which entity is there, in chances by the checkpoint's ``curve``.
+    With ``settings.look`` at "tell" or "choose" the picture says which entity is there, in chances by the checkpoint's
+    ``curve``; at "choose" the noise is that of the best of several seeds, or each image's own where drafting fails.
     A prompt longer than the text encoder's 75 tokens is encoded in chunks, as the WebUIs do.
     ``doubts`` has the first gradient held against finite differences, and is told where they disagree.
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
@@ -187,11 +194,17 @@ def generate(
     for name, value in (("height", height), ("width", width)):
         if value % scale:
             raise ValueError(f"{name}: {value} is not allowed; a multiple of {scale} pixels")
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    noise = first_noise(unet, generators, height // scale, width // scale)
+
+    def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+        return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+    def noise_of(seeds: Sequence[int]) -> Tensor:
+        return first_noise(unet, generators_of(seeds), height // scale, width // scale)
 
     session, traces = None, [ImageTrace(tuple(names)) for names in entities]
-    teller = Teller(count, settings.enabled and settings.look == "tell")
+    teller = Teller(count, settings.enabled and settings.look != "off")
+    choices: list[Choice | None] = [None] * count
+    no_drafts = ""
     if settings.enabled or observe:
         settings = closed(settings, profile_of(unet), steps)
         plans = [plan_image(pipe, p, names, settings.skip_missing) for p, names in zip(prompts, entities)]
@@ -211,6 +224,18 @@ def generate(
     embeds, extra = _conditioning(pipe, list(prompts), height, width, encoded)
 
     scheduler.set_timesteps(steps, device=device)
+    if settings.enabled and settings.look == "choose" and not observe:
+        without = _negative(encoded)
+        nothing = Condition(*_conditioning(pipe, [negative_prompt] * count, height, width, without))
+        try:
+            choices = choose(
+                pipe, to_tell, seeds, settings.drafts, noise_of, Condition(embeds, extra), nothing, guidance_scale
+            )
+        except Exception as error:
+            no_drafts = reasons.explained(error)
+        seeds = [one.drawn if one else seed for one, seed in zip(choices, seeds)]
+    generators = generators_of(seeds)
+    noise = first_noise(unet, generators, height // scale, width // scale)
     opens = step_openings(scheduler)
     total = sum(opens)
     start = scheduler.init_noise_sigma
@@ -281,7 +306,9 @@ def generate(
             callback_on_step_end=after_step,
             callback_on_step_end_tensor_inputs=["latents"],
         )
-    return Picture(list(result.images), traces, session.stood_aside if session else "", kept, teller.told)
+    return Picture(
+        list(result.images), traces, session.stood_aside if session else "", kept, teller.told, choices, no_drafts
+    )
 
 
 def _encoded(pipe: Any, prompts: Sequence[str], negative: str) -> dict[str, Tensor]:
@@ -299,6 +326,11 @@ def _encoded(pipe: Any, prompts: Sequence[str], negative: str) -> dict[str, Tens
         found["pooled_prompt_embeds"] = pooled[0][:n]
         found["negative_pooled_prompt_embeds"] = pooled[0][n:].repeat(n, 1)
     return found
+
+
+def _negative(encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of what :func:`_encoded` gave, that of the negative prompts in the place of the prompts'."""
+    return {key.removeprefix("negative_"): own for key, own in encoded.items() if key.startswith("negative_")}
 
 
 def _encode(pipe: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:

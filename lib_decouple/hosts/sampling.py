@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..core.gradient import Learned, Pass
 from ..core.host_pass import ConditionalRows
-from ..core.maps import ContextMisfit, ImagePlan
+from ..core.maps import ContextMisfit, ImagePlan, MapReader
 from ..core.observe import Observation, Observers
 from ..core.presence import Curve
 from ..core.schedule import Schedule
@@ -34,7 +34,9 @@ from ..settings import Settings
 from . import bystanders, curves, features, reasons
 from .base import Looking, Session, make_guide, thrift
 from .denoisers import cross_attention_layers, default_level
+from .drafting import ChoosingSampler
 from .ldm import main_calls, pieces, plan_image
+from .seeds import Choice
 from .tell import Teller, reader_of
 
 log = logging.getLogger("lib_decouple")
@@ -161,7 +163,11 @@ class SamplingPass:
         """Why an image is not guided, though the others are."""
         self.stood_aside = ""
         """Why guidance ended early, or never began; empty while it works."""
-        self.teller = Teller(len(self.traces), self.settings.look == "tell")
+        self.teller = Teller(len(self.traces), self.settings.look != "off")
+        self.choices: list[Choice | None] = [None] * len(self.traces)
+        """Of each image, which of its drafts is drawn; None where none was made."""
+        self.no_drafts = ""
+        """Why nothing could be chosen, though it was asked for."""
         self.seconds = 0.0
         self.step, self.total = 0, 0
         """Where sampling is, and how many steps it will make; 0 before its first."""
@@ -194,6 +200,20 @@ class SamplingPass:
             except Exception as error:
                 return self.stand_aside(self._explained(error))
         sampler.func = GuidedSampler(self, sampler)
+        if self.settings.look == "choose" and not self.hires:
+            self._choose(sampler)
+
+    def _choose(self, sampler: Any) -> None:
+        """Have drafts made before ``sampler`` samples, where they can tell."""
+        if hasattr(self.p, "init_images"):
+            return self.give_up_drafts("drafts are made in txt2img alone: this picture begins with another one")
+        sampler.sample = ChoosingSampler(self)
+
+    def give_up_drafts(self, reason: str) -> None:
+        """Draw the seed that was asked for, and tell the user why."""
+        self.no_drafts = reason
+        log.warning("Attention Decoupling makes no drafts: %s", reason)
+        self.p.comment(f"Attention Decoupling drew the seed that was asked for: {reason}")
 
     @contextmanager
     def guiding(self, sample: Any, denoiser: Any, given: dict[str, Any]) -> Iterator[bool]:
@@ -329,17 +349,20 @@ class SamplingPass:
     def _telling(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> AbstractContextManager[None]:
         """Inside, the host makes its own pass, and what is there is read off it."""
         try:
-            unet, model = self.unet(), shared.sd_model
-            texts = zip(*self._texts(given["cond"], denoiser.step))
-            plans = [self._plan_to_tell(now, ever, weights) for (now, ever), weights in zip(texts, self._weights())]
-            reader = reader_of(cross_attention_layers(unet), plans, default_level(unet))
             return self.teller.beside_host(
-                self.noise_level(denoiser, sigma), x.shape[-2:], unet, reader,
-                lambda: self.conditional_rows(denoiser, given, len(x)), _curve_of(model), self._explained,
+                self.noise_level(denoiser, sigma), x.shape[-2:], self.unet(),
+                self.reader_to_tell(given["cond"], denoiser.step),
+                lambda: self.conditional_rows(denoiser, given, len(x)), _curve_of(shared.sd_model), self._explained,
             )  # fmt: skip
         except Exception as error:
             self.teller.give_up(self._explained(error))
             return nullcontext()
+
+    def reader_to_tell(self, cond: Any, step: int) -> MapReader:
+        """What is read, to tell which entity is there, of the host's pass at a denoiser ``step``."""
+        unet, texts = self.unet(), zip(*self._texts(cond, step))
+        plans = [self._plan_to_tell(now, ever, weights) for (now, ever), weights in zip(texts, self._weights())]
+        return reader_of(cross_attention_layers(unet), plans, default_level(unet))
 
     def _plan_to_tell(self, texts: Sequence[str], others: Sequence[str], weights: Sequence[float]) -> ImagePlan:
         """What is looked for in an image: what guidance would keep apart, and an entity that stands alone, too."""

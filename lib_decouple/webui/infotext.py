@@ -45,11 +45,21 @@ STOOD_ASIDE = "Decouple stood aside"
 TOLD = "Decouple told"
 """Which entity is in the picture and which is probably not, in words."""
 
+ASKED, ASKED_VARIATION = "Decouple asked seed", "Decouple asked variation seed"
+"""The seed that was asked for where drafts chose; the image's own stands where the host writes it, and draws the same
+picture with no draft, which is why a paste beside it makes none."""
+
+NO_DRAFTS = "Decouple no drafts"
+"""Why the seed that was asked for was drawn, though drafts were to choose."""
+
 BATCH = "Decouple batch"
 """Which image of how many in its batch: guidance makes the rounding of a batch large, so the same seed comes out
 otherwise in a batch of another size."""
 
-RESULTS = (TOLD, FOUND, MOVED, BY_UPDATE, *HIRES.values(), BATCH, STOOD_ASIDE)
+RESULTS = (
+    *(ASKED, ASKED_VARIATION, NO_DRAFTS),
+    *(TOLD, FOUND, MOVED, BY_UPDATE, *HIRES.values(), BATCH, STOOD_ASIDE),
+)
 
 OLD_IOU = "Decouple IoU"
 """In infotexts of before: overlap at the first and the last step, which is no effect of guidance."""
@@ -170,6 +180,8 @@ def read(params: Mapping[str, Any], folder: Callable[[], Path | None] = lambda: 
         name: from_text(name, params[about.infotext]) for name, about in specs().items() if about.infotext in params
     }
     values["enabled"] = True
+    if ASKED in params or ASKED_VARIATION in params:
+        values["look"] = "tell"
     if ENABLED in params:
         return Settings.from_dict({**FIXED, **values})
     return presets.load(params[PRESET], folder()).with_overrides(**values)

@@ -9,11 +9,25 @@ from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from ..core.trace import ImageTrace
+from ..hosts.seeds import Choice
 from ..hosts.tell import Teller
 from ..settings import Settings
 from . import effect
 from .compare import Comparison
-from .infotext import BATCH, FOUND, HIRES, MOVED, RESULTS, RUN, STOOD_ASIDE, TOLD, join_list
+from .infotext import (
+    ASKED,
+    ASKED_VARIATION,
+    BATCH,
+    FOUND,
+    HIRES,
+    MOVED,
+    NO_DRAFTS,
+    RESULTS,
+    RUN,
+    STOOD_ASIDE,
+    TOLD,
+    join_list,
+)
 
 NOT_REACHED = "another script or extension drew it in its own way, past the WebUI's sampling, where guidance works"
 ONLY_HIRES = "only the second pass of hires fix was drawn; “Hires pass too” guides that"
@@ -29,6 +43,8 @@ class Pass(Protocol):
     left_alone: list[str]
     stood_aside: str
     teller: Teller
+    choices: list[Choice | None]
+    no_drafts: str
     seconds: float
     step: int
     total: int
@@ -76,6 +92,11 @@ class Run:
         if key == TOLD:
             told = [presence.words() for one in own if (presence := one.teller.told[position])]
             return told[-1] if told and told[-1] else None
+        if key in (ASKED, ASKED_VARIATION):
+            chosen = self._choice(own, position)
+            return str(chosen.asked) if chosen and chosen.variation is (key == ASKED_VARIATION) else None
+        if key == NO_DRAFTS:
+            return next((one.no_drafts for one in own if one.no_drafts), None)
         guided = [one for one in own if was_guided(one, position)]
         if key == BATCH:
             size = max((len(one.traces) for one in guided), default=1)
@@ -84,9 +105,18 @@ class Run:
         values = [_value_of(key, one, position) for one in guided if one.hires is hires]
         return values[0] or None if values else None
 
+    @staticmethod
+    def _choice(own: Sequence[Pass], position: int) -> Choice | None:
+        return next((chosen for one in own if (chosen := one.choices[position])), None)
+
     def label(self, iteration: int, position: int) -> str:
         """What stands above an image beside its plain one."""
         own = [one for one in self.passes if one.iteration == iteration and position < len(one.traces)]
+        chosen = self._choice(own, position)
+        other = f", seed {chosen.drawn}" if chosen and chosen.drawn != chosen.asked else ""
+        return self._label(own, iteration, position) + other
+
+    def _label(self, own: Sequence[Pass], iteration: int, position: int) -> str:
         aside = self.result(STOOD_ASIDE, iteration, position)
         if not any(was_guided(one, position) for one in own):
             return "not decoupled: stood aside"
@@ -165,8 +195,10 @@ class Run:
 
     def _line(self, image: tuple[int, int]) -> str:
         """What was done to one image."""
-        told = self.result(TOLD, *image)
-        parts = [told] if told else []
+        own = [one for one in self.passes if one.iteration == image[0]]
+        chosen, none, told = self._choice(own, image[1]), self.result(NO_DRAFTS, *image), self.result(TOLD, *image)
+        parts = [chosen.words()] if chosen else [f"no drafts: {none}"] if none else []
+        parts += [told] if told else []
         for keys, start in (((FOUND, MOVED), ""), ((HIRES[FOUND], HIRES[MOVED]), "hires: ")):
             entities, moved = (self.result(key, *image) for key in keys)
             if entities:

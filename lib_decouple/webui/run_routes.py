@@ -84,6 +84,23 @@ class Presence(BaseModel):
     words: str
 
 
+class Draft(BaseModel):
+    """A seed that was drafted, and each entity's score in its draft."""
+
+    seed: int
+    scores: dict[str, float | None]
+
+
+class Choice(BaseModel):
+    """Of the ``drafts`` of an image, in their order, which seed is drawn instead of which; variation seeds where
+    ``variation`` is true."""
+
+    asked: int
+    drawn: int
+    variation: bool
+    drafts: list[Draft]
+
+
 class SamplingPass(BaseModel):
     """One sampling pass; ``stood_aside`` tells why an image was not guided, or not to the end."""
 
@@ -91,6 +108,7 @@ class SamplingPass(BaseModel):
     total: int
     stood_aside: str
     presence: Presence | None
+    choice: Choice | None
     steps: list[Step]
 
 

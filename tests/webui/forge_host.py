@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,15 +20,15 @@ KEPT = torch.linspace(0.999, 0.005, 1000)
 
 
 def add_in_place(block: Any) -> None:
-    """A transformer block's residuals as Forge writes them."""
+    """A transformer block's residuals as Forge writes them, a method of its own and no function put in by others."""
 
-    def forward(x, context=None):
+    def forward(block, x, context=None):
         x += block.attn1(block.norm1(x))
         x += block.attn2(block.norm2(x), context=context)
         x += block.ff(block.norm3(x))
         return x
 
-    block.forward = forward
+    block.forward = MethodType(forward, block)
 
 
 def make_unet(kind: Any, **given: Any) -> Any:
@@ -169,6 +169,7 @@ class Denoiser(torch.nn.Module):
             sigma = ((1 - KEPT) / KEPT).sqrt()[sigma.round().long()]
             x = x * (sigma**2 + 1).sqrt()[:, None, None, None]
         composition, text = self.parser.reconstruct_multicond_batch(cond, self.step)
+        uncond = None if uncond is None else self.parser.reconstruct_cond_batch(uncond, self.step)
         patcher = self.shared.sd_model.forge_objects.unet
         if self.mask is not None:
             noise = torch.randn_like(self.init_latent)

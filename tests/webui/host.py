@@ -104,7 +104,7 @@ def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
     parser.get_multicond_prompt_list = prompt_list
     parser.get_learned_conditioning_prompt_schedules = schedules
     parser.reconstruct_multicond_batch = reconstruct
-    parser.reconstruct_cond_batch = lambda cond, step: cond
+    parser.reconstruct_cond_batch = lambda cond, step: torch.stack(cond) if isinstance(cond, list) else cond
     samplers, common = types.ModuleType("modules.sd_samplers"), types.ModuleType("modules.sd_samplers_common")
     common.apply_refiner = lambda denoiser, x=None, sigma=None: False
     callbacks = types.ModuleType("modules.script_callbacks")
@@ -115,15 +115,39 @@ def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
     ]
     paths = types.ModuleType("modules.paths_internal")
     paths.data_path = "/nowhere"
+    rng = types.ModuleType("modules.rng")
+    rng.ImageRNG = ImageRNG
     package = types.ModuleType("modules")
-    for module in (paths, shared, parser, samplers, common, callbacks):
+    for module in (paths, shared, parser, samplers, common, callbacks, rng):
         setattr(package, module.__name__.partition(".")[2], module)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "modules", package)
-    for name in ("sampling", "a1111"):
+    for name in ("drafting", "sampling", "a1111"):
         monkeypatch.delitem(sys.modules, f"lib_decouple.hosts.{name}", raising=False)
         monkeypatch.delattr(lib_decouple.hosts, name, raising=False)
     return shared
+
+
+class ImageRNG:
+    """Of each image's seed its noise; as in the host, the global generator is left at the last one's."""
+
+    def __init__(self, shape, seeds, subseeds=None, subseed_strength=0.0, seed_resize_from_h=0, seed_resize_from_w=0):
+        self.shape, self.seeds, self.subseeds, self.subseed_strength = shape, seeds, subseeds, subseed_strength
+        self.seed_resize_from_h, self.seed_resize_from_w = seed_resize_from_h, seed_resize_from_w
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.is_first = True
+
+    def next(self):
+        found = torch.stack([torch.randn(self.shape, generator=own) for own in self.generators])
+        if self.is_first:
+            torch.manual_seed(self.seeds[-1])
+            if self.subseed_strength:
+                other = torch.stack(
+                    [torch.randn(self.shape, generator=torch.Generator().manual_seed(own)) for own in self.subseeds]
+                )
+                found = found * (1 - self.subseed_strength) + other * self.subseed_strength
+        self.is_first = False
+        return found
 
 
 class Denoiser(nn.Module):
@@ -149,6 +173,7 @@ class Denoiser(nn.Module):
     def forward(self, x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond):
         self.seen.append(x.clone())
         conds, tensor = self.parser.reconstruct_multicond_batch(cond, self.step)
+        uncond = None if uncond is None else self.parser.reconstruct_cond_batch(uncond, self.step)
         rows = [row for image in conds for row, _ in image]
         own = [k for k, image in enumerate(conds) for _ in image]
         skipped = uncond is None or self.step in self.skip_uncond

@@ -97,7 +97,7 @@ def test_every_setting_survives_the_host():
         enabled=True, loss="iou + 0.5*kl(form=js, pool=sum)", steps=7, entities=("cat",), rule="attend-excite",
         size=0.123456789, factor=8, treatment="attend-excite", combine="max", refine_steps=(0, 10, 20),
         refine_threshold=-0.25, refine_rounds=3, stop=True, stop_below=1e-5, every=2, hires=True, one_at_a_time=True,
-        layers="up", start=3, recompute=True, skip_missing=True, look="off",
+        layers="up", start=3, recompute=True, skip_missing=True, look="off", drafts=7,
     )  # fmt: skip
     text = host_writes(write(changed))
     assert read(host_reads(text)) == changed
@@ -114,6 +114,14 @@ def test_a_switch_that_was_a_tick_is_read_as_one(text, value):
 def test_an_infotext_with_the_overlap_of_two_steps_is_still_read():
     params = host_reads("Decouple: 1, Decouple loss: kl, Decouple IoU: 0.709 to 0.140")
     assert read(params) == Settings(enabled=True, loss="kl").fixed()
+
+
+@pytest.mark.parametrize("key", [infotext.ASKED, infotext.ASKED_VARIATION])
+def test_a_paste_of_a_chosen_picture_makes_no_drafts_as_its_seed_is_the_chosen_one(key):
+    written = write(Settings(enabled=True, look="choose", drafts=8))
+    assert read(written) == Settings(enabled=True, look="choose", drafts=8)
+    again = read({**written, key: "33"})
+    assert (again.look, again.drafts) == ("tell", 8)
 
 
 def test_defaults_are_omitted_and_off_writes_nothing():

@@ -8,10 +8,23 @@ import pytest
 
 from lib_decouple.core.presence import Presence
 from lib_decouple.core.trace import ImageTrace, Measures, StepRecord
+from lib_decouple.hosts.seeds import Choice
 from lib_decouple.hosts.tell import Teller
 from lib_decouple.settings import Settings
 from lib_decouple.webui import infotext, report
-from lib_decouple.webui.infotext import BATCH, BY_UPDATE, FOUND, HIRES, MOVED, RESULTS, STOOD_ASIDE, TOLD
+from lib_decouple.webui.infotext import (
+    ASKED,
+    ASKED_VARIATION,
+    BATCH,
+    BY_UPDATE,
+    FOUND,
+    HIRES,
+    MOVED,
+    NO_DRAFTS,
+    RESULTS,
+    STOOD_ASIDE,
+    TOLD,
+)
 from lib_decouple.webui.report import Run
 
 
@@ -26,6 +39,8 @@ class Pass:
     step: int = 6
     total: int = 6
     teller: Teller = field(default_factory=lambda: Teller(4))
+    choices: list[Choice | None] = field(default_factory=lambda: [None] * 4)
+    no_drafts: str = ""
 
 
 def overlap(iou):
@@ -150,6 +165,25 @@ def test_what_is_there_is_told_in_words_and_first():
     assert aside.lines()[0] == "cat ✓, dog probably missing; stood aside: out of memory"
     alone = told_of(Presence(0.5, {"cat": 0.9}))
     assert alone.result(TOLD, 0, 0) is None
+
+
+def test_which_seed_was_drawn_is_told_of_each_image():
+    scores = {3: {"cat": 0.2}, 1_000_006: {"cat": 0.9}}
+    found = told_of(None, None, None, None)
+    (one,) = found.passes
+    one.choices = [Choice(3, 1_000_006, scores), Choice(3, 3, scores), Choice(50, 1_000_053, scores, True), None]
+    assert [found.result(ASKED, 0, k) for k in range(4)] == ["3", "3", None, None]
+    assert [found.result(ASKED_VARIATION, 0, k) for k in range(4)] == [None, None, "50", None]
+    lines = found.lines()
+    assert lines[0].startswith("Image 1: seed 1000006 drawn, best of 2 drafts, instead of 3; cat, dog: moved")
+    assert lines[1].startswith("Image 2: the seed asked for, 3, drafted best of 2; ")
+    assert lines[2].startswith("Image 3: variation seed 1000053 drawn, best of 2 drafts, instead of 50; ")
+    assert lines[3].startswith("Image 4: cat, dog: ")
+    assert [found.label(0, k) for k in range(2)] == ["decoupled, seed 1000006", "decoupled"]
+    assert found.result(NO_DRAFTS, 0, 0) is None
+    one.choices, one.no_drafts = [None] * 4, "out of memory"
+    assert found.result(NO_DRAFTS, 0, 0) == "out of memory"
+    assert found.lines()[0].startswith("Image 1: no drafts: out of memory; cat, dog: ")
 
 
 def test_an_image_that_no_update_moved_is_said_to_be_left_alone():

@@ -21,6 +21,7 @@ from PIL import Image  # noqa: E402
 
 from lib_decouple.core.presence import Presence  # noqa: E402
 from lib_decouple.core.trace import ImageTrace, KeptMaps, StepRecord, Unmeasured, kept  # noqa: E402
+from lib_decouple.hosts.seeds import Choice  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
 from lib_decouple.webui import callers, heatmaps, rest, run_routes  # noqa: E402
 from lib_decouple.webui.palette import colours  # noqa: E402
@@ -43,6 +44,7 @@ def sampling(iteration=0, hires=False, images=2, left_alone="", maps=None):
         iteration=iteration, hires=hires, traces=traces, left_alone=[""] * (images - 1) + [left_alone],
         stood_aside="", seconds=1.0, step=3, total=8, maps=maps or {}, p=SimpleNamespace(batch_size=images),
         teller=SimpleNamespace(told=[Presence(0.5, {"cat": 0.9, "dog": 0.2}, None, NAMES)] + [None] * (images - 1)),
+        choices=[Choice(4, 5, {4: {"cat": 0.2}, 5: {"cat": float("nan")}})] + [None] * (images - 1),
     )  # fmt: skip
 
 
@@ -138,11 +140,15 @@ def test_a_run_s_trace(runs):
         [False]
     ] * 2
     assert told["images"][3]["passes"] == [
-        {"hires": False, "total": 8, "stood_aside": "no dog", "presence": None, "steps": []}
+        {"hires": False, "total": 8, "stood_aside": "no dog", "presence": None, "choice": None, "steps": []}
     ]
     assert told["images"][0]["passes"][0]["presence"] == {
         "sigma": 0.5, "scores": {"cat": 0.9, "dog": 0.2}, "chances": None, "weakest": "dog", "closest": ["cat", "dog"],
         "words": "weakest: dog",
+    }  # fmt: skip
+    assert told["images"][0]["passes"][0]["choice"] == {
+        "asked": 4, "drawn": 5, "variation": False,
+        "drafts": [{"seed": 4, "scores": {"cat": 0.2}}, {"seed": 5, "scores": {"cat": None}}],
     }  # fmt: skip
     assert told["images"][1]["colours"] == colours(told["images"][1]["entities"])
     (step,) = told["images"][1]["passes"][0]["steps"]

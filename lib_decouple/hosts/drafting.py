@@ -1,0 +1,240 @@
+"""``look: choose`` around a WebUI's sampler: of several seeds' noise that is drawn which drafts best.
+
+The host's own ``sample`` runs twice: first with the drafts in the place of the sampler's function, so that model,
+conditions and latents are made ready by the host; then, from the chosen noise, as it ever does. Every noise is one that
+the host makes for a seed, and that seed takes the place of the one that was asked for, so ancestral noise, the second
+pass of hires fix and the infotext follow by themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from modules import rng, shared
+from torch import Tensor
+
+from ..core.drafts import Draft, best, draft, in_groups, levels
+from ..core.maps import MapReader
+from . import bystanders, reasons
+from .reasons import Unsupported
+from .seeds import Choice, seeds_to_draft
+
+if TYPE_CHECKING:
+    from .sampling import SamplingPass
+
+log = logging.getLogger("lib_decouple")
+
+MOST_ROWS = 16
+"""Latents that are drafted in one call of the host's denoiser, though memory would do for more."""
+
+
+class ChoosingSampler:
+    """Stands in the place of ``p.sampler.sample`` until it is called, once."""
+
+    def __init__(self, sampling: SamplingPass) -> None:
+        self.sampling, self.sampler, self.sample = sampling, sampling.p.sampler, sampling.p.sampler.sample
+        self.variation = bool(sampling.p.subseed_strength)
+
+    def __call__(self, p: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Sample as the host's own function does, ``x`` being the noise that drafts best."""
+        if vars(self.sampler).get("sample") is self:
+            del self.sampler.sample
+        try:
+            x = self._chosen(x, lambda: self.sample(p, x, *args, **kwargs))
+        except Exception as error:
+            log.debug("drafting failed", exc_info=True)
+            self.sampling.give_up_drafts(reasons.explained(error, reasons.switched_on(p)))
+            with suppress(Exception):  # what has just failed may be the making of noise
+                self._noise(self._seeds()).next()  # the host's global generator is left as it was
+        return self.sample(p, x, *args, **kwargs)
+
+    def _chosen(self, x: Tensor, sample: Callable[[], object]) -> Tensor:
+        """The noise to draw; the job's seeds are those that it is of. Raises what hinders the drafts."""
+        p, state, asked = self.sampling.p, shared.state, self._seeds()[: len(x)]
+        candidates = [seeds_to_draft(seed, self.sampling.settings.drafts) for seed in asked]
+        noises = []
+        for k in range(self.sampling.settings.drafts):
+            noises.append(self._noise([own[k] for own in candidates]).next())
+        if not torch.equal(noises[0], x):
+            raise Unsupported("another extension has made the first noise itself, so that of other seeds isn't known")
+        drafts = Drafts(self.sampling, noises)
+        with drafts.in_the_place_of_sampling(self.sampler):
+            sample()
+        if drafts.failed is not None:
+            raise drafts.failed
+        if state.interrupted or state.skipped:
+            return x  # with which the host ends as ever
+        choices = []
+        for image, own in enumerate(candidates):
+            found = [made[image] for made in drafts.made]
+            scores = {seed: one.scores for seed, one in zip(own, found)}
+            choices.append(Choice(own[0], own[best(found)], scores, self.variation) if found[0].scores else None)
+        self.sampling.choices = choices
+        drawn = [one.drawn if one else seed for one, seed in zip(choices, asked)]
+        p.rng = self._noise(drawn)
+        self._take(drawn)
+        return p.rng.next()
+
+    def _seeds(self) -> list[int]:
+        """The batch's, of which others are drafted."""
+        p = self.sampling.p
+        return [int(seed) for seed in (p.subseeds if self.variation else p.seeds)]
+
+    def _noise(self, seeds: Sequence[int]) -> Any:
+        """What the host makes the noise with, for other ``seeds``."""
+        was, (own, sub) = self.sampling.p.rng, (seeds, self.sampling.p.rng.subseeds)
+        if self.variation:
+            own, sub = was.seeds, seeds
+        return rng.ImageRNG(
+            was.shape, list(own), subseeds=sub, subseed_strength=was.subseed_strength,
+            seed_resize_from_h=was.seed_resize_from_h, seed_resize_from_w=was.seed_resize_from_w,
+        )  # fmt: skip
+
+    def _take(self, drawn: Sequence[int]) -> None:
+        """The batch's seeds are ``drawn`` from now on; what was asked for keeps its own list."""
+        p = self.sampling.p
+        name = "subseeds" if self.variation else "seeds"
+        first = p.iteration * p.batch_size
+        every = list(getattr(p, f"all_{name}"))
+        every[first : first + len(drawn)] = drawn
+        setattr(p, f"all_{name}", every)
+        getattr(p, name)[: len(drawn)] = drawn  # the very list that the host goes on with
+
+
+class Drafts:
+    """The drafts of a batch, from ``noises``: ``[images, ...]`` of each candidate."""
+
+    def __init__(self, sampling: SamplingPass, noises: Sequence[Tensor]) -> None:
+        self.sampling, self.noises = sampling, noises
+        self.made: list[list[Draft]] = []
+        """Of each candidate, its images' drafts."""
+        self.failed: Exception | None = None
+
+    @contextmanager
+    def in_the_place_of_sampling(self, sampler: Any) -> Iterator[None]:
+        """Inside, what ``sampler`` samples are the drafts, and what the host notes down of that is forgotten after."""
+        p, state, func = self.sampling.p, shared.state, sampler.func
+        noted, refiner, told = dict(p.extra_generation_params), p.refiner_checkpoint_info, state.textinfo
+
+        def in_its_place(denoiser: Any, x: Tensor, *_: Any, **given: Any) -> Tensor:
+            try:
+                self._make(denoiser, x, given)
+            except Exception as error:  # the host is to end its sampling in order
+                self.failed = error
+            return x
+
+        sampler.func = functools.update_wrapper(in_its_place, func)
+        p.refiner_checkpoint_info = None  # a draft that switched would leave the run with the second model
+        state.textinfo = "Attention Decoupling: drafts"
+        try:
+            yield
+        finally:
+            sampler.func, p.refiner_checkpoint_info, state.textinfo = func, refiner, told
+            p.extra_generation_params.clear()
+            p.extra_generation_params.update(noted)
+
+    def _make(self, denoiser: Any, x: Tensor, given: dict[str, Any]) -> None:
+        own, noise, count = self.sampling, self.noises[0], len(self.noises)
+        if not own.reader_to_tell(given["extra_args"]["cond"], 0).named:
+            raise reasons.NothingToGuide(reasons.too_few((), "intensity"))
+        scale = float((x * noise).sum() / (noise * noise).sum())  # of the host's own first latents
+        at_once = max(1, MOST_ROWS // len(x)) if not bystanders.replaced_forwards(own.unet()) else 1
+        shared.state.job_count += -(-count // at_once) * own.p.n_iter if own.iteration == 0 else 0
+
+        def make(group: Sequence[int]) -> list[list[Draft]]:
+            found = self._of_group(denoiser, [self.noises[k] * scale for k in group], given)
+            shared.state.nextjob()
+            return found
+
+        self.made = in_groups(make, count, at_once)
+
+    def _of_group(self, denoiser: Any, first: Sequence[Tensor], given: dict[str, Any]) -> list[list[Draft]]:
+        """Drafts of some candidates at once, whose latents ``[images, ...]`` are as the host gives them its sampler."""
+        own, count, images = self.sampling, len(first), len(first[0])
+        args = _repeated(given["extra_args"], count)
+        scale = LatentScale(own, denoiser, given)
+        sigmas = levels(scale.first)
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            done = scale.share_done(sigma)
+            denoiser.step = int(done * denoiser.total_steps)
+            shared.state.sampling_step = int(done * denoiser.steps)
+            return scale.denoised(x, sigma, args)
+
+        last = int(scale.share_done(sigmas[-1]) * denoiser.total_steps)
+        reader = own.reader_to_tell(given["extra_args"]["cond"], last)
+        reader = MapReader(reader.layers, [*reader.images] * count)
+        x = torch.cat(list(first)) * scale.to_sigma(scale.first)
+        made = draft(
+            denoise, x, sigmas, own.unet(), reader, lambda: own.conditional_rows(denoiser, args, count * images)
+        )
+        return [made[k * images : (k + 1) * images] for k in range(count)]
+
+
+class LatentScale:
+    """From latents ``x = x0 + sigma n`` to those of a sampler's denoiser, and back."""
+
+    def __init__(self, sampling: SamplingPass, denoiser: Any, given: dict[str, Any]) -> None:
+        self.sampling, self.denoiser = sampling, denoiser
+        self.timesteps = given.get("timesteps")
+        if self.timesteps is not None:
+            run = [float(own) for own in reversed(self.timesteps)]
+        elif "sigmas" in given:
+            run = [float(own) for own in given["sigmas"]]
+        else:
+            run = [float(given["sigma_max"])]
+        self.is_flow = self.timesteps is None and sampling.unit(torch.tensor([run[0]])) is not None
+        self.run = [self._level(own) for own in run]
+        """The run's own noise levels."""
+        self.first = self.run[0]
+
+    def _level(self, own: float) -> float:
+        return self.sampling.noise_level(self.denoiser, torch.tensor([own])) if own > 0 else 0.0
+
+    def to_sigma(self, sigma: float) -> float:
+        """What latents ``x`` are over the sampler's at this noise level."""
+        if self.is_flow:
+            return 1 + sigma
+        return 1.0 if self.timesteps is None else math.sqrt(1 + sigma**2)
+
+    def share_done(self, sigma: float) -> float:
+        """How much of the run's steps lies before this noise level, where it is known: prompt editing goes by it."""
+        if len(self.run) == 1:
+            return 0.0 if sigma >= self.first else 0.5
+        return sum(own > sigma * (1 + 1e-6) for own in self.run[:-1]) / (len(self.run) - 1)
+
+    def denoised(self, x: Tensor, sigma: float, args: dict[str, Any]) -> Tensor:
+        """The host's own prediction of x0."""
+        ones = x.new_ones(len(x))
+        own = x / self.to_sigma(sigma)
+        if self.timesteps is not None:
+            return x - sigma * self.denoiser(own, ones * self._timestep(sigma), **args)
+        return self.denoiser(own, ones * (sigma / (1 + sigma) if self.is_flow else sigma), **args)
+
+    def _timestep(self, sigma: float) -> int:
+        """The last one whose noise level is not above ``sigma``."""
+        low, high = 0, 999
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._level(middle) <= sigma * (1 + 1e-6) else (low, middle - 1)
+        return low
+
+
+def _repeated(args: dict[str, Any], count: int) -> dict[str, Any]:
+    """What the sampler hands to the host's denoiser, for ``count`` times its images, one set behind the other."""
+    if count == 1:
+        return args
+    cond, uncond, image_cond = args["cond"], args["uncond"], args["image_cond"]
+    many = copy.copy(cond)
+    many.batch, many.shape = list(cond.batch) * count, (len(cond.batch) * count,)
+    more = {"cond": many, "uncond": None if uncond is None else list(uncond) * count}
+    if isinstance(image_cond, Tensor):
+        more["image_cond"] = torch.cat([image_cond] * count)
+    return {**args, **more}

@@ -1,0 +1,42 @@
+"""Which seeds are drafted for an image, and which of them was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+STRIDE = 1_000_003
+"""From one seed that is drafted for an image to its next: more than a job has images, whose own seeds are consecutive,
+so that no two images of a job come to the same seed."""
+_SEEDS = 2**32
+"""How many seeds a WebUI's page draws from; what would lie behind the last begins anew."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Of one image: the seed that was asked for, that which is drawn, and what their drafts scored."""
+
+    asked: int
+    drawn: int
+    scores: dict[int, dict[str, float]]
+    """Seed -> entity -> presence, in the order of drafting."""
+    variation: bool = False
+    """These are variation seeds; the image's seed itself is as asked for."""
+
+    def words(self) -> str:
+        """What the status line says."""
+        kind = "variation seed" if self.variation else "seed"
+        if self.drawn == self.asked:
+            return f"the {kind} asked for, {self.asked}, drafted best of {len(self.scores)}"
+        return f"{kind} {self.drawn} drawn, best of {len(self.scores)} drafts, instead of {self.asked}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        drafts = [{"seed": seed, "scores": scores} for seed, scores in self.scores.items()]
+        return {"asked": self.asked, "drawn": self.drawn, "variation": self.variation, "drafts": drafts}
+
+
+def seeds_to_draft(asked: int, count: int) -> list[int]:
+    """``asked`` and the ``count - 1`` others that are drafted for it, whatever else the job draws."""
+    found = [asked + k * STRIDE for k in range(count)]
+    return [seed % _SEEDS for seed in found] if 0 <= asked < _SEEDS else found

@@ -1,0 +1,385 @@
+"""``look: choose`` around the stand-ins of A1111 and Forge: which noise is drawn, and what the host is left with."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lib_decouple.core.presence import presence
+from lib_decouple.hosts.seeds import STRIDE, seeds_to_draft
+from lib_decouple.settings import Settings
+
+from . import forge_host, host
+
+openaimodel = pytest.importorskip(
+    "ldm.modules.diffusionmodules.openaimodel", reason="ldm's UNet is not installed (stable-diffusion-sdkit)"
+)
+CHOOSE = Settings(enabled=True, look="choose", entities=("cat", "dog"), start=20, steps=30)
+"""Guidance passes over more steps than the sampler makes."""
+PROMPT = "a cat and a dog"
+SHAPE = {
+    "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 1,
+    "attention_resolutions": [1, 2], "channel_mult": [1, 2, 2], "num_heads": 4, "use_spatial_transformer": True,
+    "context_dim": 16, "legacy": False, "use_checkpoint": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def a1111_unet():
+    torch.manual_seed(0)
+    made = openaimodel.UNetModel(**SHAPE).eval()
+    for parameter in made.parameters():  # ldm starts its output layers at zero
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+@pytest.fixture(scope="module")
+def forge_unet():
+    return forge_host.make_unet(openaimodel.UNetModel, **SHAPE)
+
+
+@pytest.fixture(params=["a1111", "forge", "forge, DDIM"])
+def webui(request, monkeypatch):
+    """The adapter, the stand-in's ``shared`` and how a job of it is made."""
+    name = request.param.partition(",")[0]
+    stand_in = {"a1111": host, "forge": forge_host}[name]
+    shared = stand_in.install(monkeypatch, request.getfixturevalue(f"{name}_unet"))
+    state = shared.state
+    state.job_count, state.job_no, state.textinfo, state.told = 1, 0, None, []
+
+    def nextjob():
+        state.job_no += 1
+        state.told.append(state.textinfo)
+
+    state.nextjob = nextjob
+    shared.opts.eta_noise_seed_delta = 0
+    func = forge_host.ddim if "DDIM" in request.param else host.euler
+    return SimpleNamespace(
+        adapter=importlib.import_module(f"lib_decouple.hosts.{name}"), shared=shared,
+        job=lambda prompts, **given: stand_in.Job(shared, prompts, steps=8, func=func, **given),
+    )  # fmt: skip
+
+
+class Sampler:
+    """The host's, which makes latents of the noise, and begins anew whenever it samples."""
+
+    def __init__(self, job):
+        self.job, self.func, self.config, self.noises = job, job.sampler.func, None, []
+
+    def sample(self, p, x, *args):
+        self.noises.append(x)
+        self.job.denoiser.step, self.job.denoiser.total_steps = 0, self.job.steps
+        p.extra_generation_params["Schedule type"] = "Automatic"
+        return type(self.job).sample(self.job, x * 14)
+
+
+def job_of(webui, prompts, seeds, subseed_strength=0.0, **given):
+    """As the host has it when it asks the scripts before sampling, with the noise."""
+    job = webui.job(prompts, **given)
+    job.sampler = Sampler(job)
+    job.n_iter, job.batch_size, job.scripts, job.script_args = 1, len(prompts), None, ()
+    job.refiner_checkpoint_info, job.extra_generation_params = None, {"Ours": "kept"}
+    job.subseed_strength, job.seeds, job.all_seeds = subseed_strength, list(seeds), [*seeds]
+    job.subseeds, job.all_subseeds = [50 + k for k in range(len(seeds))], [50 + k for k in range(len(seeds))]
+    job.rng = sys.modules["modules.rng"].ImageRNG((4, 8, 8), job.seeds, job.subseeds, subseed_strength)
+    return job, job.rng.next()
+
+
+def drawn(webui, prompts=(PROMPT,), seeds=(3,), settings=CHOOSE, prepare=None, **given):
+    """A job's latents, the job and the pass; with no ``settings`` as the host draws by itself."""
+    job, x = job_of(webui, list(prompts), seeds, **given)
+    sampling = None
+    if settings:
+        sampling = webui.adapter.SamplingPass(job, settings)
+        sampling.attach(x)
+    if prepare:
+        prepare(job)
+    return job.sampler.sample(job, x), job, sampling
+
+
+def asked_that_is_not_best(webui, count=1, start=3, **given):
+    """Seeds of whose drafts another is the best."""
+    found = []
+    for seed in range(start, start + 40):
+        _, job, _ = drawn(webui, seeds=(seed,), **given)
+        found += [seed] if job.seeds != [seed] else []
+        if len(found) == count:
+            return found
+    raise AssertionError("no seed found of whose drafts another is the best")
+
+
+def test_seeds_to_draft_never_meet_within_a_job():
+    every = [seed for asked in range(5, 5 + 4000) for seed in seeds_to_draft(asked, 16)]
+    assert len(set(every)) == len(every)
+    assert seeds_to_draft(5, 3) == [5, 5 + STRIDE, 5 + 2 * STRIDE]
+    assert all(0 <= seed < 2**32 for seed in seeds_to_draft(2**32 - 1, 16))
+    assert seeds_to_draft(2**40, 2) == [2**40, 2**40 + STRIDE]
+
+
+def test_the_chosen_seed_draws_the_same_without_us(webui):
+    (asked,) = asked_that_is_not_best(webui)
+    state = webui.shared.state
+    state.job_count, state.job_no = 1, 0
+    torch.manual_seed(99)
+    found, job, sampling = drawn(webui, seeds=(asked,))
+    after = torch.random.get_rng_state()
+    torch.manual_seed(99)
+    plain, other, _ = drawn(webui, seeds=job.seeds, settings=None)
+    assert torch.equal(found, plain)
+    assert torch.equal(torch.random.get_rng_state(), after)
+    assert torch.equal(job.rng.next(), other.rng.next())  # ancestral noise goes on alike
+    (choice,) = sampling.choices
+    assert (choice.asked, [choice.drawn], job.all_seeds) == (asked, job.seeds, job.seeds)
+    assert list(choice.scores) == seeds_to_draft(asked, 4)
+    weakest = {seed: min(own.values()) for seed, own in choice.scores.items()}
+    assert max(weakest, key=weakest.get) == choice.drawn
+    assert sampling.no_drafts == ""
+    assert job.extra_generation_params == {"Ours": "kept", "Schedule type": "Automatic"}
+    assert (job.denoiser.step, "sample" in vars(job.sampler), state.textinfo) == (8, False, None)
+    assert (state.job_count, state.job_no) == (2, 1)
+
+
+def test_a_draft_s_score_is_the_peak_in_the_run_s_own_pass_at_that_level(webui, monkeypatch):
+    """From the first noise on the same coarse way, with the maps read by the pass that tells."""
+    drafting, seen = sys.modules["lib_decouple.hosts.drafting"], []
+
+    def spying(denoise, x, sigmas, model, reader, rows):
+        made = drafted(denoise, x, sigmas, model, reader, rows)
+        for sigma, after in itertools.pairwise(sigmas):
+            x0 = denoise(x, sigma)
+            x = x0 + (x - x0) * (after / sigma)
+        with reader.reading() as capture:
+            denoise(x, sigmas[-1])
+        seen.append((sigmas, capture, reader))
+        return made
+
+    drafted = drafting.draft
+    monkeypatch.setattr(drafting, "draft", spying)
+    reader_kind = drafting.MapReader
+    monkeypatch.setattr(drafting, "MapReader", lambda layers, images: reader_kind(layers, images, stop=False))
+    _, _, sampling = drawn(webui)
+    ((sigmas, capture, reader),) = seen
+    assert sigmas == pytest.approx([sigmas[0], 7.6, 3.6, 1.6])
+    for row, scores in enumerate(sampling.choices[0].scores.values()):
+        own = capture.maps  # without guidance every row is conditional
+        (maps,) = reader_kind(reader.layers, reader.images).maps(
+            type(capture)(capture.tokens, {name: found[row : row + 1] for name, found in own.items()}), (8, 8), [row]
+        )
+        assert list(scores.values()) == pytest.approx(presence(maps[None])[0].tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "given"),
+    [
+        ([PROMPT] * 3, {}),
+        (["a dog AND a cat", PROMPT], {}),
+        (["a [bird:cat:5] and a dog", PROMPT], {}),
+    ],
+    ids=["batch", "AND", "prompt editing"],
+)
+def test_each_image_of_a_batch_has_its_own_seed(webui, prompts, given):
+    if "AND" in prompts[0] and "forge" in webui.adapter.__name__:
+        prompts = [prompts[0]] * 2  # Forge leaves out what another prompt has not
+    seeds = [*range(20, 20 + len(prompts))]
+    found, job, sampling = drawn(webui, prompts, seeds, **given)
+    plain, _, _ = drawn(webui, prompts, job.seeds, settings=None)
+    assert torch.equal(found, plain)
+    for seed, choice, own in zip(seeds, sampling.choices, job.seeds):
+        assert choice.asked == seed
+        assert list(choice.scores) == seeds_to_draft(seed, 4)
+        assert own == choice.drawn
+    assert len(set(job.seeds)) == len(seeds)
+    _, _, of_one = drawn(webui, prompts[:1], seeds[:1])
+    if prompts[0] == prompts[-1] == PROMPT:
+        assert of_one.choices[0].scores[20] == pytest.approx(sampling.choices[0].scores[20], rel=1e-3)
+
+
+def test_the_seeds_of_other_batches_stay_as_they_are(webui):
+    job, x = job_of(webui, [PROMPT] * 2, (31, 32))
+    job.iteration, job.n_iter, job.all_seeds = 1, 3, [29, 30, 31, 32, 33, 34]
+    asked = job.all_seeds
+    sampling = webui.adapter.SamplingPass(job, CHOOSE)
+    sampling.attach(x)
+    job.sampler.sample(job, x)
+    assert job.all_seeds == [29, 30, *job.seeds, 33, 34]
+    assert asked == [29, 30, 31, 32, 33, 34]  # which may be the caller's own list
+
+
+def test_of_variations_the_variation_s_seed_is_chosen(webui):
+    found, job, sampling = drawn(webui, seeds=(3,), subseed_strength=0.5, settings=CHOOSE)
+    (choice,) = sampling.choices
+    assert choice.variation
+    assert (job.seeds, job.all_seeds) == ([3], [3])
+    assert job.subseeds == job.all_subseeds == [choice.drawn]
+    assert list(choice.scores) == seeds_to_draft(50, 4)
+    other, _ = job_of(webui, [PROMPT], (3,), subseed_strength=0.5)
+    other.rng = sys.modules["modules.rng"].ImageRNG((4, 8, 8), [3], [choice.drawn], 0.5)
+    assert torch.equal(other.sampler.sample(other, other.rng.next()), found)
+
+
+@pytest.mark.parametrize(("most", "groups"), [(4, [4]), (3, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])
+def test_where_memory_ends_fewer_are_drafted_at_once(webui, monkeypatch, most, groups):
+    expected, _, before = drawn(webui)
+    drafting, seen = sys.modules["lib_decouple.hosts.drafting"], []
+
+    def tight(denoise, x, *given, whole=drafting.draft):
+        seen.append(len(x))
+        if len(x) > most:
+            raise MemoryError("out of memory")
+        return whole(denoise, x, *given)
+
+    monkeypatch.setattr(drafting, "draft", tight)
+    found, _, sampling = drawn(webui)
+    assert seen == groups
+    assert sampling.choices[0].scores == {
+        seed: pytest.approx(own, rel=1e-3) for seed, own in before.choices[0].scores.items()
+    }
+    if sampling.choices[0].drawn == before.choices[0].drawn:
+        assert torch.equal(found, expected)
+
+
+REFUSED = {
+    "out of memory": (MemoryError("out of memory"), "out of memory"),
+    "any other": (RuntimeError("broken"), "unexpected error"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("where", ["draft", "LatentScale", "levels", "best"])
+def test_a_failure_draws_the_seed_that_was_asked_for_and_says_so(webui, monkeypatch, kind, where):
+    error, told = REFUSED[kind]
+    torch.manual_seed(99)
+    plain, other, _ = drawn(webui, settings=None)
+    after = torch.random.get_rng_state()
+
+    def fail(*given):
+        raise error
+
+    monkeypatch.setattr(sys.modules["lib_decouple.hosts.drafting"], where, fail)
+    torch.manual_seed(99)
+    found, job, sampling = drawn(webui)
+    assert torch.equal(found, plain)
+    assert torch.equal(torch.random.get_rng_state(), after)
+    assert (job.seeds, job.all_seeds, sampling.choices) == ([3], [3], [None])
+    assert told in sampling.no_drafts
+    assert any(told in comment for comment in job.comments)
+    assert torch.equal(job.rng.next(), other.rng.next())
+
+
+def test_what_cannot_be_chosen_is_said(webui):
+    def changed(job):
+        job.rng.seeds = [4]  # as where another script has made the noise
+
+    for prompt, prepare, told in (
+        ("a bird", None, "no entity was found"),
+        (PROMPT, changed, "another extension has made the first noise"),
+    ):
+        settings = CHOOSE if prepare else Settings(enabled=True, look="choose", entities=("whale",), skip_missing=True)
+        if prepare:
+            job, x = job_of(webui, [prompt], (3,))
+            sampling = webui.adapter.SamplingPass(job, settings)
+            sampling.attach(x)
+            found = job.sampler.sample(job, x + 1)
+            reference, noise = job_of(webui, [prompt], (3,))
+            plain = reference.sampler.sample(reference, noise + 1)
+        else:
+            found, job, sampling = drawn(webui, [prompt], settings=settings)
+            plain, _, _ = drawn(webui, [prompt], settings=None)
+        assert torch.equal(found, plain)
+        assert told in sampling.no_drafts
+        assert job.seeds == [3]
+
+
+def test_img2img_is_refused_and_the_second_pass_of_hires_fix_left_alone(webui):
+    job, x = job_of(webui, [PROMPT], (3,))
+    job.init_images = ["one"]
+    sampling = webui.adapter.SamplingPass(job, CHOOSE)
+    sampling.attach(x)
+    job.sampler.sample(job, x)
+    assert "txt2img" in sampling.no_drafts
+    assert len(job.sampler.noises) == 1
+    job, x = job_of(webui, [PROMPT], (3,))
+    job.is_hr_pass, job.hr_prompts = True, [PROMPT]
+    sampling = webui.adapter.SamplingPass(job, CHOOSE)
+    sampling.attach(x)
+    assert "sample" not in vars(job.sampler)
+
+
+@pytest.mark.parametrize("how", ["interrupted", "skipped"])
+def test_interrupted_within_the_drafts_the_host_ends_as_it_ever_does(webui, how, monkeypatch):
+    class InterruptedException(BaseException):
+        pass
+
+    class Stopping(Sampler):
+        def sample(self, p, x, *args):
+            try:
+                return super().sample(p, x, *args)
+            except InterruptedException:
+                return x
+
+    calls = []
+
+    def before(job):
+        forward = job.denoiser.forward
+
+        def counting(x, *given, **more):
+            calls.append(len(x))
+            if len(calls) > 2:
+                setattr(webui.shared.state, how, True)
+            if getattr(webui.shared.state, how):
+                raise InterruptedException
+            return forward(x, *given, **more)
+
+        job.denoiser.forward = counting
+
+    job, x = job_of(webui, [PROMPT], (3,))
+    job.sampler = Stopping(job)
+    sampling = webui.adapter.SamplingPass(job, CHOOSE)
+    sampling.attach(x)
+    before(job)
+    found = job.sampler.sample(job, x)
+    assert found.shape == x.shape
+    assert (sampling.choices, sampling.no_drafts, job.seeds) == ([None], "", [3])
+    assert calls == [4, 4, 4, 1]
+    assert (job.refiner_checkpoint_info, webui.shared.state.textinfo) == (None, None)
+
+
+def test_other_attention_is_drafted_as_many_at_once_as_the_host_draws(webui):
+    unet = webui.adapter.shared.sd_model
+    unet = (
+        unet.forge_objects.unet.model.diffusion_model if hasattr(unet, "forge_objects") else unet.model.diffusion_model
+    )
+    layer = next(one for name, one in unet.named_modules() if name.endswith("attn2"))
+    layer.forward = lambda *given, own=layer.forward, **more: own(*given, **more)
+    seen = []
+    hook = unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    try:
+        _, _, sampling = drawn(webui)
+    finally:
+        del layer.forward
+        hook.remove()
+    assert set(seen) == {1}
+    assert sampling.choices[0]
+
+
+def test_the_refiner_does_not_switch_within_a_draft(webui):
+    seen = []
+
+    def watch(job):
+        job.refiner_checkpoint_info = "another"
+        forward = job.denoiser.forward
+
+        def seeing(*given, **more):
+            seen.append(job.refiner_checkpoint_info)
+            return forward(*given, **more)
+
+        job.denoiser.forward = seeing
+
+    _, job, _ = drawn(webui, prepare=watch)
+    assert seen == [None] * 4 + ["another"] * 8
+    assert job.refiner_checkpoint_info == "another"
