@@ -180,6 +180,14 @@ def test_gradient_with(forge, name):
     assert found == pytest.approx([1] * len(found), abs=2e-3)
 
 
+def test_gradient_beside_forge_couple(forge):
+    """Each line of the prompt in its column; DECOUPLE_EXTENSIONS has the extension where it is run."""
+    forge.needs("txt2img", "forge couple")
+    couple = {"Forge Couple": [True, False, "Basic", "", "Horizontal", "None", 0.5]}
+    found = slopes(forge, {"prompt": "a cat and a dog\na dog"}, {"entities": ["cat", "dog"]}, couple)
+    assert found == pytest.approx([1, 1], abs=2e-3)
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -324,36 +332,58 @@ result = sum(getattr(m, "parameters_manual_cast", False) is True for m in unet.m
         forge.inside(heal)
 
 
-def test_memory_is_reserved_before_sampling(forge):
-    spy = """
+ASKED = """
 from backend import memory_management as m
 from backend.sampling import sampling_function as s
-kept["asked"], kept["load"] = [], m.load_models_gpu
+kept["asked"], kept["load"], denoisers = [], m.load_models_gpu, []
 def load(models, memory_required=0, hard_memory_preservation=0, **given):
-    if any("Unet" in type(one).__name__ for one in models):  # not for the text encoder, nor the autoencoder
-        kept["asked"].append(memory_required + hard_memory_preservation)  # Neo asks for both in one
+    for one in models:
+        if "Unet" in type(one).__name__:  # not for the text encoder, nor the autoencoder
+            if not any(one.model is known for known in denoisers):
+                denoisers.append(one.model)
+            number = next(k for k, known in enumerate(denoisers) if known is one.model)
+            kept["asked"].append([number, memory_required + hard_memory_preservation])  # Neo asks for both in one
     if hard_memory_preservation:
         given["hard_memory_preservation"] = hard_memory_preservation
     return kept["load"](models, memory_required, **given)
 m.load_models_gpu = load
 result = True
 """
-    heal = """
+TOLD = """
 from backend import memory_management as m
 m.load_models_gpu = kept["load"]
-result = max(kept["asked"])
+result = kept["asked"]
 """
+
+
+def reserves(forge: Forge, given: dict[str, object] | None, **job: object) -> list[float]:
+    """The most bytes that a job asks of the memory manager for each of its models in turn."""
+    forge.inside(ASKED)
+    try:
+        forge.draw(given, **job)
+    finally:
+        asked = forge.inside(TOLD)
+    return [max(size for own, size in asked if own == number) for number in range(1 + max(own for own, _ in asked))]
+
+
+def test_memory_is_reserved_anew_once_the_refiner_has_taken_over(forge):
+    forge.post("/sdapi/v1/options", {"refiner_use_steps": True})  # Neo goes by the noise level otherwise
+    job = {"refiner_checkpoint": "small-sd1-other", "refiner_switch_at": 0.4, "steps": 8}
+    plain, guided = reserves(forge, None, **job), reserves(forge, {"steps": 6}, **job)
+    assert (len(plain), len(guided)) == (2, 2)
+    more, after = (with_us - without for with_us, without in zip(guided, plain))
+    assert more > 0
+    assert after == pytest.approx(more)  # models of the same shape
+
+
+def test_memory_is_reserved_before_sampling(forge):
     asked = {}
     frugal = {"recompute": "on"}
     for key, given, batch in (
         ("one", {}, 1), ("two", {}, 2), ("again", frugal, 1), ("down", {"layers": "down"}, 1),
         ("plain", None, 1), ("plain two", None, 2),  # nothing of a guided job is left
     ):  # fmt: skip
-        forge.inside(spy)
-        try:
-            forge.draw(given, batch_size=batch)
-        finally:
-            asked[key] = forge.inside(heal)
+        (asked[key],) = reserves(forge, given, batch_size=batch)
     more = asked["one"] - asked["plain"]
     assert more > 0
     assert asked["two"] - asked["plain two"] == pytest.approx(2 * more)
