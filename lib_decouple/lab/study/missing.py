@@ -32,6 +32,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--counts", default="2,3", help="numbers of entities, by comma (2,3)")
     parser.add_argument("--arms", default=",".join(NAMES), help=f"by comma, of {', '.join(NAMES)}")
     parser.add_argument("--split", choices=SPLITS, default="report", help="which prompts and seeds (report)")
+    parser.add_argument(
+        "--first-seed", type=int, metavar="N", help="the same prompts from seeds N, N + 1, ... instead of the split's"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/missing"), help="folder of the results (out/missing)")
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0 is one a core")
     parser.add_argument("--batch", type=int, default=25, help="images a pass (25)")
@@ -92,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     plan = {
         "split": arguments.split,
+        "first_seed": arguments.first_seed,
         "arms": {f"{count} {name}": s.as_dict() for count, own in arms.items() for name, s in own.items()},
     }
     check_plan(out / "plan.json", plan)
@@ -100,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     done = {(r["arm"], r["count"], r["seed"]) for r in records}
     tasks = []
     for count in counts:
-        wanted = cases(arguments.split, count, arguments.n)
+        wanted = cases(arguments.split, count, arguments.n, arguments.first_seed)
         for name, settings in arms[count].items():
             left = [case for case in wanted if (name, count, case.seed) not in done]
             tasks += [Task((name, count), group, settings) for group in chunks(left, arguments.batch)]
@@ -112,9 +116,19 @@ def run(arguments: argparse.Namespace) -> int:
             file.flush()
             records += found
             bar.update(len(found))
-    wanted_seeds = {(count, case.seed) for count in counts for case in cases(arguments.split, count, arguments.n)}
+    wanted_seeds = {
+        (count, case.seed)
+        for count in counts
+        for case in cases(arguments.split, count, arguments.n, arguments.first_seed)
+    }
     table = summarise([r for r in records if (r["count"], r["seed"]) in wanted_seeds and r["arm"] in arms[r["count"]]])
-    report = {"split": arguments.split, "n": arguments.n, "settings": plan["arms"], "rows": table}
+    report = {
+        "split": arguments.split,
+        "first_seed": arguments.first_seed,
+        "n": arguments.n,
+        "settings": plan["arms"],
+        "rows": table,
+    }
     write_whole(out / "results.json", json.dumps(report, indent=1))
     write_whole(out / "results.csv", as_csv(table))
     write_whole(out / "results.md", as_markdown(table))
@@ -127,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
 def check_plan(path: Path, plan: Mapping[str, Any]) -> None:
     """Remember what the records in this folder stand for; refuse to mix them with another plan.
 
-    Raises ValueError when an arm of the same name had other settings, or the split differs.
+    Raises ValueError when an arm of the same name had other settings, or the split or the first seed differs.
     """
     arms = dict(plan["arms"])
     if path.exists():
@@ -136,11 +150,14 @@ def check_plan(path: Path, plan: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"split: {path.parent} holds {before['split']!r}, not {plan['split']!r}; use another --out"
             )
+        held, wanted = before.get("first_seed"), plan.get("first_seed")
+        if held != wanted:
+            raise ValueError(f"first-seed: {path.parent} holds {held}, not {wanted}; use another --out")
         for name, settings in arms.items():
             if name in before["arms"] and before["arms"][name] != json.loads(json.dumps(settings)):
                 raise ValueError(f"arms: {name!r} had other settings in {path.parent}; use another --out")
         arms = {**before["arms"], **arms}
-    write_whole(path, json.dumps({"split": plan["split"], "arms": arms}, indent=1))
+    write_whole(path, json.dumps({**plan, "arms": arms}, indent=1))
 
 
 def summarise(records: Sequence[Record], against: str = "plain") -> list[Record]:

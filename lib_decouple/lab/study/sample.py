@@ -44,11 +44,16 @@ def sets_of(split: str, count: int) -> list[frozenset[str]]:
     return {"tune": seen[0::2], "report": seen[1::2], "unseen": [s for s in sets if s not in seen]}[split]
 
 
-def cases(split: str, count: int, size: int) -> list[Case]:
-    """``size`` cases of ``count`` entities, always the same ones. Raises ValueError for an unknown split or count."""
+def cases(split: str, count: int, size: int, first_seed: int | None = None) -> list[Case]:
+    """``size`` cases of ``count`` entities, always the same ones; their seeds from ``first_seed`` on, or the split's.
+
+    Raises ValueError for an unknown split or count, and for seeds that a host could not take.
+    """
     chosen = sets_of(split, count)
     rng = np.random.default_rng([count, SPLITS.index(split)])
-    first = 100_000 * (SPLITS.index(split) + 1) + 10_000 * count
+    first = 100_000 * (SPLITS.index(split) + 1) + 10_000 * count if first_seed is None else first_seed
+    if not 0 <= first <= 2**32 - size:
+        raise ValueError(f"first-seed: {first} is not allowed; 0 to {2**32 - size} for {size} images")
     found = []
     for i in range(size):
         names = sorted(chosen[rng.integers(len(chosen))])

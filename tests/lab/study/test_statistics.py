@@ -99,6 +99,17 @@ def test_a_folder_refuses_an_arm_with_other_settings(tmp_path):
         check_plan(path, {"split": "report", "arms": {"iou": Settings(loss="iou", size=0.3).as_dict()}})
     with pytest.raises(ValueError, match=r"split: .* holds 'report', not 'tune'"):
         check_plan(path, {"split": "tune", "arms": {}})
+    with pytest.raises(ValueError, match=r"first-seed: .* holds None, not 7"):
+        check_plan(path, {"split": "report", "first_seed": 7, "arms": {}})
+
+
+def test_the_same_prompts_from_other_seeds() -> None:
+    own, other = cases("report", 2, 20), cases("report", 2, 20, 7)
+    assert [case.entities for case in own] == [case.entities for case in other]
+    assert [case.seed for case in other] == list(range(7, 27))
+    assert cases("report", 2, 20, own[0].seed) == own
+    with pytest.raises(ValueError, match="first-seed: -1 is not allowed"):
+        cases("report", 2, 20, -1)
 
 
 def test_a_folder_is_whole_or_absent(tmp_path):
