@@ -2,6 +2,9 @@
 
 They are drawn scenes of the embedded model, or your own with ``--truth``. A judge's error on flat drawings says little
 of its error on photographs.
+
+With ``--curve JUDGE``: what a presence score means for the run's checkpoint, by what that judge said of the run. The
+curve is kept by the checkpoint's hash, in a WebUI's data folder with ``--webui``, where "tell" finds it from then on.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from scipy import stats
 
 from ..model.scenes import ENTITIES, caption, place, render
 from ..study.files import write_whole
+from . import curve
 from .judge import JUDGES_HELP
 from .judges import Missing, Options, named
 from .judges.base import DTYPES, Item, Judge, verdicts
 from .statistics import Estimate, mean
+from .store import Store
 
 FILE = "calibration.json"
 
@@ -46,6 +51,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch", type=int, default=16, help="images a pass (16)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the models (float32)")
+    parser.add_argument("--curve", metavar="JUDGE", help="learn the checkpoint's curve from this judge's scores of RUN")
+    parser.add_argument("--checkpoint", type=Path, help="file that drew the run, for its hash; with --curve")
+    parser.add_argument("--webui", type=Path, help="a WebUI's data folder, to put the curve there; with --curve")
+    parser.add_argument("--arm", default="plain", help="whose images the curve is learned from (plain); with --curve")
+    parser.add_argument("--threshold", type=float, help="below it the judge calls an entity missing (the judge's own)")
     parser.set_defaults(run=run)
 
 
@@ -173,6 +183,15 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("n", "batch"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name}: {getattr(arguments, name)} is not allowed; at least 1")
+    if arguments.curve:
+        if arguments.checkpoint is None:
+            raise ValueError("checkpoint: is needed with --curve: the file that drew the run")
+        store = Store(arguments.folder)
+        file, held = curve.write(
+            store, arguments.curve, arguments.threshold, arguments.arm, arguments.checkpoint, arguments.webui
+        )
+        print(f"Learned from every other image, held to the rest:\n\n{held}\n{file}")
+        return 0
     truth = labelled(arguments.truth) if arguments.truth else scenes(arguments.n)
     judges, lacking = named(arguments.judges, Options(arguments.device, arguments.dtype))
     file = arguments.folder / FILE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -9,13 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lib_decouple.__main__ import main
+from lib_decouple.core.presence import read
+from lib_decouple.hosts import curves
+from lib_decouple.lab.evaluate.backends.base import TOLD_AT
+from lib_decouple.lab.evaluate.backends.embedded import Embedded
 from lib_decouple.lab.evaluate.calibrate import Verdicts, calibration, labelled, scenes
 from lib_decouple.lab.evaluate.judges import Options
 from lib_decouple.lab.evaluate.judges.base import Item
 from lib_decouple.lab.evaluate.judges.detector import Detector
+from lib_decouple.lab.evaluate.plan import BackendPart, Job, Sampling
+from lib_decouple.lab.evaluate.prompts import Prompt
+from lib_decouple.lab.evaluate.store import Store
+from lib_decouple.settings import Settings
 
 
 class Scripted:
@@ -129,3 +139,97 @@ def test_a_wrong_line_is_told(tmp_path: Path, line: str, told: str) -> None:
     (tmp_path / "truth.jsonl").write_text(f"{good}\n{line}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=told):
         labelled(tmp_path / "truth.jsonl")
+
+
+def told_run(folder: Path, seed: int = 0, images: int = 200, checkpoint: str = "") -> Store:
+    """A finished run of scripted presence: a whole entity peaks high below noise level 2, a missing one nowhere."""
+    rng, store = np.random.default_rng(seed), Store(folder, create=True)
+    for number in range(images):
+        there = rng.random(2) < 0.7
+        readings = [
+            {
+                "sigma": sigma,
+                "scores": {
+                    name: float(rng.normal(0.2 + (0.3 if own and sigma < 2 else 0), 0.08))
+                    for name, own in zip(("cat", "dog"), there)
+                },
+            }
+            for sigma in (3.0, 1.5, 0.5)
+        ]
+        image = store.put_image(
+            {
+                "prompt_id": str(number), "prompt": "a cat and a dog", "entities": ["cat", "dog"], "count": 2,
+                "arm": "plain", "seed": number, "file": f"{number}.png", "checkpoint": checkpoint,
+                "trace": {"presence": readings},
+            }
+        )  # fmt: skip
+        store.put_scores("detector", {image: dict(zip(("cat", "dog"), map(float, there)))})
+    return store
+
+
+def test_a_curve_is_learned_from_a_run_and_told_by_from_then_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, webui = tmp_path / "mine.safetensors", tmp_path / "webui"
+    weights.write_bytes(b"weights")
+    webui.mkdir()
+    digest = hashlib.sha256(b"weights").hexdigest()
+    told_run(tmp_path / "run", checkpoint=digest[:10])
+    folder = webui / "attention-decoupling" / "curves"
+    assert curves.find(digest, folder) is None
+    command = ["evaluate", "calibrate", str(tmp_path / "run"), "--curve", "detector", "--checkpoint", str(weights)]
+    assert main([*command, "--webui", str(webui)]) == 0
+    curve = curves.find(digest, folder)
+    assert curve is not None
+    assert [level.sigma for level in curve.levels] == [1.5, 0.5]  # at 3 nothing tells
+    # Two normal scores of equal width, 0.2 and 0.5, seven of ten there: the odds are even where the densities are.
+    middle = 0.35 - 0.08**2 / 0.3 * math.log(0.7 / 0.3)
+    assert curve.levels[0].middle == pytest.approx(middle, abs=0.02)
+    assert curve.levels[0].slope == pytest.approx(0.3 / 0.08**2, rel=0.25)
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 1, 1], maps[1, 2, 2] = 0.5, 0.15
+    assert read(("cat", "dog"), maps, 1.0, curve).words() == "cat ✓, dog probably missing"
+    about = json.loads((folder / f"{digest}.json").read_text())["learned"]
+    assert (about["judge"], about["images"], about["threshold"]) == ("detector", 200, 0.5)
+    assert "| 2 | 1.5 | 200 |" in capsys.readouterr().out  # the other half's 100 images, two entities each
+    assert main(command) == 0
+    assert (tmp_path / "run" / "curves" / f"{digest}.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--checkpoint", "other.safetensors"], "checkpoint: other.safetensors is"),
+        (["--checkpoint", "none.safetensors"], "checkpoint: there is no file"),
+        (["--curve", "clip"], "curve: clip calls nothing missing by itself"),
+        (["--curve", "vqa"], "curve: vqa has not scored this run (detector have)"),
+        (["--arm", "com"], "arm: 'com' is not one of plain"),
+        (["--threshold", "-1"], "with 0 entities missing are too few"),
+        (["--webui", "nowhere"], "webui: there is no folder"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
+)
+def test_a_curve_that_cannot_be_learned_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.safetensors").write_bytes(b"weights")
+    Path("other.safetensors").write_bytes(b"others")
+    told_run(tmp_path / "run", images=60, checkpoint=hashlib.sha256(b"weights").hexdigest()[:10])
+    command = ["evaluate", "calibrate", "run", "--curve", "detector", "--checkpoint", "mine.safetensors", *changes]
+    assert main(command) != 0
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/curves/*"))
+
+
+def test_a_local_run_keeps_what_a_curve_is_learned_from() -> None:
+    prompt = Prompt("a cat and a dog", ("cat", "dog"), "here")
+    backend = Embedded(BackendPart("embedded"), Sampling(steps=4))
+    (drawn,) = backend.draw([Job(prompt, "plain", Settings(), 3)])
+    readings = drawn.trace["presence"] if drawn.trace else []
+    sigmas = [one["sigma"] for one in readings]
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert len(sigmas) >= 2
+    assert max(sigmas) <= TOLD_AT[0]
+    assert all(0 < score < 1 for one in readings for score in one["scores"].values())
+    assert [list(one["scores"]) for one in readings] == [["cat", "dog"]] * len(readings)

@@ -19,6 +19,11 @@ HASH_DIGITS = 10
 """Of a checkpoint's SHA-256, as AUTOMATIC1111 shows it."""
 
 
+TOLD_AT = (4.0, 2.8, 2.0, 1.6, 1.25, 1.0, 0.8, 0.63, 0.5, 0.4, 0.3)
+"""Noise levels at which presence is read for ``calibrate --curve``: from above where anything was seen to tell to below
+where the setting "tell" reads last."""
+
+
 class Unreachable(Exception):
     """This endpoint can't draw now: gone, hung, or it fails; another may."""
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from .... import __version__
 from ....core.memory import OUT_OF_MEMORY
+from ....core.presence import Presence
 from ....core.trace import ImageTrace
 from ....settings import Settings
 from ..plan import BackendPart, Job, Sampling
 from ..prompts import Prompt
-from .base import HASH_DIGITS, About, Drawn, as_png, sha256
+from .base import HASH_DIGITS, TOLD_AT, About, Drawn, as_png, sha256
 
 PROBE = 3
 """Steps of the try that a run's time is reckoned from."""
@@ -94,14 +95,17 @@ class Local:
             negative_prompt=sampling.negative,
             observe=self.maps and not settings.enabled,
             keep_maps=self.maps,
+            tell_at=TOLD_AT,
         )
         seconds = (time.perf_counter() - started) / len(jobs)
+        made = zip(picture.images, picture.traces, tokens, picture.readings)
         return [
             Drawn(
                 as_png(image), trace.entities, own, seconds, trace.passes if settings.enabled else 0,
-                summary(trace), picture.stood_aside, self.about(), mean_maps(trace) if self.maps else None,
+                {**(summary(trace) or {}), "presence": readings(told)}, picture.stood_aside, self.about(),
+                mean_maps(trace) if self.maps else None,
             )
-            for image, trace, own in zip(picture.images, picture.traces, tokens)
+            for image, trace, own, told in made
         ]  # fmt: skip
 
     def seconds_a_step(self) -> float:
@@ -133,6 +137,14 @@ def summary(trace: ImageTrace) -> dict[str, Any] | None:
             name: [round(look.before.intensity[name], 4) for look in (looks[0], looks[-1])] for name in trace.entities
         },
     }
+
+
+def readings(told: Sequence[Presence]) -> list[dict[str, Any]]:
+    """Noise level and each entity's score of every reading."""
+    return [
+        {"sigma": round(one.sigma, 4), "scores": {name: round(score, 5) for name, score in one.scores.items()}}
+        for one in told
+    ]
 
 
 def mean_maps(trace: ImageTrace) -> np.ndarray | None:
