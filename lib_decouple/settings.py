@@ -18,6 +18,7 @@ VERSION = 2
 """Version of what a preset's fields mean; its file and its text carry it."""
 
 AUTO, SWITCH = "auto", ("auto", "on", "off")
+PRESENCE = "presence"
 
 FIXED: Mapping[str, Any] = MappingProxyType(
     {"loss": "com", "steps": 0, "rule": "relative", "size": 0.15, "start": 0, "stop": "off"}
@@ -46,6 +47,11 @@ class Spec:
     unit: str = ""
     group: Group = "strength"
     """With which others the page shows it."""
+
+    @property
+    def is_switch(self) -> bool:
+        """Does true stand for on, and false for off?"""
+        return self.choices[: len(SWITCH)] == SWITCH
 
     def allowed(self) -> str:
         """The allowed values in words."""
@@ -138,9 +144,10 @@ class Settings:
         low=1, high=100, group="update",
     )  # fmt: skip
     stop: str = _setting(
-        AUTO, "Stop when decoupled", "Leave an image alone at steps where its loss is at most “Decoupled at loss”; "
-        "auto: the loaded model's, with its own threshold.",
-        "Decouple stop", choices=SWITCH, group="steps",
+        AUTO, "Stop when decoupled", "on: leave an image alone at steps where its loss is at most “Decoupled at loss”; "
+        "presence: leave it alone once its entities are probably all there, and move only those that are not, for a "
+        "checkpoint of which that was learned; auto: the loaded model's, with its own threshold.",
+        "Decouple stop", choices=(*SWITCH, PRESENCE), group="steps",
     )  # fmt: skip
     stop_below: float = _setting(
         0.0, "Decoupled at loss", "The threshold of “Stop when decoupled”.", "Decouple stop below",
@@ -199,6 +206,17 @@ class Settings:
         4, "Drafts", "How many seeds an image “Look” at choose drafts, the one asked for among them.",
         "Decouple drafts", low=2, high=16, unit="seeds", group="told",
     )  # fmt: skip
+
+    gradient: str = _setting(
+        "exact",
+        "Gradient",
+        "exact: each guided step takes its own, with a pass of its own. late: it is taken off the sampler's own pass, "
+        "and moves the next step: no more passes. Where that can't be it is exact all the same: at refined steps, at "
+        "the last step of all, with four guided steps or fewer, where memory is saved or an attention has no backward.",
+        "Decouple gradient",
+        choices=("exact", "late"),
+        group="update",
+    )
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -289,7 +307,7 @@ def _checked(item: Field[Any], value: Any) -> Any:
         if not all(map(_is_whole, value)):
             raise wrong("a list of words or phrases, without half characters (lone surrogates)")
         return tuple(one.strip() for one in value)
-    if about.choices == SWITCH and isinstance(value, bool):
+    if about.is_switch and isinstance(value, bool):
         return "on" if value else "off"
     if not isinstance(value, str):
         raise wrong(about.allowed() if about.choices else "a text")

@@ -29,12 +29,19 @@ _PROJECTIONS = ("to_q", "q_proj")
 class GradientsOn(TorchFunctionMode):
     """Inside, gradients stay on: blocks under ``no_grad`` or ``inference_mode`` take part as any other.
 
-    Meant for a forward pass alone. ``overruled`` has the files of the code that would have cut.
+    Meant for a forward pass alone. ``overruled`` has the files of the code that would have cut. From :meth:`end` on
+    they stay off instead.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.overruled: set[str] = set()
+        self._ended = False
+
+    def end(self) -> None:
+        """What is computed from here on keeps nothing for a gradient, whoever turns gradients on again."""
+        self._ended = True
+        torch._C._set_grad_enabled(False)
 
     def __enter__(self) -> GradientsOn:
         self._before = torch.is_grad_enabled()
@@ -46,10 +53,10 @@ class GradientsOn(TorchFunctionMode):
         torch._C._set_grad_enabled(self._before)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled and not args[0]:
+        if func is torch._C._set_grad_enabled and bool(args[0]) is self._ended:
             self.overruled.add(_caller())
             return None
-        if torch.is_inference_mode_enabled():
+        if torch.is_inference_mode_enabled() and not self._ended:
             self.overruled.add(_caller())
             with torch.inference_mode(False), torch.enable_grad():
                 return func(*args, **(kwargs or {}))

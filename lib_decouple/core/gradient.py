@@ -6,7 +6,7 @@ What it costs in memory and what half precision needs are decided here; the meth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -199,6 +199,8 @@ class Learned:
     scale: LossScale = field(default_factory=LossScale)
     foreseen: bool = False
     """Was the memory looked at before the first gradient?"""
+    exact_since: str = ""
+    """From which step on, and why, gradients are exact though late ones were wanted; empty where they are not."""
 
 
 @dataclass
@@ -221,6 +223,8 @@ class LossGradient:
     """Is the loss multiplied by the scale? None: where the denoiser computes in fp16."""
     layers: Sequence[CrossAttentionLayer] = ()
     """All of the model's, to estimate a pass's memory by."""
+    focused: Callable[[Tensor], Tensor] | None = None
+    """Takes an image's maps ``[entities, h, w]`` and leaves a gradient to those that the step is to move."""
     proved: bool = field(default=False, init=False)
     """Has a gradient been seen to pass everything on its way?"""
     replacing: bool = field(default=False, init=False)
@@ -234,7 +238,7 @@ class LossGradient:
         Where memory ends, the pass is tried again one image at a time, then with blocks computed twice. Raises
         NonFinite when a loss or a gradient is not finite, and whatever the denoiser raises.
         """
-        self._foresee(latents, images)
+        self.foresee(latents, images)
 
         def whole() -> LossAndGradient:
             parts = [
@@ -327,7 +331,11 @@ class LossGradient:
         capture.whole = True
         with full_precision(latents.device):
             maps = self.reader.maps(capture, latents.shape[-2:], images)
-            return maps, torch.cat([self.loss(own[None]) for own in maps])
+            return maps, self.losses_of(maps)
+
+    def losses_of(self, maps: Iterable[Tensor]) -> Tensor:
+        """``[k]``, of each image's maps ``[entities, h, w]``."""
+        return torch.cat([self.loss((self.focused(own) if self.focused else own)[None]) for own in maps])
 
     def _finite(self, latents: Tensor, images: Sequence[int], run: Pass, beside: Beside | None) -> LossAndGradient:
         """:meth:`differentiate` with a scale at which the gradient is finite; its numbers are on the CPU."""
@@ -353,7 +361,7 @@ class LossGradient:
         """Which of ``count`` images go through the denoiser together."""
         return [[k] for k in range(count)] if self.learned.thrift.one_at_a_time else [list(range(count))]
 
-    def _foresee(self, latents: Tensor, images: Sequence[int]) -> None:
+    def foresee(self, latents: Tensor, images: Sequence[int]) -> None:
         """Before a run's first gradient, choose what is likely to fit into the memory that is free."""
         if self.learned.foreseen:
             return

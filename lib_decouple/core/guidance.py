@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .gradient import LossGradient, NonFinite, Pass, rows
+from .gradient import LossAndGradient, LossGradient, NonFinite, Pass, rows
 from .observe import Observation
+from .presence import Helping
 from .schedule import Schedule, StepRule
 
 
@@ -46,6 +48,18 @@ class Caution:
     halvings: int = 2
 
 
+class Waiting(NamedTuple):
+    """A gradient of the host's own pass of a step, to move the latents of the next."""
+
+    step: int
+    total: int
+    images: list[int]
+    gradient: Tensor
+    """By the scaled latents (alpha-bar form) of these images ``[k, ...]``."""
+    seen: list[Observation]
+    """Of these images; each one's update is told where it is made."""
+
+
 class GuidedStep(NamedTuple):
     """What a step gave."""
 
@@ -70,11 +84,80 @@ class Guide:
     stop_below: float | None = None
     caution: Caution = field(default_factory=Caution)
     interrupted: Callable[[], bool] = lambda: False
+    late: bool = False
+    """Is the gradient that of the host's own pass, where :meth:`can_wait`?"""
+    helping: Helping | None = None
+    """Who is moved, where that goes by presence."""
 
-    def step(self, latents: Tensor, step: int, total: int, run: Pass, sigma: Tensor | None = None) -> GuidedStep:
+    def can_wait(self, step: int, total: int) -> bool:
+        """Could this guided step's update be made before the next? Not where there is none, where updates are repeated,
+        or where caution looks behind each."""
+        cautious = self.rule.name == "relative" and self.schedule.place(step, total)[1] <= self.caution.places
+        return step + 1 < total and step not in self.refinement.steps and not cautious
+
+    def look_for(self, noise: float) -> list[int]:
+        """The images that a step at this noise level can move; who of their entities is, its gradient will know."""
+        named = self.gradient.reader.named
+        if self.helping is None:
+            return named
+        self.gradient.focused = partial(self.helping.focused, sigma=noise)
+        return [image for image in named if image not in self.helping.whole]
+
+    def _left(
+        self, images: Sequence[int], losses: Sequence[float], maps: Sequence[Tensor], limit: float, noise: float
+    ) -> list[int]:
+        """Places among ``images`` of those that are moved: neither decoupled nor whole."""
+        if self.helping is not None:
+            self.helping.note(images, maps, noise)
+        whole = self.helping.whole if self.helping else ()
+        return [k for k, (image, loss) in enumerate(zip(images, losses)) if loss > limit and image not in whole]
+
+    def waiting(
+        self, step: int, total: int, images: Sequence[int], found: LossAndGradient, noise: float = math.inf
+    ) -> Waiting:
+        """What the host's own pass of ``step`` has ``found`` of ``images``; those that are left alone are not moved."""
+        plans, losses = self.gradient.reader.images, found.losses.tolist()
+        seen = [
+            Observation(step, image, plans[image].names, own, loss, passes=0)
+            for image, own, loss in zip(images, found.maps, losses)
+        ]
+        (limit,) = self._limits(step)
+        moved = set(self._left(images, losses, found.maps, limit, noise))
+        above = torch.tensor([float(k in moved) for k in range(len(images))])
+        return Waiting(step, total, list(images), _column(above, found.gradient) * found.gradient, seen)
+
+    def moved(self, latents: Tensor, waiting: Waiting, sigma: Tensor | None = None) -> Tensor:
+        """The latents ``[batch, ...]`` of the step behind that of ``waiting``, moved as those would have been.
+
+        ``sigma``: see :meth:`StepRule.update`. Raises NonFinite.
+        """
+        own, gradient = rows(latents, waiting.images), waiting.gradient
+        if sigma is not None:
+            gradient = gradient / (1 + sigma**2).sqrt()
+        place = self.schedule.place(waiting.step, waiting.total)
+        update = self.rule.update(own, gradient, waiting.step, waiting.total, place, sigma)
+        shares = (_norms(update) / _norms(own).clamp(min=1e-30)).cpu()
+        if not torch.isfinite(shares).all():
+            raise NonFinite("the update is not finite")
+        moved = latents.clone()
+        for k, (image, seen) in enumerate(zip(waiting.images, waiting.seen)):
+            seen.update = float(shares[k])
+            moved[image] += update[k]
+        return moved
+
+    def step(
+        self,
+        latents: Tensor,
+        step: int,
+        total: int,
+        run: Pass,
+        sigma: Tensor | None = None,
+        noise: float = math.inf,
+    ) -> GuidedStep:
         """Guide the latents ``[batch, ...]`` at ``step`` (from 0) of ``total``; the input is not changed.
 
-        ``sigma``: see :meth:`StepRule.update`. Raises NonFinite, and whatever the denoiser raises.
+        ``sigma``: see :meth:`StepRule.update`. ``noise``: the noise level, ``sqrt((1 - alpha-bar) / alpha-bar)``, for
+        who goes by presence. Raises NonFinite, and whatever the denoiser raises.
         """
         if self.schedule.start >= self.schedule.window(total):
             raise ValueError(f"start: {self.schedule.start} passes over all {self.schedule.window(total)} guided steps")
@@ -88,7 +171,7 @@ class Guide:
         def share_of(latents: Tensor, gradient: Tensor) -> Tensor:
             return _norms(update_of(latents, gradient)) / _norms(latents).clamp(min=1e-30)
 
-        moved, images = latents.clone(), self.gradient.reader.named
+        moved, images = latents.clone(), self.look_for(noise)
         seen: dict[int, Observation] = {}
         for limit in self._limits(step):
             if not images or self.interrupted():
@@ -96,7 +179,7 @@ class Guide:
             own = rows(moved, images)
             losses, gradient, maps, shares = self.gradient(own, images, run, share_of)
             self._note(seen, step, images, losses.tolist(), maps)
-            above = [k for k, loss in enumerate(losses.tolist()) if loss > limit]
+            above = self._left(images, losses.tolist(), maps, limit, noise)
             images = [images[k] for k in above]
             update = rows(update_of(own, gradient), above)
             shares = rows(shares, above)

@@ -70,6 +70,12 @@ class HostPass:
     make_rows: Callable[[], ConditionalRows]
     fault: Exception | None = None
     """Why nothing can be told of it."""
+    graph: bool = False
+    """Do the maps keep what a gradient is taken by?"""
+    over: Callable[[], None] = lambda: None
+    """Called when the last layer of a call was read."""
+    dtype: torch.dtype | None = None
+    """Of the queries: what the denoiser computes in."""
     _rows: ConditionalRows | None = None
     _columns: Columns = field(init=False)
     _maps: dict[str, dict[int, Tensor]] = field(default_factory=dict)
@@ -104,10 +110,14 @@ class HostPass:
         for name, seen in self._maps.items():
             capture.maps[name] = torch.stack([seen[row] for image in whole for row in rows_of[image]])
         # Maps of a host that draws in inference mode are to be ordinary tensors.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.set_grad_enabled(self.graph):
             capture.maps = {name: own.clone() for name, own in capture.maps.items()}
             with full_precision(next(iter(capture.maps.values())).device if capture.maps else torch.device("cpu")):
                 return dict(zip(whole, self.reader.maps(capture, size, whole)))
+
+    def forget(self) -> None:
+        """Keep no maps, nor what a gradient of them is taken by."""
+        self._maps.clear()
 
     def opened(self, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
         """The denoiser is called."""
@@ -118,7 +128,11 @@ class HostPass:
         self._call = self._rows.of_call(self._count, given)
         self._unread = {layer.name for layer in self.reader.layers}
 
-    @torch.no_grad()
+    @property
+    def in_call(self) -> Mapping[int, int]:
+        """Row of the current call -> number of a conditional row."""
+        return self._call
+
     def read(self, name: str, parts: Any, query: Tensor, key: Tensor) -> None:
         """A layer attends."""
         if self._rows is None or not self._call:
@@ -132,18 +146,24 @@ class HostPass:
         repeats = self._rows.repeats(key.shape[1])
         if repeats > 1 and tokens is None:
             raise ContextMisfit("tokens: a repeated context has no single place for each")
-        found = attention(parts, rows(query, chosen), rows(key, chosen), self._columns) * repeats
+        with torch.set_grad_enabled(self.graph):
+            found = attention(parts, rows(query, chosen), rows(key, chosen), self._columns) * repeats
         self._maps.setdefault(name, {}).update(zip(self._call.values(), found))
+        self.dtype = query.dtype
+        if not self._unread:
+            self.over()
 
 
 @contextmanager
-def reading_beside(model: nn.Module, reader: MapReader, rows: Callable[[], ConditionalRows]) -> Iterator[HostPass]:
+def reading_beside(
+    model: nn.Module, reader: MapReader, rows: Callable[[], ConditionalRows], graph: bool = False
+) -> Iterator[HostPass]:
     """Read the maps of the conditional rows while the body has the host make a pass of its own.
 
     ``model`` is the denoiser that the host calls, ``rows`` is asked at its first call. The hooks come off whatever
-    happens, and nothing is raised but what the body raises.
+    happens, and nothing is raised but what the body raises. ``graph``: see :class:`HostPass`.
     """
-    passed = HostPass(reader, rows)
+    passed = HostPass(reader, rows, graph=graph)
     handles: list[Any] = []
 
     def safely(act: Any, *given: Any) -> None:

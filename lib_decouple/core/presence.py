@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import losses
+
+Scores = TypeVar("Scores", float, Tensor)
 
 
 def presence(maps: Tensor) -> Tensor:
@@ -115,6 +117,11 @@ class Curve:
 
         None above the highest level, where the maps say nothing; below the lowest that level's holds.
         """
+        odds = self.odds(score, sigma)
+        return None if odds is None else 1 / (1 + math.exp(-odds))
+
+    def odds(self, score: Scores, sigma: float) -> Scores | None:
+        """The logarithm of the odds of :meth:`probability`, of a number or of a tensor of them."""
         if not sigma <= self.levels[0].sigma:
             return None
         rising = [-level.sigma for level in self.levels]
@@ -123,8 +130,8 @@ class Curve:
         along = 0.0
         if first.sigma != second.sigma:
             along = math.log(first.sigma / sigma) / math.log(first.sigma / second.sigma)
-        odds = [level.slope * (score - level.middle) for level in (first, second)]
-        return 1 / (1 + math.exp(-((1 - along) * odds[0] + along * odds[1])))
+        odds = [(score - level.middle) * level.slope for level in (first, second)]
+        return odds[0] * (1 - along) + odds[1] * along
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -138,3 +145,30 @@ class Curve:
             return cls(tuple(Level(*(float(value) for value in level)) for level in levels))
         except TypeError:
             raise ValueError(f"levels: {levels!r} must be lists of sigma, middle and slope") from None
+
+
+@dataclass
+class Helping:
+    """Which entities still need help, by what was learned of the model: those that are rather missing than there [I].
+
+    An image whose entities are all there at a look is left alone from then on; where some are there, the others alone
+    are moved. Above the curve's highest noise level nothing is known, and every entity is moved.
+    """
+
+    curve: Curve
+    whole: set[int] = field(default_factory=set)
+    """Images of the batch that are left alone."""
+
+    def focused(self, maps: Tensor, sigma: float) -> Tensor:
+        """Maps ``[entities, h, w]``, those of entities that are there without their gradient."""
+        odds = self.curve.odds(presence(maps.detach()[None])[0], sigma)
+        if odds is None:
+            return maps
+        return torch.where((odds < 0)[:, None, None], maps, maps.detach())
+
+    def note(self, images: Sequence[int], maps: Sequence[Tensor], sigma: float) -> None:
+        """Remember which of ``images`` are whole, by their maps ``[entities, h, w]``."""
+        for image, own in zip(images, maps):
+            odds = self.curve.odds(presence(own[None])[0], sigma)
+            if odds is not None and bool((odds >= 0).all()):
+                self.whole.add(image)

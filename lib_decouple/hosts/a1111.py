@@ -44,6 +44,10 @@ class SamplingPass(sampling.SamplingPass):
         self._in_8_bits = any(one.element_size() == 1 for one in self.unet().parameters())
         return self.recomputing()
 
+    def differentiable_as_it_is(self) -> AbstractContextManager[Any]:
+        """Nothing is needed: the products of the host's own pass keep their weights as they are used."""
+        return nullcontext()
+
     def recomputing(self) -> AbstractContextManager[Any]:
         """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
         return WeightsAsUsed() if self._in_8_bits else nullcontext()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 
 from ..core.finite_differences import MISFIT, misfit, slopes_of
 from ..core.gradient import Context, Learned, LossGradient, Pass
-from ..core.guidance import Guide, Refinement
+from ..core.gradient import rows as rows_of
+from ..core.guidance import Guide, Refinement, Waiting
 from ..core.host_pass import ConditionalRows, HostPass, reading_beside
+from ..core.late import differentiated_beside
 from ..core.losses import WeightedLoss
 from ..core.maps import CrossAttentionLayer, ImagePlan, MapReader, Part
 from ..core.memory import Thrift, is_out_of_memory
 from ..core.observe import Observation, Observers
+from ..core.presence import Curve, Helping
 from ..core.schedule import Schedule, StepRule
-from ..settings import Settings
+from ..settings import PRESENCE, Settings
 from . import reasons
 
 log = logging.getLogger("lib_decouple")
@@ -69,14 +73,17 @@ def make_guide(
     attention_instead: Context | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     learned: Learned | None = None,
+    curve: Curve | None = None,
 ) -> Guide:
     """A guide as the settings say, for one sampling run.
 
     ``layers`` are all of the model's; ``pick`` chooses among those of the level that the settings name.
     ``attention_instead``: inside, the host's attention is one that passes a gradient on. ``learned`` is what this
-    run has learned before. Raises ValueError as :func:`choose_layers` does.
+    run has learned before. ``curve``: what was learned of the checkpoint's presence scores. Raises ValueError as
+    :func:`choose_layers` does, and where "stop" goes by presence but nothing that is read tells of it.
     """
     settings = settings.fixed()
+    helping = _helping(settings, layers, default, curve) if settings.stop == PRESENCE else None
     chosen = pick(choose_layers(layers, settings.factor, settings.layers, default))
     schedule = Schedule(settings.steps, settings.every, settings.start)
     gradient = LossGradient(
@@ -95,7 +102,20 @@ def make_guide(
         Refinement(settings.refine_steps, settings.refine_threshold, settings.refine_rounds),
         settings.stop_below if settings.stop == "on" else None,
         interrupted=interrupted,
+        late=settings.gradient == "late",
+        helping=helping,
     )
+
+
+def _helping(settings: Settings, layers: Sequence[CrossAttentionLayer], default: Level, curve: Curve | None) -> Helping:
+    """Raises ValueError where presence can't be told from what guidance reads."""
+    told = "stop: 'presence' is not possible"
+    if curve is None:
+        raise ValueError(f"{told} for this checkpoint, of which no curve was learned; off or on, or learn one")
+    own = choose_layers(layers, settings.factor, settings.layers, default)
+    if own != choose_layers(layers, 0, "auto", default) or (settings.treatment, settings.combine) != ("raw", "mean"):
+        raise ValueError(f"{told} with another factor, layers, treatment or combine than the model's own; off or on")
+    return Helping(curve)
 
 
 def thrift(settings: Settings) -> Thrift:
@@ -130,6 +150,17 @@ class Looking:
         return wanted
 
 
+@dataclass(frozen=True)
+class OwnPass:
+    """How a host's own pass is differentiated."""
+
+    within: Context = nullcontext
+    """Inside, gradients can be taken through the denoiser as the host has it."""
+    scale: Callable[[], Tensor | float] = lambda: 1.0
+    """What the first channels of the denoiser's input are over the scaled latents (alpha-bar form), broadcast to
+    ``[batch, channels, ...]``: 1 but for flows, outside a mask, and for models with a ``sigma_data`` of their own."""
+
+
 @dataclass
 class Session:
     """A guide that never costs the host its image: after a failure it stands aside for the rest of the run.
@@ -148,24 +179,49 @@ class Session:
     observers: Observers = field(default_factory=Observers)
     stood_aside: str = field(default="", init=False)
     """Why guidance ended early; empty while it works."""
+    waiting: Waiting | None = None
+    """A late gradient that waits for the next step's latents."""
+    _late: bool = field(default=False, init=False)
+    """Is the gradient of the step at hand that of the host's own pass?"""
+    _noise: float = field(default=math.inf, init=False)
+    """The noise level of the step at hand."""
+    _late_proved: bool = field(default=False, init=False)
     _verified: bool = field(default=False, init=False)
     unread: str = field(default="", init=False)
     """Why the host's own passes are no longer looked at; empty while they can be."""
     _seen: list[Observation] = field(default_factory=list, init=False)
     """At the step that the host is about to make."""
 
-    def before_step(self, latents: Tensor, step: int, total: int, run: Pass, sigma: Tensor | None = None) -> Tensor:
-        """:meth:`Guide.step`'s latents, or those that came when it fails or has failed before."""
-        self._seen = []
+    def before_step(
+        self,
+        latents: Tensor,
+        step: int,
+        total: int,
+        run: Pass,
+        sigma: Tensor | None = None,
+        noise: float = math.inf,
+    ) -> Tensor:
+        """:meth:`Guide.step`'s latents, or those that came when it fails or has failed before.
+
+        A late gradient's update is made first, and stays. A step whose own gradient is to be late moves nothing more.
+        """
+        self._seen, self._late, self._noise = [], False, noise
         if self.stood_aside or not (self.moves or self.looking.examine):
             return latents
         try:
+            if self.waiting:
+                waiting, self.waiting = self.waiting, None
+                latents = self.guide.moved(latents, waiting, sigma)
+                self._show(waiting.seen)
             if self.looking.examine is not None:
                 self.looking.examine(self.guide.gradient, latents, step, run)
                 return latents
             if self.guide.schedule.guided(step, total):
                 self._verify(latents, step, run)
-            moved, self._seen = self.guide.step(latents, step, total, run, sigma)
+                self._late = self._is_late(latents, step, total)
+            if self._late:
+                return latents
+            moved, self._seen = self.guide.step(latents, step, total, run, sigma, noise)
             return moved
         except Exception as error:
             if is_out_of_memory(error):
@@ -175,6 +231,31 @@ class Session:
         self.stood_aside = f"at step {step + 1} of {total}: {reason}"
         log.warning("Attention Decoupling stands aside %s", self.stood_aside)
         return latents
+
+    def goes_by_itself(self, step: int, total: int) -> bool:
+        """Does this step need no pass but the host's own?"""
+        guided = self.guide.schedule.guided(step, total)
+        return not guided or (self.guide.late and not self.exact_since and self.guide.can_wait(step, total))
+
+    def _is_late(self, latents: Tensor, step: int, total: int) -> bool:
+        """Is this guided step's gradient to be that of the host's own pass?"""
+        if not self.guide.late or self.exact_since or not self.guide.can_wait(step, total):
+            return False
+        source = self.guide.gradient
+        source.foresee(latents, source.reader.named)
+        if source.learned.thrift.recompute or source.learned.thrift.one_at_a_time:
+            self._be_exact(step, total, "memory is saved, which a gradient of the sampler's own pass cannot")
+        return not self.exact_since
+
+    @property
+    def exact_since(self) -> str:
+        """See :class:`Learned`."""
+        return self.guide.gradient.learned.exact_since
+
+    def _be_exact(self, step: int, total: int, reason: str) -> None:
+        since = f"the gradient is exact from step {step + 1} of {total} on: {reason}"
+        self.guide.gradient.learned.exact_since = since
+        log.warning("Attention Decoupling: %s", since)
 
     def _verify(self, latents: Tensor, step: int, run: Pass) -> None:
         """Once, where that is wanted: is the first image's gradient what its loss does when the latents are moved?"""
@@ -208,11 +289,20 @@ class Session:
 
     @contextmanager
     def beside_host(
-        self, size: Sequence[int], step: int, total: int, rows: Callable[[], ConditionalRows]
+        self,
+        latents: Sequence[int],
+        step: int,
+        total: int,
+        rows: Callable[[], ConditionalRows],
+        own: OwnPass = OwnPass(),
     ) -> Iterator[None]:
-        """Inside, the host makes its own pass of a step on latents of height and width ``size``; behind it the
-        observers are shown what was seen. No failure of this gets out."""
-        images, found = self.wanted(step, total), dict[int, Tensor]()
+        """Inside, the host makes its own pass of a step on ``latents`` of this shape; behind it the observers are shown
+        what was seen. No failure of this gets out."""
+        if self._late:
+            with self._differentiated(latents, step, total, rows, own):
+                yield
+            return
+        size, images, found = latents[-2:], self.wanted(step, total), dict[int, Tensor]()
         gradient = self.guide.gradient
         beside: AbstractContextManager[HostPass | None] = (
             reading_beside(gradient.model, gradient.reader, rows) if images else nullcontext()
@@ -223,6 +313,29 @@ class Session:
             found = self._maps_of(passed, size, images)
         finally:
             self.show(step, found)
+
+    @contextmanager
+    def _differentiated(
+        self, latents: Sequence[int], step: int, total: int, rows: Callable[[], ConditionalRows], own: OwnPass
+    ) -> Iterator[None]:
+        """:meth:`beside_host` where the host's pass leaves a gradient."""
+        guide, named = self.guide, self.guide.look_for(self._noise)
+        if not named:
+            yield
+            return
+        with differentiated_beside(guide.gradient, rows, own.within, self._late_proved) as late:
+            yield
+        try:
+            images, found = late.take(latents[-2:], latents[1], named)
+            scale = own.scale()
+            if isinstance(scale, Tensor) and scale.ndim == len(latents) and len(scale) > 1:
+                scale = rows_of(scale, images)
+            found = found._replace(gradient=found.gradient * scale)
+            self.waiting, self._late_proved = guide.waiting(step, total, images, found, self._noise), late.proved
+        except Exception as error:
+            self._be_exact(step + 1, total, reasons.explained(error, self.active()))
+        finally:
+            late.drop()
 
     def _maps_of(self, passed: HostPass | None, size: Sequence[int], images: Sequence[int]) -> dict[int, Tensor]:
         try:
@@ -241,11 +354,14 @@ class Session:
         try:
             for seen in self._seen:
                 seen.after = maps.get(seen.image, seen.after)
-            for seen in self._seen or self.guide.unmoved(step, maps):
-                self.observers.show(seen)
+            self._show(self._seen or self.guide.unmoved(step, maps))
         except Exception as error:
             self._unreadable(error)
         self._seen = []
+
+    def _show(self, seen: Sequence[Observation]) -> None:
+        for one in seen:
+            self.observers.show(one)
 
     def _what_is_left(self) -> str:
         """What a user can still do about the memory, of which guidance has tried what the settings allow."""

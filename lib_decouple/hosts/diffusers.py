@@ -24,13 +24,13 @@ from ..core.presence import Curve, Presence
 from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
 from ..prompt.align import Piece, align
-from ..settings import Settings
+from ..settings import PRESENCE, Settings
 from . import reasons
 from .base import Level, Looking, Session, make_guide
 from .diffusers_drafts import Condition, choose
 from .family import profile_of
 from .seeds import Choice
-from .tell import Teller, reader_of
+from .tell import LEVELS, Teller, reader_of
 
 
 def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
@@ -146,6 +146,10 @@ class Picture:
     """Of each image, which seed's noise was drawn; None where its own was, without drafts."""
     no_drafts: str = ""
     """Why there were none, though they were asked for."""
+    exact_since: str = ""
+    """From which step on, and why, gradients are exact though late ones were wanted."""
+    readings: list[list[Presence]] = field(default_factory=list)
+    """Of each image all that was told, one a noise level."""
 
 
 @torch.no_grad()
@@ -170,6 +174,7 @@ def generate(
     progress: Callable[[int, int], None] | None = None,
     layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list,
     doubts: Callable[[str], None] | None = None,
+    tell_at: Sequence[float] = (),
 ) -> Picture:
     """Draw one image a prompt with the pipeline's own loop, its latents guided as the settings say.
 
@@ -183,6 +188,7 @@ def generate(
     ``curve``; at "choose" the noise is that of the best of several seeds, or each image's own where drafting fails.
     A prompt longer than the text encoder's 75 tokens is encoded in chunks, as the WebUIs do.
     ``doubts`` has the first gradient held against finite differences, and is told where they disagree.
+    ``tell_at``: falling noise levels at which to tell whatever the settings say, each at the first pass at or below it.
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
     """
     count = len(prompts)
@@ -202,22 +208,23 @@ def generate(
         return first_noise(unet, generators_of(seeds), height // scale, width // scale)
 
     session, traces = None, [ImageTrace(tuple(names)) for names in entities]
-    teller = Teller(count, settings.enabled and settings.look != "off")
+    tells = bool(tell_at) or (settings.enabled and settings.look != "off")
+    teller = Teller(count, tells, tell_at or LEVELS)
     choices: list[Choice | None] = [None] * count
     no_drafts = ""
-    if settings.enabled or observe:
+    if settings.enabled or observe or tell_at:
         settings = closed(settings, profile_of(unet), steps)
         plans = [plan_image(pipe, p, names, settings.skip_missing) for p, names in zip(prompts, entities)]
         traces = [ImageTrace(plan.names) for plan in plans]
         tracer = Tracer(traces, everything=True, keep_maps=keep_maps)
         level = default_level(unet)
-        guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers)
+        guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers, curve=curve)
         to_tell = reader_of(cross_attention_layers(unet), plans, level)
         session = Session(
             guide,
             Looking(doubts=doubts),
             looks=lambda *_: observe or watch,
-            moves=not observe,
+            moves=settings.enabled and not observe,
             observers=Observers([tracer]),
         )
     encoded = _encoded(pipe, prompts, negative_prompt)
@@ -262,11 +269,12 @@ def generate(
             )
 
         step = sum(opens[:call])
-        moved = session.before_step(latents, step, total, run, sigma)
+        noise = sigma_of(timestep) if settings.stop == PRESENCE else math.inf
+        moved = session.before_step(latents, step, total, run, sigma, noise)
         if moved is not latents and getattr(scheduler, "last_sample", None) is not None:
             scheduler.last_sample = None  # UniPC's corrector would go on from the latents before the update
         size, level = latents.shape[-2:], sigma_of(timestep) if teller.waiting else math.inf
-        beside.enter_context(session.beside_host(size, step, total, own_rows))
+        beside.enter_context(session.beside_host(latents.shape, step, total, own_rows))
         if teller.due(level):
             beside.enter_context(teller.beside_host(level, size, unet, to_tell, own_rows, curve, reasons.explained))
         return moved
@@ -306,8 +314,9 @@ def generate(
             callback_on_step_end=after_step,
             callback_on_step_end_tensor_inputs=["latents"],
         )
+    stood_aside, exact_since = (session.stood_aside, session.exact_since) if session else ("", "")
     return Picture(
-        list(result.images), traces, session.stood_aside if session else "", kept, teller.told, choices, no_drafts
+        list(result.images), traces, stood_aside, kept, teller.told, choices, no_drafts, exact_since, teller.readings
     )
 
 

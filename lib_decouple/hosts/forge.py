@@ -61,6 +61,16 @@ class SamplingPass(sampling.SamplingPass):
         is_flow = getattr(predictor, "prediction_type", "") == "const"
         return flow_scale(sigma.reshape(-1)[0]) if is_flow else None
 
+    def input_scale(self, denoiser: Any, sigma: Tensor) -> Tensor | float:
+        """As everywhere, but for models with a ``sigma_data`` of their own, and that a mask is on the input of most."""
+        model, scale = shared.sd_model.forge_objects.unet.model, self.unit(sigma)
+        predictor = getattr(model, "predictor", None)
+        if scale is None:
+            level = _noise_level(denoiser, sigma)[0].reshape(-1)[0]
+            scale = ((level**2 + 1) / (level**2 + getattr(predictor, "sigma_data", 1.0) ** 2)).sqrt()
+        masked = denoiser.mask is not None and (predictor or denoiser.mask_before_denoising)
+        return scale * denoiser.nmask if masked else scale
+
     def noise_level(self, denoiser: Any, sigma: Tensor) -> float:
         """That of the timestep where the sampler has timesteps; of a flow, what its time is in these terms."""
         if self.unit(sigma) is not None:
@@ -112,12 +122,20 @@ class SamplingPass(sampling.SamplingPass):
     @contextmanager
     def differentiable(self) -> Iterator[None]:
         """Inside, gradients can be taken through the host's denoiser."""
+        patcher = shared.sd_model.forge_objects.unet
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(features.with_backward(patcher.model.diffusion_model, patcher.load_device))
+            stack.enter_context(self.differentiable_as_it_is())
+            yield
+
+    @contextmanager
+    def differentiable_as_it_is(self) -> Iterator[None]:
+        """:meth:`differentiable` where nothing of the host's is replaced: for its own pass."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             # The backward pass computes blocks again where memory is saved; its own threads know no modes.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-            patcher = shared.sd_model.forge_objects.unet
-            stack.enter_context(features.with_backward(patcher.model.diffusion_model, patcher.load_device))
             ordinary = stack.enter_context(OrdinaryTensors())
             stack.enter_context(saved_tensors_hooks(ordinary.as_it_is_now, lambda saved: saved))
             yield

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -30,9 +31,9 @@ from ..core.trace import ImageTrace, KeptMaps, Tracer, kept
 from ..prompt.align import Piece
 from ..prompt.relations import choose_of_parts
 from ..prompt.syntax import Dialect
-from ..settings import Settings
+from ..settings import PRESENCE, Settings
 from . import bystanders, curves, features, reasons
-from .base import Looking, Session, make_guide, thrift
+from .base import Looking, OwnPass, Session, make_guide, thrift
 from .denoisers import cross_attention_layers, default_level
 from .drafting import ChoosingSampler
 from .ldm import main_calls, pieces, plan_image
@@ -146,6 +147,17 @@ class SamplingPass:
         """Inside, gradients can be taken through the host's denoiser."""
         return nullcontext()
 
+    def differentiable_as_it_is(self) -> AbstractContextManager[Any]:
+        """:meth:`differentiable` where nothing of the host's is replaced: for its own pass."""
+        return self.differentiable()
+
+    def input_scale(self, denoiser: Any, sigma: Tensor) -> Tensor | float:
+        """What the first channels of the network's input are over the latents' alpha-bar form, 0 outside a mask."""
+        unit = self.unit(sigma)
+        scale = 1.0 if unit is None else unit
+        masked = denoiser.mask is not None and denoiser.mask_before_denoising
+        return scale * denoiser.nmask if masked else scale
+
     def recomputing(self) -> AbstractContextManager[Any]:
         """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
         return nullcontext()
@@ -180,12 +192,18 @@ class SamplingPass:
             [Tracer(self.traces, keep_moments=self.looking.moments), self._show, self._seen_last]
         )
         self._learned = Learned(thrift(self.settings))
+        self._by_presence = self.settings.stop == PRESENCE
         self._session: Session | None = None
         self._schedules: list[list[tuple[int, str]]] = []
         self._planned: tuple[object, ...] = ()
         self._reserved_for: int | None = None
         self._call = 0
         self._looked = False
+
+    @property
+    def exact_since(self) -> str:
+        """From which step on, and why, gradients are exact though late ones were wanted; empty where they are not."""
+        return self._learned.exact_since
 
     def attach(self, x: Tensor | None = None) -> None:
         """Guide what ``p.sampler`` is about to sample; ``x`` is like the latents, for an estimate of the memory."""
@@ -248,6 +266,7 @@ class SamplingPass:
         """``denoiser.forward`` is preceded by guidance inside."""
         before = vars(denoiser).get("forward")
         forward = denoiser.forward
+        told: list[str] = []
 
         def guided(x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
             step = calls.get(self._call)
@@ -274,10 +293,16 @@ class SamplingPass:
                 self.seconds += time.perf_counter() - started
             with ExitStack() as beside:
                 if step is not None and due:
-                    beside.enter_context(self._looking_on(denoiser, x, kwargs, step, len(calls)))
+                    beside.enter_context(self._looking_on(denoiser, x, sigma, kwargs, step, len(calls)))
                 if tells:
                     beside.enter_context(self._telling(denoiser, x, sigma, kwargs))
-                return forward(x, sigma, **kwargs)
+                made = forward(x, sigma, **kwargs)
+                started = time.perf_counter()
+            self.seconds += time.perf_counter() - started
+            if self.exact_since and not told:
+                told.append(self.exact_since)
+                self.p.comment(f"Attention Decoupling: {self.exact_since}")
+            return made
 
         denoiser.forward = guided
         try:
@@ -291,12 +316,14 @@ class SamplingPass:
 
     def _due(self, step: int, total: int) -> bool:
         """Is there anything to do at this step?"""
-        return not self.stood_aside and (self._schedule.guided(step, total) or self._look_due(step, total))
+        waiting = bool(self._session and self._session.waiting)
+        return not self.stood_aside and (waiting or self._schedule.guided(step, total) or self._look_due(step, total))
 
     def _look_due(self, step: int, total: int) -> bool:
         """Is this step to be looked at, though it moves nothing? The first behind the last guided one is, and that at
         the beginning where its maps are wanted."""
         guided_any = any(trace.steps for trace in self.traces)
+        guided_any = guided_any or bool(self._session and self._session.waiting)
         last = step >= self._schedule.window(total) and guided_any and not self._looked
         return last or (step == 0 and self.looking.moments)
 
@@ -305,27 +332,36 @@ class SamplingPass:
     ) -> None:
         """Move ``x`` in place, as the settings say for this step."""
         session = self._prepare(denoiser, given["cond"])
-        if not self._schedule.guided(step, total):
+        if not (self._schedule.guided(step, total) or session.waiting):
             return
-        with self._beside_others(denoiser, x, sigma, given), self.differentiable():
+        if session.goes_by_itself(step, total):
+            with_others: AbstractContextManager[Any] = nullcontext()
+        else:
+            with_others = self._beside_others(denoiser, x, sigma, given)
+        with with_others, self.differentiable():
             run = self.conditional_pass(denoiser, sigma, given)
             latents, unit = x.detach().clone(), self.unit(sigma)
+            noise = self.noise_level(denoiser, sigma) if self._by_presence else math.inf
             if unit is not None:
                 z = latents / unit
-                after = session.before_step(z, step, total, lambda z, images: run(z * unit, images))
-                moved = latents + (after - z) * unit  # not after * unit: what did not move keeps its last bit
+                after = session.before_step(z, step, total, lambda z, images: run(z * unit, images), noise=noise)
+                moved = (
+                    latents if after is z else latents + (after - z) * unit
+                )  # not after * unit: what did not move keeps its last bit
             else:
                 level = sigma.reshape(-1)[0] if sigmas else None
-                moved = session.before_step(latents, step, total, run, level)
+                moved = session.before_step(latents, step, total, run, level, noise)
         if session.stood_aside:
             return self.stand_aside(session.stood_aside, logged=True)
+        if moved is latents:
+            return
         if denoiser.mask is not None:
             moved = x + (moved - x) * denoiser.nmask
         with torch.no_grad():
             x.copy_(moved)
 
     def _looking_on(
-        self, denoiser: Any, x: Tensor, given: dict[str, Any], step: int, total: int
+        self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any], step: int, total: int
     ) -> AbstractContextManager[None]:
         """Inside, the host makes its own pass of this step, and whoever wants to see something of it does."""
         if self.stood_aside or self._session is None:
@@ -334,7 +370,8 @@ class SamplingPass:
         def rows() -> ConditionalRows:
             return self.conditional_rows(denoiser, given, len(x))
 
-        return self._session.beside_host(x.shape[-2:], step, total, rows)
+        own = OwnPass(self.differentiable_as_it_is, lambda: self.input_scale(denoiser, sigma))
+        return self._session.beside_host(x.shape, step, total, rows, own)
 
     def _tells(self, denoiser: Any, sigma: Tensor) -> bool:
         """Is the host's pass at ``sigma`` one to read, to tell which entity is there?"""
@@ -425,6 +462,7 @@ class SamplingPass:
                 self.settings, unet, layers, plans, default_level(unet),
                 recomputing=self.recomputing, attention_instead=self.attention_instead,
                 interrupted=lambda: state.interrupted or state.skipped, learned=self._learned,
+                curve=_curve_of(shared.sd_model) if self._by_presence else None,
             )  # fmt: skip
             for trace, plan in zip(self.traces, plans):
                 trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))
@@ -435,6 +473,7 @@ class SamplingPass:
                     looks=self._look_due,
                     active=lambda: reasons.switched_on(self.p),
                     observers=self._observers,
+                    waiting=self._session.waiting if self._session else None,
                 ),
                 planned,
             )

@@ -32,12 +32,16 @@ class Teller:
 
     images: int
     wanted: bool = True
+    levels: Sequence[float] = LEVELS
     told: list[Presence | None] = field(init=False)
+    readings: list[list[Presence]] = field(init=False)
+    """Of each image all that was told, in order; the last is in ``told``."""
     _left: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.told = [None] * self.images
-        self._left = list(LEVELS) if self.wanted else []
+        self.readings = [[] for _ in range(self.images)]
+        self._left = list(self.levels) if self.wanted else []
 
     @property
     def waiting(self) -> bool:
@@ -74,6 +78,7 @@ class Teller:
             yield
         try:
             for image, maps in passed.maps(size, reader.named).items():
-                self.told[image] = read(reader.images[image].names, maps, sigma, curve)
+                self.told[image] = found = read(reader.images[image].names, maps, sigma, curve)
+                self.readings[image].append(found)
         except Exception as error:
             self.give_up(explained(error))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import presets
-from ..settings import FIXED, SWITCH, Settings, specs
+from ..settings import FIXED, Settings, specs
 from . import options
 
 VERSION = 1
@@ -119,7 +119,7 @@ def to_text(value: object) -> str:
 def from_text(name: str, text: object) -> Any:
     """A setting's value from text, or as it is where it is none; :class:`Settings` checks it. Raises ValueError."""
     default = next(item.default for item in fields(Settings) if item.name == name)
-    switch = specs()[name].choices == SWITCH
+    switch = specs()[name].is_switch
     if not isinstance(text, str) or (isinstance(default, str) and not switch):
         return text
     if isinstance(default, tuple):

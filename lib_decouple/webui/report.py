@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..core.trace import ImageTrace
 from ..hosts.seeds import Choice
 from ..hosts.tell import Teller
-from ..settings import Settings
+from ..settings import PRESENCE, Settings
 from . import effect
 from .compare import Comparison
 from .infotext import (
@@ -42,6 +42,7 @@ class Pass(Protocol):
     traces: list[ImageTrace]
     left_alone: list[str]
     stood_aside: str
+    exact_since: str
     teller: Teller
     choices: list[Choice | None]
     no_drafts: str
@@ -207,6 +208,7 @@ class Run:
             parts.insert(1, f"not in this prompt: {unused}")
         if reason := self.result(STOOD_ASIDE, *image):
             parts.append(f"stood aside: {reason}")
+        parts += dict.fromkeys(one.exact_since for one in self.passes if one.iteration == image[0] and one.exact_since)
         return "; ".join(parts) or "not drawn to its end"
 
     def _moved(self, moved: str) -> str:
@@ -219,16 +221,18 @@ class Run:
             return "not moved: guidance did not help, as every update raised the loss and was taken back"
         if self.settings.stop == "on":
             return f"left alone, as its loss was at most {self.settings.stop_below:g} at every guided step"
+        if self.settings.stop == PRESENCE:
+            return "left alone, as its entities were probably all there at every guided step"
         return "not moved, as its loss gave no direction at any guided step"
 
     def _costs(self) -> list[str]:
         """Whose settings, and what they cost, where anything was guided."""
         count = sum(trace.passes for one in self.passes for trace in one.traces)
-        if not count:
+        if not any(record.guided for one in self.passes for trace in one.traces for record in trace.steps):
             return []
         seconds = sum(one.seconds for one in self.passes)
         profile = [self.profile_told] if self.profile_told else []
-        return [*profile, f"{count} more passes of the UNet, {seconds:.1f} s"]
+        return [*profile, f"{count or 'no'} more passes of the UNet, {seconds:.1f} s"]
 
     def _unused(self, image: tuple[int, int]) -> str:
         used = {name for one in self.passes if one.iteration == image[0] for name in one.traces[image[1]].entities}

@@ -6,7 +6,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from ..settings import SWITCH, TITLE, VERSION, Settings, Spec, specs
+from ..settings import TITLE, VERSION, Settings, Spec, specs
 
 
 def json_schema() -> dict[str, Any]:
@@ -46,10 +46,10 @@ def _field(default: Any, about: Spec) -> dict[str, Any]:
         return {**found, "type": "array", "items": items, "default": list(default)}
     kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
     found.update(type=kinds[type(default)], **_bounds(about), default=default)
-    if about.choices == SWITCH:
+    if about.is_switch:
         del found["type"]  # true and false are on and off
     if about.choices:
-        found["enum"] = [*about.choices, *((True, False) if about.choices == SWITCH else ())]
+        found["enum"] = [*about.choices, *((True, False) if about.is_switch else ())]
     return found
 
 

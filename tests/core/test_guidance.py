@@ -52,7 +52,7 @@ class Guided:
         self._by_host(session, latents, step, 8, run)
 
     def _by_host(self, session: Session, latents: Tensor, step: int, total: int, run: Runner) -> None:
-        with session.beside_host(latents.shape[-2:], step, total, lambda: RowsInOrder(sum(run.parts[: len(latents)]))):
+        with session.beside_host(latents.shape, step, total, lambda: RowsInOrder(sum(run.parts[: len(latents)]))):
             if session.wanted(step, total):
                 self.host_calls += 1
                 with torch.no_grad():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lib_decouple.core.presence import Curve, Level, colliding, presence, read
+from lib_decouple.core.presence import Curve, Helping, Level, colliding, presence, read
 
 CURVE = Curve((Level(4.0, 0.3, 10.0), Level(1.0, 0.5, 20.0)))
 
@@ -85,3 +85,26 @@ class TestRead:
         above = read(("cat", "dog"), self.maps()[:2], 2.0, curve)  # where the curve says nothing
         assert (above.chances, above.words()) == (None, "weakest: dog")
         assert found.as_dict()["words"] == found.words()
+
+
+def test_who_is_there_is_left_without_a_gradient_and_who_is_not_is_moved() -> None:
+    helping = Helping(Curve((Level(2.0, 0.4, 10.0), Level(1.0, 0.2, 10.0))))
+    maps = torch.zeros(3, 4, 4)
+    maps[0, 1, 1], maps[1, 2, 2], maps[2, 3, 3] = 0.5, 0.3, 0.1
+    for sigma, moved in ((3.0, [True, True, True]), (2.0, [False, True, True]), (1.0, [False, False, True])):
+        leaf = maps.clone().requires_grad_()
+        focused = helping.focused(leaf, sigma)
+        assert torch.equal(focused, maps)
+        (gradient,) = torch.autograd.grad(focused.square().sum(), leaf)
+        assert [bool(own.any()) for own in gradient] == moved
+
+
+def test_an_image_once_whole_stays_so_and_above_the_curve_nothing_is_known() -> None:
+    helping = Helping(Curve((Level(2.0, 0.4, 10.0),)))
+    high, low = torch.full((2, 2, 2), 0.5), torch.full((2, 2, 2), 0.3)
+    helping.note([0, 1], [high, low], 3.0)
+    assert helping.whole == set()
+    helping.note([0, 1], [high, low], 1.5)
+    assert helping.whole == {0}
+    helping.note([0, 1], [low, low], 1.0)
+    assert helping.whole == {0}

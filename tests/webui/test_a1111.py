@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from dataclasses import asdict
@@ -686,3 +687,182 @@ def test_the_noise_level_of_a_sampler_with_timesteps(a1111, shared):
     job.denoiser.alphas = torch.linspace(0.999, 0.005, 1000)
     kept = float(job.denoiser.alphas[500])
     assert sampling.noise_level(job.denoiser, torch.tensor([500])) == pytest.approx(((1 - kept) / kept) ** 0.5)
+
+
+LATE = Settings(enabled=True, entities=("cat", "dog"), size=0.3, steps=6, gradient="late")
+
+
+def spy(job, seen):
+    forward = job.denoiser.forward
+
+    def spied(x, sigma, **given):
+        step, made = job.denoiser.step, forward(x, sigma, **given)
+        seen.append((x.clone(), sigma.clone(), given, step, made.clone()))
+        return made
+
+    job.denoiser.forward = spied
+
+
+@pytest.mark.parametrize("rule", ["relative", "attend-excite"])
+@pytest.mark.parametrize("arrange", ARRANGEMENTS, ids=lambda one: one.__name__)
+def test_a_late_gradient_is_that_of_the_hosts_own_pass_which_stays_as_it_is(a1111, shared, unet, arrange, rule):
+    prompts, seen = ["a cat and a dog", "a bird", "a dog AND a cat"], []
+    settings = dataclasses.replace(LATE, rule=rule, size=0.3 if rule == "relative" else 5.0)
+    with_grad = []
+    counter = unet.register_forward_pre_hook(lambda module, args: with_grad.append(torch.is_grad_enabled()))
+
+    def prepare(job):
+        arrange(job)
+        spy(job, seen)
+
+    try:
+        found, job, sampling = drawn(a1111, shared, prompts, settings, prepare, steps=8)
+    finally:
+        counter.remove()
+    assert (sampling.stood_aside, sampling.exact_since) == ("", "")
+    del job.denoiser.forward
+    assert untouched(job)
+    assert [trace.passes for trace in sampling.traces] == [0, 0, 0]
+    assert not any(with_grad)  # no pass of our own: those begin with gradients on
+    assert [[record.step for record in trace.steps] for trace in sampling.traces] == [
+        list(range(7)),
+        [],
+        list(range(7)),
+    ]
+    guide, given = sampling._prepare(job.denoiser, job.cond).guide, seen[0][2]
+    whole = type(job.denoiser).forward
+    x, waiting = noise(3), None
+    for k, (came, sigma, _, step, made) in enumerate(seen):
+        if waiting is not None:
+            # The scaled latents' gradient of the step before, moved at the noise level that is now.
+            level = sigma[0]
+            update = guide.rule.update(
+                x, waiting / (1 + level**2).sqrt(), k - 1, 8, guide.schedule.place(k - 1, 8), level
+            )
+            x = x + update
+            shares = (update.flatten(1).norm(dim=1) / (x - update).flatten(1).norm(dim=1)).tolist()
+            for image in (0, 2):
+                record = sampling.traces[image].steps[k - 1]
+                assert record.update_norm == pytest.approx(shares[image], rel=1e-2)
+        torch.testing.assert_close(came, x, rtol=2e-3, atol=2e-3 * float(x.abs().max()))
+        x = came  # so that rounding does not add up
+        job.denoiser.step = step
+        with torch.no_grad():
+            assert torch.equal(whole(job.denoiser, came, sigma, **given), made)
+        waiting = None
+        if guide.schedule.guided(k, 8):
+            job.denoiser.step = step
+            run = sampling.conditional_pass(job.denoiser, sigma, given)
+            gradient = guide.gradient(x[[0, 2]], [0, 2], run).gradient
+            waiting = torch.zeros_like(x)
+            waiting[[0, 2]] = gradient * (1 + sigma[0] ** 2).sqrt()
+        x = x + (x - made) / sigma[0] * ((14.0 * (7 - k) / 8) - sigma[0])
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), torch.cuda.OutOfMemoryError("broken"), KeyError("broken")])
+@pytest.mark.parametrize("first", [0, 2])
+def test_where_a_late_gradient_fails_the_host_keeps_its_pass_and_the_next_is_exact(a1111, shared, unet, error, first):
+    failed = []
+
+    def fail(*_):
+        if torch.is_grad_enabled() and job_of[0].denoiser.step >= first and not failed:
+            failed.append(1)
+            raise error
+
+    job_of, seen = [], []
+    inner = unet.middle_block.register_forward_pre_hook(fail)
+
+    def prepare(job):
+        in_one_call(job)
+        spy(job, seen)
+        job_of.append(job)
+
+    try:
+        _, job, sampling = drawn(a1111, shared, ["a cat and a dog"], LATE, prepare, steps=8)
+    finally:
+        inner.remove()
+    assert failed
+    assert sampling.stood_aside == ""
+    assert sampling.exact_since.startswith(f"the gradient is exact from step {first + 2} of 8 on: ")
+    assert len(job.comments) == 1
+    records = sampling.traces[0].steps
+    assert [record.step for record in records if record.guided and not record.passes] == list(range(first))
+    assert [record.step for record in records if record.passes] == list(range(first + 1, 6))
+    whole = type(job.denoiser).forward
+    for x, sigma, given, step, made in seen:
+        job.denoiser.step = step
+        with torch.no_grad():
+            assert torch.equal(whole(job.denoiser, x, sigma, **given), made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "exact"),
+    [
+        ({"steps": 4}, [0, 1, 2, 3]),
+        ({"steps": 8}, [7]),
+        ({"refine_steps": (1,), "refine_rounds": 2}, [1]),
+        ({"recompute": "on"}, list(range(6))),
+        ({"one_at_a_time": True}, list(range(6))),
+    ],
+    ids=str,
+)
+def test_where_a_gradient_cannot_wait_it_is_exact(a1111, shared, changes, exact):
+    settings = dataclasses.replace(LATE, **changes)
+    _, job, sampling = drawn(a1111, shared, ["a cat and a dog"], settings, in_one_call, steps=8)
+    records = [record for record in sampling.traces[0].steps if record.guided]
+    assert [record.step for record in records if record.passes] == exact
+    assert len(records) == settings.steps
+    assert bool(sampling.exact_since) == bool(job.comments) == (len(exact) == 6)
+
+
+def test_a_late_gradient_waits_over_a_prompt_that_changes(a1111, shared):
+    settings = dataclasses.replace(LATE, entities=("cat", "fox", "dog"))
+    _, _, sampling = drawn(a1111, shared, ["a [cat:fox:3] and a dog"], settings, in_one_call, steps=8)
+    records = sampling.traces[0].steps
+    assert [record.step for record in records if record.update_norm > 0] == list(range(6))
+    assert sampling.exact_since == ""
+
+
+def test_late_guidance_is_interrupted_as_any(a1111, shared):
+    def interrupt(job):
+        in_one_call(job)
+        forward = job.denoiser.forward
+
+        def until(x, sigma, **given):
+            shared.state.interrupted = job.denoiser.step >= 2
+            return forward(x, sigma, **given)
+
+        job.denoiser.forward = until
+
+    _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], LATE, interrupt, steps=8)
+    assert [record.step for record in sampling.traces[0].steps] == [0, 1]
+    assert sampling.stood_aside == ""
+
+
+@pytest.mark.parametrize("gradient", ["exact", "late"])
+def test_stopping_by_presence_leaves_whole_images_alone_and_needs_a_curve(a1111, shared, monkeypatch, gradient):
+    prompts = ["a cat and a dog", "a dog and a cat"]
+    settings = dataclasses.replace(LATE, stop="presence", gradient=gradient)
+    plain, _, _ = drawn(a1111, shared, prompts, None, in_one_call, steps=8)
+    same, job, sampling = drawn(a1111, shared, prompts, settings, in_one_call, steps=8)
+    assert torch.equal(plain, same)
+    assert sampling.stood_aside.startswith("stop: 'presence' is not possible for this checkpoint")
+    assert len(job.comments) == 1
+    for middle, moved in ((-1.0, [0, 1]), (2.0, [0, 1, 2, 3, 4, 5])):
+        # Noise levels fall 14, 12.25, 10.5 ...: at the third look every entity is there, or none.
+        monkeypatch.setattr(a1111.sampling, "_curve_of", lambda _, m=middle: Curve((Level(11.0, m, 20.0),)))
+        _, _, sampling = drawn(a1111, shared, prompts, settings, in_one_call, steps=8)
+        assert (sampling.stood_aside, sampling.exact_since) == ("", "")
+        for trace in sampling.traces:
+            assert [record.step for record in trace.steps if record.update_norm > 0] == moved
+            if gradient == "exact":
+                assert trace.passes == len(moved) + (middle < 0)  # the look that found it whole
+
+
+@pytest.mark.parametrize("changes", [{"factor": 1}, {"treatment": "attend-excite"}, {"combine": "max"}], ids=str)
+def test_presence_is_not_told_from_other_maps_than_it_was_learned_on(a1111, shared, monkeypatch, changes):
+    monkeypatch.setattr(a1111.sampling, "_curve_of", lambda _: Curve((Level(11.0, 0.5, 20.0),)))
+    settings = dataclasses.replace(LATE, stop="presence", **changes)
+    _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], settings, in_one_call, steps=8)
+    assert sampling.stood_aside.startswith("stop: 'presence' is not possible with another factor, layers")

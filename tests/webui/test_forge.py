@@ -16,7 +16,7 @@ from lib_decouple.settings import Settings
 
 from . import forge_host as stand_in
 from .host import euler
-from .test_a1111 import EVERYTHING, FITS, tight
+from .test_a1111 import EVERYTHING, FITS, spy, tight
 
 openaimodel = pytest.importorskip(
     "ldm.modules.diffusionmodules.openaimodel", reason="ldm's UNet is not installed (stable-diffusion-sdkit)"
@@ -565,3 +565,104 @@ def test_what_is_told_is_read_off_the_hosts_own_pass_and_changes_nothing(forge, 
     assert list(found.scores) == ["cat", "dog"]
     assert all(0 < score < 1 for score in found.scores.values())
     assert found.sigma <= 1.6
+
+
+def few_rows(job):
+    job.denoiser.enough_memory = False
+
+
+@pytest.mark.parametrize("func", [euler, stand_in.ddim])
+@pytest.mark.parametrize("arrange", [lambda job: None, few_rows], ids=["one call", "several"])
+@pytest.mark.parametrize("cfg", [1, 3])
+def test_a_late_gradient_is_that_of_the_hosts_own_pass_which_stays_as_it_is(forge, shared, unet, func, arrange, cfg):
+    prompts, seen = ["a cat AND a dog", "a dog AND a cat"], []
+    settings = replace(SMOOTH, entities=("cat", "dog"), steps=6, gradient="late")
+    with_grad = []
+    counter = unet.register_forward_pre_hook(lambda module, args: with_grad.append(torch.is_grad_enabled()))
+
+    def prepare(job):
+        arrange(job)
+        spy(job, seen)
+
+    try:
+        _, job, sampling = drawn(forge, shared, prompts, settings, prepare, steps=8, cfg=cfg, func=func)
+    finally:
+        counter.remove()
+    assert (sampling.stood_aside, sampling.exact_since) == ("", "")
+    del job.denoiser.forward
+    assert untouched(job, func)
+    assert not any(with_grad)
+    assert [trace.passes for trace in sampling.traces] == [0, 0]
+    guide = sampling._prepare(job.denoiser, job.cond).guide
+    whole, waiting = type(job.denoiser).forward, None
+    for k, (came, sigma, given, step, made) in enumerate(seen):
+        job.denoiser.step = step
+        with torch.inference_mode():
+            assert torch.equal(whole(job.denoiser, came.clone(), sigma, **given), made)
+        job.denoiser.step = step
+        if waiting is not None:
+            moved = came - before_update(seen, k, func)
+            for image in (0, 1):
+                way, expected = moved[image].flatten(), -waiting[image].flatten()
+                assert float(torch.cosine_similarity(way, expected, 0)) > 0.999
+                share = float(way.norm() / (came - moved)[image].norm())
+                assert share == pytest.approx(sampling.traces[image].steps[k - 1].update_norm, rel=2e-2)
+        waiting = None
+        if guide.schedule.guided(k, 8):
+            with sampling.differentiable():
+                run = sampling.conditional_pass(job.denoiser, sigma.clone(), given)
+                waiting = guide.gradient(came.clone(), [0, 1], run).gradient.clone()
+
+
+def before_update(seen, k, func):
+    """Where the sampler went from its step before, by its own formula."""
+    (x, sigma, _, _, made), (_, following, *_) = seen[k - 1], seen[k]
+    if func is euler:
+        return x + (x - made) / sigma[0] * (following[0] - sigma[0])
+    now, then = stand_in.KEPT[int(sigma[0])], stand_in.KEPT[int(following[0])]
+    return then.sqrt() * (x - (1 - now).sqrt() * made) / now.sqrt() + (1 - then).sqrt() * made
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), torch.cuda.OutOfMemoryError("broken")])
+def test_where_a_late_gradient_fails_the_host_keeps_its_pass_and_the_next_is_exact(forge, shared, unet, error):
+    failed, seen = [], []
+
+    def fail(*_):
+        if torch.is_grad_enabled() and not failed:
+            failed.append(1)
+            raise error
+
+    inner = unet.middle_block.register_forward_pre_hook(fail)
+    settings = replace(SMOOTH, steps=6, gradient="late")
+    try:
+        _, job, sampling = drawn(
+            forge, shared, ["a cat and a dog"], settings, lambda job: spy(job, seen), steps=8, cfg=3
+        )
+    finally:
+        inner.remove()
+    assert failed
+    assert sampling.stood_aside == ""
+    assert sampling.exact_since.startswith("the gradient is exact from step 2 of 8 on: ")
+    assert [record.step for record in sampling.traces[0].steps if record.passes] == list(range(1, 6))
+    for x, sigma, given, step, made in seen:
+        job.denoiser.step = step
+        with torch.inference_mode():
+            assert torch.equal(type(job.denoiser).forward(job.denoiser, x.clone(), sigma, **given), made)
+
+
+def test_a_late_gradient_under_a_mask_moves_inside_alone(forge, shared):
+    def masked(job):
+        job.denoiser.init_latent = torch.full((1, 4, 8, 8), 0.3)
+        job.denoiser.mask = torch.zeros(1, 1, 8, 8)
+        job.denoiser.mask[..., :4] = 1
+        job.denoiser.nmask = 1 - job.denoiser.mask
+        torch.manual_seed(3)
+
+    settings = replace(SMOOTH, steps=6, gradient="late")
+    plain, _, _ = drawn(forge, shared, ["a cat and a dog"], None, masked, steps=8)
+    after_plain = torch.rand(1)
+    found, _, sampling = drawn(forge, shared, ["a cat and a dog"], settings, masked, steps=8)
+    assert torch.equal(after_plain, torch.rand(1))
+    assert (sampling.stood_aside, sampling.exact_since) == ("", "")
+    assert torch.equal(plain[..., :4], found[..., :4])
+    assert not torch.equal(plain[..., 4:], found[..., 4:])

@@ -212,7 +212,7 @@ def test_no_trace_stays_when_none_are_to_be_kept(host):
 
 
 def test_a_positional_list_of_before_goes_on_to_compare(host):
-    assert api.ORDER[-3:] == ("compare", "look", "drafts")  # new ones are appended
+    assert api.ORDER[-4:] == ("compare", "look", "drafts", "gradient")  # new ones are appended
     p = job()
     values = [
         True,
@@ -348,7 +348,8 @@ def test_only_a_picture_that_was_guided_is_called_decoupled(host, monkeypatch, m
         steps = [StepRecord(0, 0.0, Measures({}, {}, {}, {}, {}, {}), update_norm=moved)] if moved is not None else []
         run.passes.append(
             SimpleNamespace(iteration=1, hires=False, traces=[ImageTrace((), steps)], left_alone=[""],
-                            stood_aside=reason, seconds=0.0, step=6, total=6, teller=SimpleNamespace(told=[None]),
+                            stood_aside=reason, exact_since="", seconds=0.0, step=6, total=6,
+                            teller=SimpleNamespace(told=[None]),
                             choices=[None], no_drafts="")
         )  # fmt: skip
     host.jobs.after_batch(p, 1)

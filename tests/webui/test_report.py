@@ -35,6 +35,7 @@ class Pass:
     iteration: int = 0
     hires: bool = False
     stood_aside: str = ""
+    exact_since: str = ""
     seconds: float = 1.5
     step: int = 6
     total: int = 6

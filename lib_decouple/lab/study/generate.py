@@ -23,7 +23,7 @@ from ...hosts.diffusers import Picture, generate, plan_image
 from ...hosts.family import profile_of
 from ...profiles import closed
 from ...prompt.relations import choose
-from ...settings import SWITCH, Settings, specs
+from ...settings import Settings, specs
 from ..model.detector import judge
 from ..model.scenes import ENTITIES
 from .arms import embedded
@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
         if item.name in _OWN:
             continue
         option = "--" + item.name.replace("_", "-")
-        if isinstance(item.default, bool) or about[item.name].choices == SWITCH:
+        if isinstance(item.default, bool) or about[item.name].is_switch:
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=about[item.name].help)
         else:
             parser.add_argument(option, type=type(item.default), help=about[item.name].help)

@@ -2,7 +2,7 @@
 
 FLOPs are of matrix products and convolutions, relative to one CFG step (two rows). *Look*: a conditional pass that ends
 after the last layer that is read. *Guided*: the same with its gradient; *again*: with blocks computed twice. *Late*:
-the gradient of the host's own conditional row, beside that row itself. *Run*: 50 steps, 25 of them guided, without
+the gradient of the host's own pass, beside that pass itself. *Run*: 50 steps, 25 of them guided, without
 looks. Memory is what is kept for the gradient when the pass is over, in fp16, by an attention that keeps no map of its
 own. No weights are needed: the architectures stand on torch's ``meta`` device.
 """
@@ -21,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ....core.gradient import LossGradient
+from ....core.host_pass import RowsInOrder
+from ....core.late import differentiated_beside
 from ....core.maps import CrossAttentionLayer
 from ....settings import Settings
-from ..late import own_pass
 from ..unets import UNetWithInputs, unet_config, with_inputs
 from .counting import count_flops
 from .ways import GUIDED, RUN
@@ -119,6 +120,14 @@ def kept_for(found: UNetWithInputs, gradient: LossGradient, take: Callable[[], o
     return kept[0]
 
 
+def take_late(found: UNetWithInputs, gradient: LossGradient) -> None:
+    """The host's pass, its unconditional row first, and the gradient of its conditional one."""
+    with differentiated_beside(gradient, lambda: RowsInOrder(1, 1, (1,)), proved=True) as late, torch.no_grad():
+        found.host()
+    with torch.enable_grad():
+        late.differentiate(late.losses(found.latents.shape[-2:], [0])[1])
+
+
 def count(model: str, path: str) -> dict[str, Any]:
     """One row: FLOPs over those of a CFG step, and bytes."""
     found = on_meta(model)
@@ -130,12 +139,12 @@ def count(model: str, path: str) -> dict[str, Any]:
     takes = {
         "guided": (once, lambda: once.differentiate(found.latents, [0], run)),
         "again": (again, lambda: again.differentiate(found.latents, [0], run)),
-        "late": (once, lambda: own_pass(once, found.latents, run)),
+        "late": (once, lambda: take_late(found, once)),
     }
     plain = count_flops(found.host)
     flops = {name: count_flops(take) / plain for name, (_, take) in takes.items()}
     flops["look"] = count_flops(lambda: once.look(found.latents, [0], run)) / plain
-    flops["late"] -= 0.5  # the row itself
+    flops["late"] -= 1  # the host's pass itself
     return {
         "model": model,
         "path": path,
