@@ -175,6 +175,7 @@ def generate(
     layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list,
     doubts: Callable[[str], None] | None = None,
     tell_at: Sequence[float] = (),
+    loss: Callable[[Tensor], Tensor] | None = None,
 ) -> Picture:
     """Draw one image a prompt with the pipeline's own loop, its latents guided as the settings say.
 
@@ -189,6 +190,7 @@ def generate(
     A prompt longer than the text encoder's 75 tokens is encoded in chunks, as the WebUIs do.
     ``doubts`` has the first gradient held against finite differences, and is told where they disagree.
     ``tell_at``: falling noise levels at which to tell whatever the settings say, each at the first pass at or below it.
+    ``loss``: of maps ``[1, entities, h, w]``, ``[1]``; stands in the place of the settings', for trials.
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
     """
     count = len(prompts)
@@ -219,6 +221,7 @@ def generate(
         tracer = Tracer(traces, everything=True, keep_maps=keep_maps)
         level = default_level(unet)
         guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers, curve=curve)
+        guide.gradient.loss = loss or guide.gradient.loss
         to_tell = reader_of(cross_attention_layers(unet), plans, level)
         session = Session(
             guide,

@@ -102,11 +102,13 @@ class Choice(BaseModel):
 
 
 class SamplingPass(BaseModel):
-    """One sampling pass; ``stood_aside`` tells why an image was not guided, or not to the end."""
+    """One sampling pass; ``stood_aside`` tells why an image was not guided, or not to the end, ``exact_since`` from
+    which step on, and why, gradients were exact though late ones were wanted."""
 
     hires: bool
     total: int
     stood_aside: str
+    exact_since: str
     presence: Presence | None
     choice: Choice | None
     steps: list[Step]

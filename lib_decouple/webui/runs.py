@@ -148,7 +148,8 @@ def _pass_as_dict(one: Any, trace: ImageTrace, position: int) -> dict[str, Any]:
     told = one.teller.told[position]
     presence = None if told is None else finite(told.as_dict())
     return {
-        "hires": one.hires, "total": one.total, "stood_aside": reason_of(one, position), "presence": presence,
+        "hires": one.hires, "total": one.total, "stood_aside": reason_of(one, position),
+        "exact_since": one.exact_since, "presence": presence,
         "choice": None if one.choices[position] is None else finite(one.choices[position].as_dict()), "steps": steps,
     }  # fmt: skip
 

@@ -42,7 +42,8 @@ def sampling(iteration=0, hires=False, images=2, left_alone="", maps=None):
         trace.moments["unguided"] = kept(0, NAMES, LEFT * (k + 1) / 2)
     return SimpleNamespace(
         iteration=iteration, hires=hires, traces=traces, left_alone=[""] * (images - 1) + [left_alone],
-        stood_aside="", seconds=1.0, step=3, total=8, maps=maps or {}, p=SimpleNamespace(batch_size=images),
+        stood_aside="", exact_since="", seconds=1.0, step=3, total=8, maps=maps or {},
+        p=SimpleNamespace(batch_size=images),
         teller=SimpleNamespace(told=[Presence(0.5, {"cat": 0.9, "dog": 0.2}, None, NAMES)] + [None] * (images - 1)),
         choices=[Choice(4, 5, {4: {"cat": 0.2}, 5: {"cat": float("nan")}})] + [None] * (images - 1),
     )  # fmt: skip
@@ -140,7 +141,15 @@ def test_a_run_s_trace(runs):
         [False]
     ] * 2
     assert told["images"][3]["passes"] == [
-        {"hires": False, "total": 8, "stood_aside": "no dog", "presence": None, "choice": None, "steps": []}
+        {
+            "hires": False,
+            "total": 8,
+            "stood_aside": "no dog",
+            "exact_since": "",
+            "presence": None,
+            "choice": None,
+            "steps": [],
+        }
     ]
     assert told["images"][0]["passes"][0]["presence"] == {
         "sigma": 0.5, "scores": {"cat": 0.9, "dog": 0.2}, "chances": None, "weakest": "dog", "closest": ["cat", "dog"],

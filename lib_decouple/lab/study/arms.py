@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from ...settings import Settings
+from ...settings import PRESENCE, Settings
 
 PLAIN = Settings()
 # That method's loss, treatment and rule in its own first half of the steps. Its factor is lowered from 20,
@@ -50,6 +51,20 @@ entities these losses lie close together, so steps are smaller there.
 """
 
 NAMES = tuple(ARMS[2])
+
+for _count, _arms in ARMS.items():
+    if _count > 1:
+        _com = _arms["com"]
+        _arms |= {
+            "com late": replace(_com, gradient="late"),
+            "com presence": replace(_com, stop=PRESENCE),
+            "com flagged": replace(_com, stop=PRESENCE, start=9, steps=16),
+            "com flagged late": replace(_com, stop=PRESENCE, start=9, steps=16, gradient="late"),
+            "gated": _arms["intensity+com"],
+            "peaked": replace(_com, stop="off"),
+        }
+"""Beside them, tried: a late gradient; leaving images alone that are whole by presence, and guiding none before that
+can be told (from step 9 of 20 on); and the losses of :mod:`trials` at another loss's settings."""
 
 
 def embedded(loss: str | None, entities: int) -> Settings:

@@ -21,6 +21,7 @@ from .arms import ARMS, NAMES
 from .files import reopened, write_whole
 from .sample import SPLITS, Task, cases, chunks, draw, draw_all
 from .stats import mcnemar, share
+from .trials import TRIALS
 
 Record = dict[str, Any]
 
@@ -107,7 +108,8 @@ def run(arguments: argparse.Namespace) -> int:
         wanted = cases(arguments.split, count, arguments.n, arguments.first_seed)
         for name, settings in arms[count].items():
             left = [case for case in wanted if (name, count, case.seed) not in done]
-            tasks += [Task((name, count), group, settings) for group in chunks(left, arguments.batch)]
+            trial = name.partition(":")[0] if name.partition(":")[0] in TRIALS else ""
+            tasks += [Task((name, count), group, settings, trial=trial) for group in chunks(left, arguments.batch)]
     started = time.time()
     with log.open("a", encoding="utf-8") as file, tqdm(total=sum(len(t.cases) for t in tasks), unit="image") as bar:
         for task, found in draw_all(judged, tasks, arguments.jobs):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from ...hosts.checkpoints import open_pipeline
+from ...core.presence import Curve
+from ...hosts import curves
+from ...hosts.checkpoints import CHECKPOINT, open_pipeline
 from ...hosts.diffusers import Picture, generate
-from ...settings import Settings
+from ...settings import PRESENCE, Settings
 from ..model.detector import Verdict, judge
 from ..model.scenes import ENTITIES, HELD_OUT_PAIRS, caption
+from .trials import TRIALS
 
 SPLITS = ("tune", "report", "unseen")
 """``tune``: every other set of entities, where defaults are looked for; ``report``: the other half, with
@@ -84,6 +89,14 @@ class Task:
     cfg: float = 3.0
     observe: bool = False
     keep_maps: bool = False
+    trial: str = ""
+    """Of :data:`TRIALS`, whose loss stands in the settings' place."""
+
+
+@lru_cache
+def shipped_curve() -> Curve | None:
+    """The embedded model's, for what goes by presence."""
+    return curves.find(hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest())
 
 
 def draw(pipe: Any, task: Task) -> tuple[list[Verdict], Picture]:
@@ -98,6 +111,8 @@ def draw(pipe: Any, task: Task) -> tuple[list[Verdict], Picture]:
         guidance_scale=task.cfg,
         observe=task.observe,
         keep_maps=task.keep_maps,
+        curve=shipped_curve() if task.settings.stop == PRESENCE else None,
+        loss=TRIALS[task.trial] if task.trial else None,
     )
     if picture.stood_aside:
         raise RuntimeError(f"guidance stood aside {picture.stood_aside}")
