@@ -107,9 +107,10 @@ class Word(NamedTuple):
         if self.text.isascii():
             return self.text.lower(), owners
         letters, own, at = "", [], 0
+        in_bytes = sum(map(len, self.pieces)) != len(self.text)
         for char in self.text:
             # A character is one of the vocabulary's characters a byte, or itself where the vocabulary is plain.
-            size = len(char.encode()) if self._in_bytes else 1
+            size = len(char.encode()) if in_bytes else 1
             key = _key(char)
             letters += key
             own += [tuple(sorted(set(chain.from_iterable(owners[at : at + size]))))] * len(key)
@@ -119,10 +120,6 @@ class Word(NamedTuple):
     def moved(self, by: int) -> Word:
         """It at positions that are greater ``by``."""
         return self._replace(positions=tuple(position + by for position in self.positions))
-
-    @property
-    def _in_bytes(self) -> bool:
-        return sum(map(len, self.pieces)) != len(self.text)
 
 
 def words(pieces: Iterable[Piece]) -> tuple[Word, ...]:

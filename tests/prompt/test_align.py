@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_decouple.prompt.align import EntityConflict, EntityNotFound, Piece, align, find, words
+from lib_decouple.prompt.align import EntityConflict, EntityNotFound, Piece, Word, align, find, words
 
 
 def pieces(text: str, start: int = 1) -> list[Piece]:
@@ -174,3 +174,21 @@ def test_every_word_of_a_prompt_is_found_at_each_of_its_places(names: list[str])
     for word in words(prompt):
         seen[word.text] = seen.get(word.text, 0) + 1
         assert find(f"{word.text}@{seen[word.text]}", prompt) == word.positions
+
+
+def test_the_pieces_of_a_long_word_are_gone_through_a_few_times_alone():
+    """And not once for each of its characters, which no count of Python's lines would show."""
+    times = []
+
+    class Pieces(tuple):
+        def __iter__(self):
+            times.append(len(self))
+            return super().__iter__()
+
+    for count in (10, 1000):
+        times.clear()
+        text = "😀" * count
+        word = Word(text, tuple(range(4 * count)), Pieces("ðŁĺĢ" * count))
+        letters, owners = word.characters()
+        assert (letters, owners[1]) == (text, (4, 5, 6, 7))
+        assert 0 < len(times) <= 3
