@@ -12,7 +12,7 @@ from pathlib import Path
 from lib_decouple.prompt.entities import suggest
 from lib_decouple.prompt.relations import choose
 
-SETS = ("entities.jsonl", "entities_2.jsonl", "entities_3.jsonl", "entities_4.jsonl")
+SETS = ("entities.jsonl", *(f"entities_{k}.jsonl" for k in range(2, 6)))
 """What they are, and what is labelled, is in ``README.md``."""
 
 
