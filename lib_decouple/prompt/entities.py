@@ -570,7 +570,7 @@ def _read(clause: Sequence[Token]) -> Iterator[Entity]:
 
     def told(boundary: str) -> Iterator[Entity]:
         nonlocal skipped, alive
-        for one in _of_run(run, opened, boundary, named, made_of):
+        for one in _of_run(run, opened, determiner, boundary, named, made_of):
             lives = one.head is not None and one.head.kind in "ap"
             if skipped and alive is not None and alive != lives and determiner not in ("", "any"):
                 skipped = False  # "without a hat and a dog"
@@ -584,6 +584,8 @@ def _read(clause: Sequence[Token]) -> Iterator[Entity]:
         unit = _unit(clause, i)
         if not small and unit.tokens == 1 and _is_verb(clause, i, run):
             unit = unit._replace(entry=_ADJECTIVE) if _leads(clause, i) else unit._replace(tokens=0)
+        elif not small and unit.entry and unit.entry.described and _is_said_to_be(clause, i):
+            unit = unit._replace(entry=_ADJECTIVE)
         if not small and unit.tokens:
             if run and (
                 run[-1].text in _BASIC >= {unit.text}
@@ -620,6 +622,11 @@ def _is_container(clause: Sequence[Token], i: int) -> bool:
     before, after = clause[i - 1].text, clause[i + 1].text if i + 1 < len(clause) else ""
     ended = not after or _is_small(after, "PO")
     return _is_small(before, _ARTICLE) or (ended and not _is_small(before, _SMALL))
+
+
+def _is_said_to_be(clause: Sequence[Token], i: int) -> bool:
+    """Whether a word alone stands behind "is": "the cat is orange"."""
+    return i > 0 and clause[i - 1].text in _BEING and (i + 1 == len(clause) or _is_small(clause[i + 1].text, _SMALL))
 
 
 def _leads(clause: Sequence[Token], i: int) -> bool:
@@ -722,12 +729,15 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     follows = _is_small(after, _SMALL) or (entry(after) or _NOUN).adjective >= 8
     if before in _ONE and (not after or _is_small(after, _SMALL)) and (entry(text) or _ADJECTIVE).noun:
         return False  # "a saw"
+    if found is not None and not plural and found.verb and _is_told(clause, i) and _is_small(after, _ARTICLE):
+        return True
     for form, verb in verbs(text):
         if form == "ing":
             solid = found is not None and not plural and found.noun >= 5 and (_visible(found) or found.kind == "m")
             if not solid or found is None or before in _BEING:
                 return not plural
             sure = found.visible >= SURELY or (found.kind == "m" and (after == "of" or not follows))
+            sure = sure and not (_is_small(after, "P") and run and run[-1].entry and run[-1].entry.kind in "ap")
             if noun_before and (_is_small(after, _ARTICLE) or not sure):
                 return True
         elif form == "ed":
@@ -754,6 +764,14 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
 _ONE = frozenset(["a", "an", "another", "one", "each", "every"])
 
 
+_ASKING = frozenset(["please", "you", "me", "to", "just", "now", "kindly"])
+
+
+def _is_told(clause: Sequence[Token], i: int) -> bool:
+    """Whether somebody is told here what to do: "draw a cat", "can you please draw a cat"."""
+    return i == 0 or clause[i - 1].text in _ASKING
+
+
 def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     """Whether a word in "s" follows one thing, of which a plural can't be said: "a dog barks", "the hammer hammers"."""
     if not run or run[-1].plural or not _may_head(run[-1], True):
@@ -768,7 +786,9 @@ def _is_second(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     return first > 1 and clause[first - 1].text in _ONE and clause[first - 2].text == "and"
 
 
-def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of: bool) -> Iterator[Entity]:
+def _of_run(
+    run: list[_Unit], opened: bool, determiner: str, boundary: str, named: bool, made_of: bool
+) -> Iterator[Entity]:
     """The entity that a run of nouns and adjectives names: its head, with the nouns that make a compound of it."""
     if run and run[-1].qualifier:
         yield from _qualified(run)
@@ -791,7 +811,9 @@ def _of_run(run: list[_Unit], opened: bool, boundary: str, named: bool, made_of:
             return
         if made_of and (found.described or found.kind == "s"):
             return
-        if found.kind != "m" and not _visible(found, opened and boundary != "of"):
+        counted = opened and boundary != "of"
+        piece = counted and named and found.kind == "s" and not found.described and determiner in _ONE  # "a plank"
+        if found.kind != "m" and not piece and not _visible(found, counted):
             return
     first = head
     while first and _modifies(run[first - 1], unit):

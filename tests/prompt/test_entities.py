@@ -36,6 +36,31 @@ def test_the_plainest_prompts(prompt: str, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
+        # What somebody is asked to do is no thing.
+        ("sketch a castle", ["castle"]),
+        ("please design an owl with a lantern", ["owl", "lantern"]),
+        ("can you render two teapots", ["teapots"]),
+        ("picture a horse and a cow", ["horse", "cow"]),
+        ("guard with a spear, a dog", ["guard", "spear", "dog"]),
+        # What a living being does, though the word is a thing, too.
+        ("a pigeon landing on a statue", ["pigeon", "statue"]),
+        ("a man building in a park", ["man", "park"]),
+        ("an apartment building in a park", ["apartment building", "park"]),
+        # A piece of a substance.
+        ("a boy carries a plank and a brick", ["boy", "plank", "brick"]),
+        # What a thing is said to be.
+        ("a cat in a mirror; the cat is orange", ["cat", "mirror"]),
+        ("a vase, it is gold and the table is silver", ["vase", "table"]),
+        ("the hero is a lemon", ["hero", "lemon"]),
+    ],
+)
+def test_what_a_word_is_by_what_stands_around_it(prompt: str, expected: list[str]) -> None:
+    assert suggest(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
         ("a polar bear beside a fire hydrant", ["polar bear", "fire hydrant"]),
         ("a small polar bear in the old town", ["polar bear", "town"]),
         ("a hot dog and a teddy bear", ["hot dog", "teddy bear"]),
