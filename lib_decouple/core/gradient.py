@@ -95,20 +95,26 @@ def _blocks(model: nn.Module, last: CrossAttentionLayer, layers: Sequence[CrossA
     ]
 
 
-def weights_on_the_way(model: nn.Module, last: CrossAttentionLayer, recompute: bool) -> int:
+def weights_on_the_way(model: nn.Module, last: CrossAttentionLayer, recompute: bool, in_8_bits: bool = False) -> int:
     """Numbers in the weights of a pass that ends at ``last``, without those of blocks that are computed again.
 
     ``model``'s modules stand in order of execution, as in ldm's UNets. A host that casts weights at each call has a
-    copy of these in the graph until the gradient is taken.
+    copy of these in the graph until the gradient is taken; of weights in 8 bits, which alone are counted with
+    ``in_8_bits``, every host has one, as nothing is computed in 8 bits.
     """
+
+    def count_of(module: nn.Module, recurse: bool) -> int:
+        own = module.parameters(recurse)
+        return sum(one.numel() for one in own if not in_8_bits or one.element_size() == 1)
+
     again = {part for block in _blocks(model, last, [last]) for part in block.modules()} if recompute else set()
     count = 0
     for module in model.modules():
         if module is last.module:
             break
         if module not in again:
-            count += sum(one.numel() for one in module.parameters(recurse=False))
-    return count + sum(one.numel() for one in last.module.parameters())
+            count += count_of(module, recurse=False)
+    return count + count_of(last.module, recurse=True)
 
 
 @contextmanager
@@ -371,8 +377,10 @@ class LossGradient:
             rows = sum(self.reader.images[i].parts for i in images)
             width = max(2, next(self.model.parameters(), latents).element_size())
             size = (latents.shape[-2], latents.shape[-1])
-            needed = memory.kept_bytes(self.layers, self.reader.layers[-1], size, rows, width)
-            self.learned.thrift.foresee(len(images), needed, there)
+            last = self.reader.layers[-1]
+            needed = memory.kept_bytes(self.layers, last, size, rows, width)
+            widened = width * weights_on_the_way(self.model, last, self.learned.thrift.recompute, in_8_bits=True)
+            self.learned.thrift.foresee(len(images), needed, max(0, there - widened))
 
     def _as_memory_allows(self, attempt: Callable[[], T], images: int) -> T:
         while True:

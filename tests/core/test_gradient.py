@@ -10,6 +10,7 @@ from tiny import tiny_unet
 from torch import Tensor, nn
 from toy import Runner, Toy, contexts, noise
 
+from lib_decouple.core import memory
 from lib_decouple.core.gradient import Learned, LossGradient, LossScale, NonFinite
 from lib_decouple.core.losses import LOSSES
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
@@ -305,6 +306,30 @@ class TestMemory:
         found = gradient_of(model, 3)(noise(3), [0, 1, 2], lambda x, images: run(Full.apply(x), images))
         assert run.calls == [[0, 1, 2], [0], [1], [2]]
         assert found.gradient.shape == (3, 4, 8, 8)
+
+    def test_foreseen_are_the_copies_of_weights_in_8_bits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They stay in the graph, whatever the host, until the gradient is taken."""
+
+        def chosen(there: int) -> bool:
+            source = gradient_of(model, layers=model.layers("coarse", "coarse2"))
+            monkeypatch.setattr(memory, "free", lambda device: there)
+            source.foresee(noise(1), [0])
+            return source.learned.thrift.recompute
+
+        model = Toy()
+        layers = model.layers("coarse", "coarse2")
+        activations = memory.kept_bytes(layers, layers[-1], (8, 8), 1, 4)
+        just_enough = int(activations / 0.8) + 1
+        assert not chosen(just_enough)
+        assert chosen(just_enough - 8)
+        weights = sum(one.numel() for one in model.parameters())
+        for one in model.parameters():
+            one.data = one.data.to(torch.float8_e4m3fn)
+        # Two bytes a number now, activations as well.
+        activations //= 2
+        just_enough = int(activations / 0.8) + 1
+        assert chosen(just_enough)
+        assert not chosen(just_enough + 2 * weights)
 
     @pytest.mark.parametrize(
         ("there", "one_at_a_time", "recompute"),
