@@ -171,9 +171,11 @@ def test_memory_stays_over_many_jobs(webui):
     rng = random.Random(0)
     kinds: Counter[str] = Counter()
     memory = []
-    for _ in range(number):
-        kinds[job(webui, rng, start)] += 1
+    for k in range(number):
+        kind = job(webui, rng, start)
+        kinds[kind] += 1
         memory.append(webui.inside(MEMORY))
+        print(k, kind, round(memory[-1] / 2**20, 1), "MB", flush=True)
     megabytes = [round(one / 2**20, 1) for one in memory]
     print(number, "jobs:", dict(kinds), "resident MB:", json.dumps(megabytes[:: max(1, number // 50)]))
     settled, last = (statistics.median(part) for part in (memory[SETTLED : 2 * SETTLED], memory[-SETTLED:]))

@@ -1,7 +1,7 @@
 """Memory ends at each stage of a guided step, in real WebUIs; see conftest.py and test_forge.py.
 
-The backends' own words are raised where they would be: inside the host's UNet, at the maps, at the loss, and in the
-backward pass.
+The backends' own words are raised where they would be: inside the host's UNet, at the maps, at the loss, in the
+backward pass, and in a block that is computed again for it.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ if STAGE in whole:
         return before(self, *args)
     setattr(owner, name, instead)
     kept["undo"].append(lambda: setattr(owner, name, before))
+elif STAGE == "again":
+    def computed_again(module, given):
+        if torch._C._current_graph_task_id() >= 0:  # within a backward pass
+            fail(given[0])
+    kept["undo"].append(unet.input_blocks[1][0].in_layers.register_forward_pre_hook(computed_again).remove)
 else:
     kept["undo"].append(unet.middle_block.register_forward_pre_hook(in_the_unet).remove)
 result = True
@@ -73,13 +78,13 @@ def webui(request):
     return request.getfixturevalue(request.param)
 
 
-def draw_where_memory_ends(webui, stage, times, one_row=False, **given):
+def draw_where_memory_ends(webui, stage, times, one_row=False, recompute=False, **given):
     """A guided picture, and how often memory ended and sufficed."""
     webui.draw(**SMALL)  # the hooks need a model that is loaded
     clean = webui.inside(HOOKS)
-    webui.inside(INJECT, STAGE=stage, ERROR=WORDS[stage], TIMES=times, ONE_ROW=one_row)
+    webui.inside(INJECT, STAGE=stage, ERROR=WORDS.get(stage, WORDS["forward"]), TIMES=times, ONE_ROW=one_row)
     try:
-        picture = webui.draw({"loss": "com"}, **SMALL, **given)
+        picture = webui.draw({"loss": "com", **({"recompute": True} if recompute else {})}, **SMALL, **given)
     finally:
         seen = webui.inside(HEAL)
     assert webui.inside(HOOKS) == clean
@@ -109,4 +114,23 @@ def test_a_batch_too_large_is_guided_one_image_at_a_time_for_the_rest_of_the_run
     assert picture.value("Decouple stood aside") is None
     assert seen["failed"] == 1
     apart = webui.draw({"loss": "com", "one_at_a_time": True}, **SMALL, batch_size=2)
+    assert picture.pixels == apart.pixels
+
+
+def test_where_it_ends_in_a_block_that_is_computed_again_the_host_s_picture_comes_with_the_reason(webui):
+    """There is nothing more frugal left, for one image."""
+    picture, seen = draw_where_memory_ends(webui, "again", 1, recompute=True)
+    assert seen == {"failed": 1, "passed": 0}
+    assert "out of memory" in picture.value("Decouple stood aside")
+    assert picture.pixels == webui.draw(**SMALL).pixels
+    after = webui.draw({"loss": "com", "recompute": True}, **SMALL)
+    assert after.pixels == webui.draw({"loss": "com"}, **SMALL).pixels != picture.pixels
+
+
+def test_a_batch_too_large_to_be_computed_again_is_guided_one_image_at_a_time(webui):
+    picture, seen = draw_where_memory_ends(webui, "again", 0, one_row=True, recompute=True, batch_size=2)
+    assert picture.value("Decouple stood aside") is None
+    assert seen["failed"] == 1
+    assert seen["passed"] >= 2
+    apart = webui.draw({"loss": "com", "one_at_a_time": True, "recompute": True}, **SMALL, batch_size=2)
     assert picture.pixels == apart.pixels
