@@ -73,10 +73,10 @@ class Settings:
     loss: str = _setting(
         AUTO,
         "Loss",
-        "What guidance lowers, in the entities' attention maps. com: how near their centres are; iou: the area they "
-        "share; kl: how alike they are; cc: the attention that a pixel's weaker entities hold; intensity: how little "
-        "the weakest entity gets; spread: how far each scatters. Or a sum that you type, such as "
-        "iou + 0.5*intensity. auto: the loaded model's.",
+        "What is lowered, of the entities' attention maps: com, how near their centres are; iou, the "
+        "area they share; kl, how alike they are; cc, what a pixel's weaker entities hold; intensity, "
+        "how little the weakest gets; spread, how far each scatters. A sum can be typed, such as iou "
+        "+ 0.5*intensity; auto is the loaded model's.",
         "Decouple loss",
         offered=(AUTO, *LOSSES, "intensity + 0.3*com"),
     )
@@ -92,8 +92,8 @@ class Settings:
     rule: str = _setting(
         AUTO,
         "Step rule",
-        "What the step size measures. relative: a share of the latents' norm; attend-excite: a multiple of the "
-        "gradient, as in Attend-and-Excite; auto: the loaded model's.",
+        "What the step size is: relative, a share of the latents' norm; attend-excite, a multiple of "
+        "the gradient. auto is the loaded model's.",
         "Decouple rule",
         choices=(AUTO, "relative", "attend-excite"),
         group="update",
@@ -101,9 +101,9 @@ class Settings:
     size: float = _setting(
         0.0,
         "Step size",
-        "How far all guided steps together move the latents (the noisy picture), as a share of their norm (their "
-        "length as a vector); 0.05 to 0.5 is usual, 0 means the loaded model's. With the step rule attend-excite: "
-        "its factor, 20 in that method.",
+        "How far all guided steps together move the latents (the noisy picture), as a share of their "
+        "norm (their length as a vector); 0.05 to 0.5 is usual, 0 the loaded model's. With "
+        "attend-excite its factor, 20 in that method.",
         "Decouple size",
         low=0.0, high=10000.0,
     )  # fmt: skip
@@ -144,9 +144,10 @@ class Settings:
         low=1, high=100, group="update",
     )  # fmt: skip
     stop: str = _setting(
-        AUTO, "Stop when decoupled", "on: leave an image alone at steps where its loss is at most “Decoupled at loss”; "
-        "presence: leave it alone once its entities are probably all there, and move only those that are not, for a "
-        "checkpoint of which that was learned; auto: the loaded model's, with its own threshold.",
+        AUTO, "Stop when decoupled",
+        "An image is left alone: on, while its loss is at most “Decoupled at loss”; presence, once "
+        "its entities are probably there (only those that are not move), for a checkpoint of which "
+        "that was learned. auto is the loaded model's.",
         "Decouple stop", choices=(*SWITCH, PRESENCE), group="steps",
     )  # fmt: skip
     stop_below: float = _setting(
@@ -172,8 +173,8 @@ class Settings:
     )
     recompute: str = _setting(
         AUTO, "Save memory",
-        "Blocks of the model are computed twice instead of kept: much less memory, more time, the same picture; auto "
-        "does so where the free memory does not suffice.",
+        "Blocks of the model are computed twice instead of kept: much less memory, more time, the "
+        "same picture. auto does so where free memory is short.",
         "Decouple recompute", choices=SWITCH, group="memory",
     )  # fmt: skip
     skip_missing: bool = _setting(
@@ -194,10 +195,9 @@ class Settings:
     look: str = _setting(
         "tell",
         "Look",
-        "tell: which entity is there and which is probably missing, read off the attention of the sampler's own passes "
-        "while the picture is drawn; it changes no picture and costs no pass. choose: before each picture of txt2img "
-        "its seed and some others are drafted in a few coarse steps, and the one is drawn whose weakest entity is "
-        "surest; the picture's seed is then that one. off: nothing is told.",
+        "tell: says which entity is there and which probably missing, without changing a picture or "
+        "costing a pass. choose: before each picture of txt2img a few seeds are drafted in coarse "
+        "steps, and the one is drawn whose weakest entity is surest.",
         "Decouple look",
         choices=("off", "tell", "choose"),
         group="told",
@@ -210,9 +210,9 @@ class Settings:
     gradient: str = _setting(
         "exact",
         "Gradient",
-        "exact: each guided step takes its own, with a pass of its own. late: it is taken off the sampler's own pass, "
-        "and moves the next step: no more passes. Where that can't be it is exact all the same: at refined steps, at "
-        "the last step of all, with four guided steps or fewer, where memory is saved or an attention has no backward.",
+        "exact: each guided step has a pass of its own. late: the sampler's own pass gives it and the "
+        "next step is moved, with no more passes; where that can't be, as with four guided steps or "
+        "fewer, it is exact.",
         "Decouple gradient",
         choices=("exact", "late"),
         group="update",
