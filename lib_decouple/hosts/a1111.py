@@ -13,6 +13,7 @@ from ..core.differentiable import WeightsAsUsed
 from ..core.gradient import Pass, rows
 from ..core.host_pass import ConditionalRows, RowsInOrder
 from ..prompt.align import Piece
+from ..settings import Settings
 from . import sampling
 from .denoisers import cross_attention_layers
 from .reasons import Unsupported
@@ -30,6 +31,11 @@ class SamplingPass(sampling.SamplingPass):
 
     _in_8_bits = False
     """Has a weight of the UNet 8 bits? Looked up once a pass, not at each of its blocks."""
+
+    def __init__(self, p: Any, settings: Settings, looking: sampling.Looking | None = None) -> None:
+        super().__init__(p, settings, looking)
+        thrift = self._learned.thrift
+        thrift.recompute = thrift.recompute or (thrift.may_recompute and _sends_blocks_away(self.unet()))
 
     def unet(self) -> nn.Module:
         """``ldm``'s or ``sgm``'s UNet."""
@@ -91,6 +97,11 @@ class SamplingPass(sampling.SamplingPass):
     def conditional_pass(self, denoiser: Any, sigma: Tensor, given: dict[str, Any]) -> Pass:
         """The host's denoiser on the conditional rows alone, with the conds of this step."""
         _refuse_reference(self.unet())
+        if _sends_blocks_away(self.unet()) and not self._learned.thrift.recompute:
+            raise Unsupported(
+                "--lowvram sends the model's blocks away before a gradient is taken through them; set “Save memory” to "
+                "auto or on, which brings them back, or start the WebUI with --medvram"
+            )
         conds, tensor = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)
         image_cond = given["image_cond"]
 
@@ -111,6 +122,13 @@ class SamplingPass(sampling.SamplingPass):
             return denoiser.inner_model(rows(latents, own), rows(sigma, image), cond={**text, **extra})
 
         return run
+
+
+def _sends_blocks_away(unet: nn.Module) -> bool:
+    """Is but one of the blocks on the device at a time (``--lowvram``)? A gradient finds them again only where they
+    are computed again, by which the host's hook brings each back."""
+    hooks = (hook for block in unet.modules() if block is not unet for hook in block._forward_pre_hooks.values())
+    return any(getattr(hook, "__name__", "") == "send_me_to_gpu" for hook in hooks)
 
 
 def _refuse_reference(unet: nn.Module) -> None:

@@ -666,3 +666,27 @@ def test_a_late_gradient_under_a_mask_moves_inside_alone(forge, shared):
     assert (sampling.stood_aside, sampling.exact_since) == ("", "")
     assert torch.equal(plain[..., :4], found[..., :4])
     assert not torch.equal(plain[..., 4:], found[..., 4:])
+
+
+def test_a_wrapper_that_wants_no_gradients_and_catches_every_exception(monkeypatch, forge, shared, unet, gradients):
+    """As extensions put them around Forge's UNet; some then move its weights."""
+    expected, _, _ = drawn(forge, shared, ["a cat and a dog"], SMOOTH)
+    kind, caught = type(unet), []
+    forward = kind.forward
+
+    def wrapped(self, *args, **kwargs):
+        try:
+            with torch.no_grad():
+                return forward(self, *args, **kwargs)
+        except Exception as error:
+            caught.append(error)
+            raise
+
+    monkeypatch.setattr(kind, "forward", wrapped)
+    image, job, sampling = drawn(forge, shared, ["a cat and a dog"], SMOOTH)
+    assert not sampling.stood_aside
+    assert caught == []
+    assert torch.equal(image, expected)
+    assert len(gradients) == 4
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(gradients[:2], gradients[2:]))
+    assert untouched(job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,9 +58,10 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return found
 
 
-def drawn(shared: Any, guided: bool = True) -> tuple[Tensor, Any]:
+def drawn(shared: Any, guided: bool = True, **more: Any) -> tuple[Tensor, Any]:
     job = stand_in.Job(shared, [PROMPT])
-    sampling = importlib.import_module("lib_decouple.hosts.a1111").SamplingPass(job, SETTINGS)
+    settings = replace(SETTINGS, **more)
+    sampling = importlib.import_module("lib_decouple.hosts.a1111").SamplingPass(job, settings)
     if guided:
         sampling.attach()
     return job.sample(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5)) * 14), sampling
@@ -234,3 +236,56 @@ def test_under_the_host_s_autocast_the_gradient_keeps_its_direction(
         _, sampling = drawn(shared)
     assert not sampling.stood_aside
     assert angle(gradients[0], expected[1][0]) > (0.995 if dtype == torch.float16 else 0.98)
+
+
+def sent_where_they_are_needed(unet: Any) -> Any:
+    """The host's ``--lowvram``: one block at a time is on the device, for which its dtype stands here, as a module
+    refuses what is of another; gives what takes the hooks off."""
+    blocks = [unet.time_embed, *unet.input_blocks, unet.middle_block, *unet.output_blocks, unet.out]
+    here: list[torch.nn.Module] = []
+
+    def send_me_to_gpu(module: torch.nn.Module, given: Any) -> None:
+        if here != [module]:
+            for other in here:
+                other.double()
+            here[:] = [module.float()]
+
+    hooks = [block.register_forward_pre_hook(send_me_to_gpu) for block in blocks]
+    for block in blocks:
+        block.double()
+
+    def off() -> None:
+        for hook in hooks:
+            hook.remove()
+        for block in blocks:
+            block.float()
+
+    return off
+
+
+@pytest.mark.parametrize("recompute", ["auto", "on"])
+def test_blocks_that_are_sent_away_before_the_gradient_is_taken(
+    shared: Any, unet: Any, gradients: Any, expected: Any, recompute: str
+) -> None:
+    off = sent_where_they_are_needed(unet)
+    try:
+        with pytest.raises(RuntimeError, match="should be the same"):
+            unet.input_blocks[0][0](torch.zeros(1, 4, 8, 8))  # it is away, and no hook of its own brings it
+        image, sampling = drawn(shared, recompute=recompute)
+    finally:
+        off()
+    assert not sampling.stood_aside
+    assert [angle(found, own) for found, own in zip(gradients, expected[1])] == pytest.approx([1, 1], abs=1e-6)
+    torch.testing.assert_close(image, expected[0], rtol=0, atol=1e-4)
+
+
+def test_where_nothing_may_be_computed_again_lowvram_is_named(shared: Any, unet: Any) -> None:
+    plain, _ = drawn(shared, guided=False)
+    off = sent_where_they_are_needed(unet)
+    try:
+        image, sampling = drawn(shared, recompute="off")
+    finally:
+        off()
+    assert "--lowvram" in sampling.stood_aside
+    assert "Save memory" in sampling.stood_aside
+    assert torch.equal(image, plain)
