@@ -6,45 +6,36 @@ import re
 from typing import Any
 
 import pytest
+from PIL import ImageChops
 
 from lib_decouple.hosts.seeds import seeds_to_draft
-from tests.hosts.conftest import Host, Picture
+from tests.hosts.conftest import Host, Picture, encoded
 
 NO_GUIDANCE = {"start": 30, "steps": 40}
 """More steps are passed over than the sampler makes."""
 CHOOSE = {**NO_GUIDANCE, "look": "choose"}
-CALLS = """
-from modules import shared
-import torch
-model = shared.sd_model
-whole = model.forge_objects.unet.model if hasattr(model, "forge_objects") else model.model
-calls = shared.decouple_calls = []
-shared.decouple_hook = whole.diffusion_model.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
-result = None
-"""
-CALLS_OFF = """
-from modules import shared
-shared.decouple_hook.remove()
-result = shared.decouple_calls
-"""
-FAILING = """
+INSTEAD = """
 import sys
 from modules import shared
 drafting = sys.modules["lib_decouple.hosts.drafting"]
 shared.decouple_draft = drafting.draft
-def fails(denoise, x, *given):
+def instead(denoise, x, *given):
     if len(x) > most:
         raise MemoryError("out of memory")
+    if stop:
+        setattr(shared.state, stop, True)
     return shared.decouple_draft(denoise, x, *given)
-drafting.draft = fails
+drafting.draft = instead
 result = None
 """
-FAILING_OFF = """
+AS_BEFORE = """
 import sys
 from modules import shared
 sys.modules["lib_decouple.hosts.drafting"].draft = shared.decouple_draft
 result = None
 """
+SMALL = {"width": 64, "height": 64, "steps": 4}
+MANY = 99
 
 
 @pytest.fixture(params=["host", "forge"])
@@ -91,3 +82,82 @@ def test_the_seed_that_is_told_draws_the_same_picture_without_us(webui, more):
     weakest = {draft["seed"]: min(draft["scores"].values()) for draft in choice["drafts"]}
     assert list(weakest) == seeds_to_draft(asked, 6)
     assert weakest[drawn] == max(weakest.values()) > weakest[asked]
+
+
+def chosen(webui: Host, **more: Any) -> tuple[int, Picture]:
+    """A seed that is not the best of its drafts, with the picture."""
+    asked = settled(webui, 40, **more)
+    return asked, webui.draw({**CHOOSE, "drafts": 6}, seed=asked, **more)
+
+
+def test_hires_fix_goes_on_with_the_same_seed(webui):
+    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": webui.upscaler, "denoising_strength": 0.7}
+    if webui.name == "forge":
+        hires["hr_additional_modules"] = ["Use same choices"]
+    asked, picture = chosen(webui, **SMALL, **hires)
+    assert picture.value("Decouple asked seed") == str(asked)
+    assert picture.pixels == webui.draw(seed=seeds(picture)[0], **SMALL, **hires).pixels
+
+
+def test_of_a_variation_its_own_seed_is_chosen(webui):
+    more = {"subseed": 70, "subseed_strength": 0.6, **SMALL}
+    picture = webui.draw({**CHOOSE, "drafts": 8}, seed=40, **more)
+    assert seeds(picture) == [40]
+    assert (picture.value("Decouple asked seed"), picture.value("Decouple asked variation seed")) == (None, "70")
+    drawn = int(str(picture.value("Variation seed")))
+    assert drawn in seeds_to_draft(70, 8)
+    assert picture.pixels == webui.draw(seed=40, **{**more, "subseed": drawn}).pixels
+
+
+def test_each_image_of_several_batches_has_a_seed_of_its_own(webui):
+    picture = webui.draw({**CHOOSE, "drafts": 3}, seed=40, n_iter=2, batch_size=2, **SMALL)
+    first = len(picture.images) - 4  # behind a grid
+    drawn = seeds(picture)[-4:]
+    assert len(set(drawn)) == 4
+    for k, seed in enumerate(drawn):
+        assert picture.value("Decouple asked seed", first + k) == str(40 + k)
+        assert seed in seeds_to_draft(40 + k, 3)
+        own, alone = picture.images[first + k].convert("RGB"), webui.draw(seed=seed, **SMALL).images[0].convert("RGB")
+        assert max(high for _, high in ImageChops.difference(own, alone).getextrema()) <= 1  # a batch rounds otherwise
+
+
+def test_out_of_memory_in_a_draft_draws_the_seed_that_was_asked_for_and_says_so(webui):
+    asked = settled(webui, 40, **SMALL)
+    webui.inside(INSTEAD, most=0, stop="")
+    try:
+        failed = webui.draw({**CHOOSE, "drafts": 6}, seed=asked, **SMALL)
+    finally:
+        webui.inside(AS_BEFORE)
+    assert seeds(failed) == [asked]
+    assert "out of memory" in str(failed.value("Decouple no drafts"))
+    assert failed.value("Decouple asked seed") is None
+    assert failed.pixels == webui.draw(seed=asked, **SMALL).pixels
+    webui.inside(INSTEAD, most=2, stop="")
+    try:
+        fewer = webui.draw({**CHOOSE, "drafts": 6}, seed=asked, **SMALL)
+    finally:
+        webui.inside(AS_BEFORE)
+    assert (fewer.value("Decouple no drafts"), fewer.value("Decouple asked seed")) == (None, str(asked))
+    assert seeds(fewer)[0] in seeds_to_draft(asked, 6)
+
+
+@pytest.mark.parametrize("how", ["interrupted", "skipped"])
+def test_a_job_that_is_stopped_within_its_drafts_ends_and_leaves_nothing_behind(webui, how):
+    expected = webui.draw({**CHOOSE, "drafts": 3}, seed=40, **SMALL)
+    webui.inside(INSTEAD, most=MANY, stop=how)
+    try:
+        stopped = webui.draw({**CHOOSE, "drafts": 3}, seed=40, **SMALL)
+    finally:
+        webui.inside(AS_BEFORE)
+    assert seeds(stopped) == [40]
+    assert stopped.value("Decouple asked seed") is None
+    again = webui.draw({**CHOOSE, "drafts": 3}, seed=40, **SMALL)
+    assert (again.pixels, seeds(again)) == (expected.pixels, seeds(expected))
+
+
+def test_img2img_is_refused_with_a_sentence(webui):
+    first = webui.draw(**SMALL)
+    more = {"init_images": [encoded(first.images[0])], "denoising_strength": 0.6, **SMALL}
+    picture = webui.draw(CHOOSE, seed=40, **more)
+    assert seeds(picture) == [40]
+    assert "txt2img" in str(picture.value("Decouple no drafts"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lib_decouple.core import presence
 from lib_decouple.core.maps import ImagePlan, MapReader
+from lib_decouple.hosts import diffusers_drafts
 from lib_decouple.hosts.base import Level, choose_layers, make_guide
 from lib_decouple.hosts.diffusers import (
     _encoded,
@@ -24,12 +25,14 @@ from lib_decouple.hosts.diffusers import (
     pieces,
     plan_image,
 )
+from lib_decouple.hosts.seeds import seeds_to_draft
 from lib_decouple.prompt.align import EntityNotFound
 from lib_decouple.settings import Settings
 
 PROMPTS = ["a cat and a dog", "a red circle beside a blue porcupine", "a frog"]
 ENTITIES = [["cat", "dog"], ["circle", "porcupine"], []]
 ON = Settings(enabled=True, loss="com", steps=2, size=0.3)
+OFF = Settings()
 
 
 def use(pipe: Any, name: str) -> None:
@@ -553,3 +556,55 @@ class TestDoubts:
         assert len(told) == 1
         assert told[0].startswith("The gradient does not fit what the loss does")
         assert "at step 1" in told[0]
+
+
+CHOOSE = Settings(enabled=True, loss="com", start=5, steps=6, look="choose", drafts=3)
+"""Guidance passes over more steps than the sampler makes."""
+
+
+class TestChoose:
+    @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
+    def test_the_drawn_seeds_give_the_same_pictures_without_drafts(self, sd1: Any, name: str) -> None:
+        use(sd1, name)
+        picture = draw(sd1, CHOOSE, 3)
+        assert [one and one.asked for one in picture.choices] == [7, 8, None]  # the third prompt names nothing
+        for choice in picture.choices[:2]:
+            assert list(choice.scores) == seeds_to_draft(choice.asked, 3)
+            weakest = {seed: min(own.values()) for seed, own in choice.scores.items()}
+            assert weakest[choice.drawn] == max(weakest.values())
+        seeds = [one.drawn if one else 9 for one in picture.choices]
+        use(sd1, name)
+        assert torch.equal(torch.stack(list(picture.images)), torch.stack(list(draw(sd1, OFF, 3, seeds=seeds).images)))
+
+    @pytest.mark.parametrize("scale", [1.0, 5.0])
+    @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+    def test_a_draft_along_the_run_s_own_levels_is_the_run(
+        self, sd1: Any, monkeypatch: Any, prediction: str, scale: float
+    ) -> None:
+        use(sd1, "DDIMScheduler")
+        sd1.scheduler.register_to_config(prediction_type=prediction)
+        sd1.scheduler.set_timesteps(4)
+        kept = sd1.scheduler.alphas_cumprod[sd1.scheduler.timesteps]
+        levels = ((1 - kept) / kept).sqrt().tolist()
+        monkeypatch.setattr(diffusers_drafts, "levels", lambda first: [first, *levels[1:]])
+        seen: list[Any] = []
+        monkeypatch.setattr(diffusers_drafts, "best", lambda drafts: seen.append(list(drafts)) or 0)
+        run = draw(sd1, CHOOSE, 2, guidance_scale=scale)
+        for drafts, whole in zip(seen, run.images):
+            assert torch.allclose(drafts[0].x0, whole, atol=2e-3 * float(whole.abs().max()))
+            assert not torch.allclose(drafts[1].x0, whole, atol=1e-1 * float(whole.abs().max()))
+
+    def test_a_failure_draws_the_seeds_that_were_asked_for_and_says_so(self, sd1: Any, monkeypatch: Any) -> None:
+        def fail(*given: Any) -> None:
+            raise MemoryError("out of memory")
+
+        plain = draw(sd1, OFF, 2)
+        monkeypatch.setattr(diffusers_drafts, "draft", fail)
+        picture = draw(sd1, CHOOSE, 2)
+        assert torch.equal(torch.stack(list(picture.images)), torch.stack(list(plain.images)))
+        assert picture.choices == [None] * 2
+        assert "out of memory" in picture.no_drafts
+
+    def test_one_that_only_looks_on_draws_the_seeds_that_were_asked_for(self, sd1: Any) -> None:
+        assert draw(sd1, CHOOSE, 2, observe=True).choices == [None] * 2
+        assert draw(sd1, replace(CHOOSE, look="tell"), 2).choices == [None] * 2

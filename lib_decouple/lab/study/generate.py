@@ -21,6 +21,7 @@ from ...hosts import reasons
 from ...hosts.checkpoints import open_pipeline
 from ...hosts.diffusers import Picture, generate, plan_image
 from ...hosts.family import profile_of
+from ...hosts.seeds import Choice
 from ...profiles import closed
 from ...prompt.relations import choose
 from ...settings import Settings, specs
@@ -88,6 +89,8 @@ class Pair:
     decoupled: np.ndarray
     before: ImageTrace
     after: ImageTrace
+    choice: Choice | None = None
+    """Which seed's noise was decoupled instead, where drafts chose."""
 
 
 def settings_from(arguments: argparse.Namespace, entities: Sequence[str]) -> Settings:
@@ -224,6 +227,9 @@ def run(arguments: argparse.Namespace) -> int:
     said = " ".join(filter(None, (nothing, sentence(pairs, entities, truth))))
     with whole_folder(target, arguments.overwrite) as folder:
         write(folder, pairs, entities, prompt, settings, said)
+    for pair in pairs:
+        if pair.choice:
+            print(f"Seed {pair.seed}: {pair.choice.words()}")
     for reason in () if nothing else asides:
         print(f"decoupling stood aside {reason}; the image was finished plain")
     print(f"{said}\n{target / 'compare.png'}")
@@ -250,10 +256,11 @@ def draw_pairs(draw: Callable[..., Picture], seeds: Sequence[int], batch: int) -
             print(f"out of memory; going on with {batch} at once")
             continue
         asides += [ours.stood_aside] if ours.stood_aside else []
+        if ours.no_drafts:
+            print(f"no drafts, the seeds asked for were drawn: {ours.no_drafts}")
         for i, seed in enumerate(chosen):
-            pairs.append(
-                Pair(seed, np.asarray(plain.images[i]), np.asarray(ours.images[i]), plain.traces[i], ours.traces[i])
-            )
+            both = np.asarray(plain.images[i]), np.asarray(ours.images[i])
+            pairs.append(Pair(seed, *both, plain.traces[i], ours.traces[i], ours.choices[i]))
         at += len(chosen)
     return pairs, asides
 
@@ -271,7 +278,15 @@ def write(
         "prompt": prompt,
         "settings": settings.as_dict(),
         "sentence": said,
-        "images": [{"seed": p.seed, "plain": p.before.as_dict(), "decoupled": p.after.as_dict()} for p in pairs],
+        "images": [
+            {
+                "seed": p.seed,
+                "plain": p.before.as_dict(),
+                "decoupled": p.after.as_dict(),
+                "choice": p.choice and p.choice.as_dict(),
+            }
+            for p in pairs
+        ],
     }
     (folder / "trace.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     figure(folder / "compare.png", pairs, entities, prompt, said)
@@ -297,6 +312,8 @@ def figure(path: Path, pairs: Sequence[Pair], entities: Sequence[str], prompt: s
             axes[2 * row, column].imshow(image)
             axes[2 * row + 1, column].imshow(_overlay(image, trace))
         axes[0, column].set_title(f"seed {pair.seed}", fontsize=10)
+        if pair.choice and pair.choice.drawn != pair.seed:
+            axes[2, column].set_title(f"seed {pair.choice.drawn}", fontsize=10)
     for row, name in enumerate(rows):
         axes[row, 0].set_ylabel(name, fontsize=10)
     for axis in axes.flat:
