@@ -76,11 +76,12 @@ class ChoosingSampler:
             found = [made[image] for made in drafts.made]
             scores = {seed: one.scores for seed, one in zip(own, found)}
             choices.append(Choice(own[0], own[best(found)], scores, self.variation) if found[0].scores else None)
-        self.sampling.choices = choices
         drawn = [one.drawn if one else seed for one, seed in zip(choices, asked)]
-        p.rng = self._noise(drawn)
+        made = self._noise(drawn)
+        noise = made.next()
         self._take(drawn)
-        return p.rng.next()
+        p.rng, self.sampling.choices = made, choices
+        return noise
 
     def _seeds(self) -> list[int]:
         """The batch's, of which others are drafted."""
@@ -121,7 +122,8 @@ class Drafts:
     def in_the_place_of_sampling(self, sampler: Any) -> Iterator[None]:
         """Inside, what ``sampler`` samples are the drafts, and what the host notes down of that is forgotten after."""
         p, state, func = self.sampling.p, shared.state, sampler.func
-        noted, refiner, told = dict(p.extra_generation_params), p.refiner_checkpoint_info, state.textinfo
+        noted, told = dict(p.extra_generation_params), state.textinfo
+        refiner = p.refiner_checkpoint_info, p.refiner_switch_at
 
         def in_its_place(denoiser: Any, x: Tensor, *_: Any, **given: Any) -> Tensor:
             try:
@@ -131,12 +133,14 @@ class Drafts:
             return x
 
         sampler.func = functools.update_wrapper(in_its_place, func)
-        p.refiner_checkpoint_info = None  # a draft that switched would leave the run with the second model
+        # A draft that switched would leave the run with the second model; Neo looks at where to switch alone.
+        p.refiner_checkpoint_info = p.refiner_switch_at = None
         state.textinfo = "Attention Decoupling: drafts"
         try:
             yield
         finally:
-            sampler.func, p.refiner_checkpoint_info, state.textinfo = func, refiner, told
+            sampler.func, state.textinfo = func, told
+            p.refiner_checkpoint_info, p.refiner_switch_at = refiner
             p.extra_generation_params.clear()
             p.extra_generation_params.update(noted)
 

@@ -4,6 +4,7 @@ residuals added in place, uncond rows first, ``AND`` parts reversed, sampling on
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import sys
 from types import MethodType, SimpleNamespace
@@ -229,7 +230,7 @@ class Job(host.Job):
                 "cond": self.cond, "uncond": uncond, "cond_scale": self.cfg, "s_min_uncond": 0,
                 "image_cond": x.new_zeros(len(x), 5, 1, 1),
             }  # fmt: skip
-            if self.sampler.func is ddim or getattr(self.sampler.func, "__wrapped__", None) is ddim:
+            if inspect.unwrap(self.sampler.func) is ddim:
                 where = {"timesteps": torch.linspace(1, 999, self.steps + 1).long()}
                 x = x / 14
             else:

@@ -83,7 +83,8 @@ def job_of(webui, prompts, seeds, subseed_strength=0.0, **given):
     job = webui.job(prompts, **given)
     job.sampler = Sampler(job)
     job.n_iter, job.batch_size, job.scripts, job.script_args = 1, len(prompts), None, ()
-    job.refiner_checkpoint_info, job.extra_generation_params = None, {"Ours": "kept"}
+    job.refiner_checkpoint_info, job.refiner_switch_at = None, None
+    job.extra_generation_params = {"Ours": "kept"}
     job.subseed_strength, job.seeds, job.all_seeds = subseed_strength, list(seeds), [*seeds]
     job.subseeds, job.all_subseeds = [50 + k for k in range(len(seeds))], [50 + k for k in range(len(seeds))]
     job.rng = sys.modules["modules.rng"].ImageRNG((4, 8, 8), job.seeds, job.subseeds, subseed_strength)
@@ -371,15 +372,14 @@ def test_the_refiner_does_not_switch_within_a_draft(webui):
     seen = []
 
     def watch(job):
-        job.refiner_checkpoint_info = "another"
+        job.refiner_checkpoint_info, job.refiner_switch_at = "another", 0.2
         forward = job.denoiser.forward
 
         def seeing(*given, **more):
-            seen.append(job.refiner_checkpoint_info)
+            seen.append((job.refiner_checkpoint_info, job.refiner_switch_at))
             return forward(*given, **more)
 
         job.denoiser.forward = seeing
 
-    _, job, _ = drawn(webui, prepare=watch)
-    assert seen == [None] * 4 + ["another"] * 8
-    assert job.refiner_checkpoint_info == "another"
+    drawn(webui, prepare=watch)
+    assert seen == [(None, None)] * 4 + [("another", 0.2)] * 8

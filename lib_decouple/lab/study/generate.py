@@ -162,6 +162,7 @@ def sentence(pairs: Sequence[Pair], entities: Sequence[str], truth: bool) -> str
     overlaps = [
         (p.before.steps[i].before.mean_iou(), p.after.steps[i].before.mean_iou())
         for p in pairs
+        if p.choice is None or p.choice.drawn == p.seed  # maps of two noises are no effect of guidance
         for i in [min(len(p.before.steps), len(p.after.steps)) - 1]
         if i >= 0
     ]
