@@ -212,9 +212,9 @@ class Settings:
         "Gradient",
         "exact: each guided step has a pass of its own. late: the sampler's own pass gives it and the "
         "next step is moved, with no more passes; where that can't be, as with four guided steps or "
-        "fewer, it is exact.",
+        "fewer, it is exact; none: nothing is moved, only “Look” acts.",
         "Decouple gradient",
-        choices=("exact", "late"),
+        choices=("exact", "late", "none"),
         group="update",
     )
 

@@ -227,7 +227,7 @@ def generate(
             guide,
             Looking(doubts=doubts),
             looks=lambda *_: observe or watch,
-            moves=settings.enabled and not observe,
+            moves=settings.enabled and settings.gradient != "none" and not observe,
             observers=Observers([tracer]),
         )
     encoded = _encoded(pipe, prompts, negative_prompt)

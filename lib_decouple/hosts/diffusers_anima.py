@@ -106,8 +106,12 @@ class GuideStep(ModularPipelineBlocks):
         if not self.settings.enabled:
             return None
         settings = closed(self.settings, anima.PROFILE, block_state.num_inference_steps)
-        if settings.gradient == "late":
-            raise ValueError("gradient: 'late' is not allowed in this pipeline, whose own pass is not seen; exact")
+        if settings.gradient != "exact":
+            raise ValueError(
+                f"gradient: {settings.gradient!r} is not allowed in this pipeline, whose own pass is not seen; exact"
+            )
+        if settings.look == "choose":
+            raise ValueError("look: 'choose' is not allowed in this pipeline, which draws the seed that it is given")
         prompts = [block_state.prompt] if isinstance(block_state.prompt, str) else list(block_state.prompt)
         each = len(block_state.latents) // len(prompts)
         plans = [self._plan(components, prompt) for prompt in prompts for _ in range(each)]

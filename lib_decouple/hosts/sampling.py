@@ -193,6 +193,7 @@ class SamplingPass:
         )
         self._learned = Learned(thrift(self.settings))
         self._by_presence = self.settings.stop == PRESENCE
+        self._moves = self.settings.gradient != "none"
         self._session: Session | None = None
         self._schedules: list[list[tuple[int, str]]] = []
         self._planned: tuple[object, ...] = ()
@@ -210,7 +211,7 @@ class SamplingPass:
         sampler = self.p.sampler
         if isinstance(sampler.func, GuidedSampler):
             self.replaces, sampler.func = sampler.func.sampling, sampler.func.sample
-        if x is not None:
+        if x is not None and self._moves:
             try:
                 cross_attention_layers(self.unet())
                 self.reserve(x)
@@ -237,6 +238,10 @@ class SamplingPass:
     def guiding(self, sample: Any, denoiser: Any, given: dict[str, Any]) -> Iterator[bool]:
         """Inside, ``denoiser`` is guided while the sampler's function ``sample``, given what it is given, calls it;
         gives whether it is."""
+        if not self._moves:
+            with self._hooked(denoiser, {}, False) if self.teller.waiting else nullcontext():
+                yield False
+            return
         try:
             name = getattr(sample, "__name__", str(sample))
             calls = main_calls(name, _schedule_length(name, denoiser, given))
@@ -317,7 +322,11 @@ class SamplingPass:
     def _due(self, step: int, total: int) -> bool:
         """Is there anything to do at this step?"""
         waiting = bool(self._session and self._session.waiting)
-        return not self.stood_aside and (waiting or self._schedule.guided(step, total) or self._look_due(step, total))
+        return (
+            not self.stood_aside
+            and self._moves
+            and (waiting or self._schedule.guided(step, total) or self._look_due(step, total))
+        )
 
     def _look_due(self, step: int, total: int) -> bool:
         """Is this step to be looked at, though it moves nothing? The first behind the last guided one is, and that at

@@ -34,6 +34,8 @@ def warnings(
     except ValueError as error:
         return [str(error)]
     settings = profiles.closed(asked, profile, steps)
+    if settings.gradient == "none":
+        return []
     found = [reasons.too_few(names, settings.loss, left_out)]
     if steps:
         found.append(reasons.no_guided_step(Schedule(settings.steps, settings.every, settings.start), steps))

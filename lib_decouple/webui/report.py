@@ -119,6 +119,8 @@ class Run:
 
     def _label(self, own: Sequence[Pass], iteration: int, position: int) -> str:
         aside = self.result(STOOD_ASIDE, iteration, position)
+        if self.settings.gradient == "none":
+            return "not guided"
         if not any(was_guided(one, position) for one in own):
             return "not decoupled: stood aside"
         if not any(record.update_norm > 0 for one in own for record in one.traces[position].steps):
@@ -131,6 +133,8 @@ class Run:
             return self.problem
         if iteration in self.drawn and not own:
             return self.unreached
+        if self.settings.gradient == "none":
+            return ""
         reasons = [(one.hires, reason_of(one, position, iteration in self.drawn)) for one in own]
         return "; ".join(dict.fromkeys(("hires: " if hires else "") + text for hires, text in reasons if text))
 
@@ -209,7 +213,8 @@ class Run:
         if reason := self.result(STOOD_ASIDE, *image):
             parts.append(f"stood aside: {reason}")
         parts += dict.fromkeys(one.exact_since for one in self.passes if one.iteration == image[0] and one.exact_since)
-        return "; ".join(parts) or "not drawn to its end"
+        nothing = "not drawn to its end" if self.settings.gradient != "none" else "not guided, as “Gradient” is none"
+        return "; ".join(parts) or nothing
 
     def _moved(self, moved: str) -> str:
         """:func:`effect.moved` in words."""

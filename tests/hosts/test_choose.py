@@ -11,9 +11,7 @@ from PIL import ImageChops
 from lib_decouple.hosts.seeds import seeds_to_draft
 from tests.hosts.conftest import Host, Picture, encoded
 
-NO_GUIDANCE = {"start": 30, "steps": 40}
-"""More steps are passed over than the sampler makes."""
-CHOOSE = {**NO_GUIDANCE, "look": "choose"}
+CHOOSE = {"gradient": "none", "look": "choose"}
 INSTEAD = """
 import sys
 from modules import shared
@@ -74,6 +72,7 @@ def test_the_seed_that_is_told_draws_the_same_picture_without_us(webui, more):
     assert drawn in seeds_to_draft(asked, 6)[1:]
     assert picture.value("Decouple asked seed") == str(asked)
     assert picture.value("Decouple no drafts") is None
+    assert picture.value("Decouple stood aside") is None
     assert picture.pixels == webui.draw(seed=drawn, **more).pixels
     assert picture.pixels != webui.draw(seed=asked, **more).pixels
     (one,) = webui.get("/decouple/v1/trace/last")["images"]

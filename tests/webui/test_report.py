@@ -187,6 +187,17 @@ def test_which_seed_was_drawn_is_told_of_each_image():
     assert found.lines()[0].startswith("Image 1: no drafts: out of memory; cat, dog: ")
 
 
+def test_where_nothing_was_to_be_moved_nothing_stood_aside():
+    still = Pass([trace(), trace()], ["", ""])
+    still.choices = [Choice(3, 1_000_006, {3: {"cat": 0.2}, 1_000_006: {"cat": 0.9}}), None]
+    found = Run(Settings(enabled=True, gradient="none"), [still], drawn={0})
+    assert found.lines() == [
+        "Image 1: seed 1000006 drawn, best of 2 drafts, instead of 3", "Image 2: not guided, as “Gradient” is none",
+    ]  # fmt: skip
+    assert [found.result(STOOD_ASIDE, 0, k) for k in range(2)] == [None, None]
+    assert found.label(0, 0) == "not guided, seed 1000006"
+
+
 def test_an_image_that_no_update_moved_is_said_to_be_left_alone():
     still = [Pass([trace((0.5, None, 0.0))], [""])]
     stopped = Run(Settings(enabled=True, stop="on", stop_below=0.81), still, drawn={0})

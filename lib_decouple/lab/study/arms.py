@@ -53,9 +53,11 @@ entities these losses lie close together, so steps are smaller there.
 NAMES = tuple(ARMS[2])
 
 for _count, _arms in ARMS.items():
+    _arms["choose"] = Settings(enabled=True, gradient="none", look="choose").fixed()
     if _count > 1:
         _com = _arms["com"]
         _arms |= {
+            "com choose": replace(_com, look="choose"),
             "com late": replace(_com, gradient="late"),
             "com presence": replace(_com, stop=PRESENCE),
             "com flagged": replace(_com, stop=PRESENCE, start=9, steps=16),
@@ -63,8 +65,9 @@ for _count, _arms in ARMS.items():
             "gated": _arms["intensity+com"],
             "peaked": replace(_com, stop="off"),
         }
-"""Beside them, tried: a late gradient; leaving images alone that are whole by presence, and guiding none before that
-can be told (from step 9 of 20 on); and the losses of :mod:`trials` at another loss's settings."""
+"""Beside them, tried: the best of four seeds by their drafts, unguided and guided; a late gradient; leaving images
+alone that are whole by presence, and guiding none before that can be told (from step 9 of 20 on); and the losses of
+:mod:`trials` at another loss's settings."""
 
 
 def embedded(loss: str | None, entities: int) -> Settings:

@@ -134,6 +134,8 @@ def unmoved(
     """Why guidance moved nothing; "" where it did. ``asides``: why it stood aside, if it did."""
     if any(record.update_norm > 0 for pair in pairs for record in pair.after.steps):
         return ""
+    if settings.gradient == "none":
+        return "Nothing was moved, as the gradient is none."
     schedule = Schedule(settings.steps, settings.every, settings.start)
     why = reasons.too_few(entities, settings.loss, left_out) or reasons.no_guided_step(schedule, steps)
     why = why or (f"it stood aside {asides[0]}" if asides else "no step had a loss to lower")
