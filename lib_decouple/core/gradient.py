@@ -372,15 +372,32 @@ class LossGradient:
         if self.learned.foreseen:
             return
         self.learned.foreseen = True
+        there = self._free(latents)
+        if there is not None:
+            self.learned.thrift.foresee(len(images), self._needed(latents, images), there)
+
+    def late_fits(self, latents: Tensor, images: Sequence[int]) -> bool:
+        """Will what the host's own pass has to keep fit, where that is known? About twice what a pass of these images
+        alone keeps, as what is cheap is kept of the unconditional rows, too (``bench --parts shapes``)."""
+        there = self._free(latents)
+        return there is None or memory.fits(2 * self._needed(latents, images), there)
+
+    def _free(self, latents: Tensor) -> int | None:
+        """Bytes that are free beside the copies of weights in 8 bits; None where that can't be known."""
         there = memory.free(latents.device)
-        if there is not None and self.layers:
-            rows = sum(self.reader.images[i].parts for i in images)
-            width = max(2, next(self.model.parameters(), latents).element_size())
-            size = (latents.shape[-2], latents.shape[-1])
-            last = self.reader.layers[-1]
-            needed = memory.kept_bytes(self.layers, last, size, rows, width)
-            widened = width * weights_on_the_way(self.model, last, self.learned.thrift.recompute, in_8_bits=True)
-            self.learned.thrift.foresee(len(images), needed, max(0, there - widened))
+        if there is None or not self.layers:
+            return None
+        last, again = self.reader.layers[-1], self.learned.thrift.recompute
+        return max(0, there - self._width(latents) * weights_on_the_way(self.model, last, again, in_8_bits=True))
+
+    def _needed(self, latents: Tensor, images: Sequence[int]) -> int:
+        """Bytes that a gradient of these images keeps, estimated."""
+        rows, size = sum(self.reader.images[i].parts for i in images), (latents.shape[-2], latents.shape[-1])
+        return memory.kept_bytes(self.layers, self.reader.layers[-1], size, rows, self._width(latents))
+
+    def _width(self, latents: Tensor) -> int:
+        """Bytes of a number, at least those of half precision."""
+        return max(2, next(self.model.parameters(), latents).element_size())
 
     def _as_memory_allows(self, attempt: Callable[[], T], images: int) -> T:
         while True:

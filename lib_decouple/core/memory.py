@@ -64,6 +64,11 @@ def total(device: torch.device) -> int | None:
     return None
 
 
+def fits(needed: int, there: int) -> bool:
+    """Will a gradient that keeps ``needed`` bytes do with the ``there`` that are free?"""
+    return needed <= int(_SHARE_OF_FREE * there)
+
+
 def give_back() -> None:
     """Let go of what a failed pass has left."""
     gc.collect()
@@ -127,9 +132,8 @@ class Thrift:
         """Tighten before a first pass that keeps ``needed`` bytes for so many images, where ``there`` are free."""
         if there is None:
             return
-        there = int(_SHARE_OF_FREE * there)
-        if needed > there:
+        if not fits(needed, there):
             self.one_at_a_time = self.one_at_a_time or images > 1
             needed //= images
-        if needed > there and self.may_recompute:
+        if not fits(needed, there) and self.may_recompute:
             self.recompute = True

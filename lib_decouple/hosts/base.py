@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
+from ..core import memory
 from ..core.finite_differences import MISFIT, misfit, slopes_of
 from ..core.gradient import Context, Learned, LossGradient, Pass
 from ..core.gradient import rows as rows_of
@@ -242,6 +243,8 @@ class Session:
         if not self.guide.late or self.exact_since or not self.guide.can_wait(step, total):
             return False
         source = self.guide.gradient
+        if not source.learned.foreseen and not source.late_fits(latents, source.reader.named):
+            self._be_exact(step, total, "a gradient of the sampler's own pass would not fit into the free memory")
         source.foresee(latents, source.reader.named)
         if source.learned.thrift.recompute or source.learned.thrift.one_at_a_time:
             self._be_exact(step, total, "memory is saved, which a gradient of the sampler's own pass cannot")
@@ -325,17 +328,21 @@ class Session:
             return
         with differentiated_beside(guide.gradient, rows, own.within, self._late_proved) as late:
             yield
+        failed = ""
         try:
             images, found = late.take(latents[-2:], latents[1], named)
             scale = own.scale()
             if isinstance(scale, Tensor) and scale.ndim == len(latents) and len(scale) > 1:
                 scale = rows_of(scale, images)
             found = found._replace(gradient=found.gradient * scale)
-            self.waiting, self._late_proved = guide.waiting(step, total, images, found, self._noise), late.proved
+            self.waiting = guide.waiting(step, total, images, found, self._noise)
+            self._late_proved = late.proved
         except Exception as error:
-            self._be_exact(step + 1, total, reasons.explained(error, self.active()))
-        finally:
-            late.drop()
+            failed = reasons.explained(error, self.active())
+        late.drop()
+        if failed:
+            memory.give_back()  # behind the except clause, as the exception's frames hold the pass's tensors
+            self._be_exact(step + 1, total, failed)
 
     def _maps_of(self, passed: HostPass | None, size: Sequence[int], images: Sequence[int]) -> dict[int, Tensor]:
         try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from toy import Runner, Toy, noise
 
-from lib_decouple.core import losses
+from lib_decouple.core import losses, memory
 from lib_decouple.core.differentiable import GradientCut
 from lib_decouple.core.gradient import LossAndGradient, LossGradient, NonFinite
 from lib_decouple.core.host_pass import RowsInOrder
@@ -269,3 +269,14 @@ def test_parameters_keep_their_flags_and_take_no_gradient() -> None:
     late.take(SIZE, 4, NAMED)
     assert all(one.grad is None for one in model.parameters())
     assert PLANS[1].names == ()
+
+
+def test_what_will_not_fit_is_known_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, latents = Toy(), noise(3, *SIZE)
+    gradient = gradient_of(model)
+    gradient.layers = model.layers("fine", "coarse", "coarse2")
+    assert gradient.late_fits(latents, NAMED)  # nothing is known of the CPU's
+    needed = memory.kept_bytes(gradient.layers, gradient.layers[-1], SIZE, 3, 4)
+    for there, fits in ((3 * needed, True), (2 * needed, False)):  # a fifth is left free
+        monkeypatch.setattr(memory, "free", lambda _, there=there: there)
+        assert gradient.late_fits(latents, NAMED) is fits
