@@ -29,6 +29,10 @@ GROWTH = 0.02
 """Of resident memory, that is no growth: the middle of the last jobs against that of those after ``SETTLED``."""
 
 
+FORGE_ITSELF = "isinstance() argument 2 cannot be a parameterized generic"
+"""What Forge answers with a status of 500 to a request's ``infotext`` that names certain fields, with or without us."""
+
+
 @pytest.fixture(scope="module")
 def webui(request: pytest.FixtureRequest) -> Host:
     return request.getfixturevalue({"a1111": "host", "forge": "forge"}[os.environ.get("DECOUPLE_FUZZ_HOST", "a1111")])
@@ -53,6 +57,7 @@ def test_no_request_brings_it_down(webui):
     options = webui.get("/sdapi/v1/options")
     counts: Counter[tuple[str, int]] = Counter()
     bad: list[str] = []
+    forge_itself = 0
     with httpx.Client(base_url=webui.url, timeout=120) as client:
         for k, one in enumerate(hostile.requests(seed, number, runs)):
             headers = {**CALLER, **dict(one.headers)}
@@ -62,11 +67,13 @@ def test_no_request_brings_it_down(webui):
             except httpx.HTTPError as error:
                 told, status = repr(error), 599
             counts[one.path.split("?")[0].split("/")[3], status] += 1
-            if status >= 500 or (status == 422 and not answer.json().get("detail")):
+            if webui.name == "forge" and b"infotext" in (one.body or b"") and FORGE_ITSELF in told:
+                forge_itself += 1
+            elif status >= 500 or (status == 422 and not answer.json().get("detail")):
                 bad.append(
                     f"{k}: {one.method} {one.path[:200]} {one.headers} {(one.body or b'')[:600]!r}: {status} {told}"
                 )
-    print(number, "requests of seed", seed, sorted(counts.items()))
+    print(number, "requests of seed", seed, sorted(counts.items()), "failed in Forge itself:", forge_itself)
     assert not bad, f"{len(bad)} of {number}:\n" + "\n".join(bad[:10])
     assert drawn(webui) == before
     assert webui.get("/sdapi/v1/options") == options
