@@ -150,7 +150,7 @@ class Drafts:
             raise reasons.NothingToGuide(reasons.too_few((), "intensity"))
         scale = float((x * noise).sum() / (noise * noise).sum())  # of the host's own first latents
         at_once = max(1, MOST_ROWS // len(x)) if not bystanders.replaced_forwards(own.unet()) else 1
-        shared.state.job_count += -(-count // at_once) * own.p.n_iter if own.iteration == 0 else 0
+        self._count(-(-count // at_once))
 
         def make(group: Sequence[int]) -> list[list[Draft]]:
             found = self._of_group(denoiser, [self.noises[k] * scale for k in group], given)
@@ -158,6 +158,13 @@ class Drafts:
             return found
 
         self.made = in_groups(make, count, at_once)
+
+    def _count(self, groups: int) -> None:
+        """In the host's progress each group of drafts is a job more, in this batch and in those that follow."""
+        p = self.sampling.p
+        if not getattr(p, "decouple_drafts_counted", False):
+            p.decouple_drafts_counted = True
+            shared.state.job_count += groups * (p.n_iter - p.iteration)
 
     def _of_group(self, denoiser: Any, first: Sequence[Tensor], given: dict[str, Any]) -> list[list[Draft]]:
         """Drafts of some candidates at once, whose latents ``[images, ...]`` are as the host gives them its sampler."""
