@@ -16,6 +16,7 @@ from ... import presets
 from ...core.losses import WeightedLoss
 from ...settings import Settings
 from ..study.arms import ARMS
+from ..study.trials import TRIALS
 from . import prompts
 from .prompts import Prompt
 
@@ -24,6 +25,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+TUNED = tuple(name for name in ARMS[2] if name not in TRIALS)
+"""Arms of the studies that settings alone make; a trial's loss is none of the settings."""
 KINDS = ("embedded", "diffusers", "webui")
 MOST_SEEDS = 10_000
 
@@ -49,7 +52,7 @@ class ArmPart:
     name: str = _key("", "in the report; the loss's, preset's or tuned arm's when left out")
     loss: str = _key("", "a loss or a sum of losses; all else the extension's defaults")
     preset: str = _key("", f"one of {', '.join(one.name for one in presets.BUILT_IN)}, or of preset_folder")
-    tuned: str = _key("", f"the embedded model's settings, by number of entities: {', '.join(ARMS[2])}")
+    tuned: str = _key("", f"the embedded model's settings, by number of entities: {', '.join(TUNED)}")
     settings: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "table of any of the extension's settings, over the former"}
     )
@@ -197,8 +200,8 @@ def _arm(given: Any, where: str) -> ArmPart:
         raise ValueError(f"{where}: name: {name!r} is not allowed; the rating page needs the word")
     if part.loss:
         _named(where, "loss", lambda: WeightedLoss.parse(part.loss))
-    if part.tuned and part.tuned not in ARMS[2]:
-        raise ValueError(f"{where}.tuned: {part.tuned!r} is not one of {', '.join(ARMS[2])}")
+    if part.tuned and part.tuned not in TUNED:
+        raise ValueError(f"{where}.tuned: {part.tuned!r} is not one of {', '.join(TUNED)}")
     return ArmPart(name, part.loss, part.preset, part.tuned, part.settings)
 
 

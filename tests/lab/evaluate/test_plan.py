@@ -175,6 +175,7 @@ def test_a_recipe_changes_with_what_the_picture_depends_on_and_with_nothing_else
         (SMALL.replace('"com"', '"plain"'), "arms: 'plain' stands twice"),
         (SMALL.replace('"com"', '{preset = "Balancd"}'), "arm 'Balancd'.preset: .*Balanced"),
         (SMALL.replace('"com"', '{tuned = "best"}'), r"arms\[2\].tuned: 'best' is not one of plain, iou"),
+        (SMALL.replace('"com"', '{tuned = "gated"}'), r"arms\[2\].tuned: 'gated' is not one of plain, iou"),
         (SMALL.replace('"com"', '{loss = "com", preset = "Fast"}'), "loss and preset exclude each other"),
         (SMALL.replace('"com"', '{name = "x"}'), "'x' says nothing"),
         (SMALL.replace('"com"', '{name = "both", loss = "com"}'), "'both' is not allowed; the rating page"),

@@ -152,7 +152,11 @@ def test_a_batch_that_does_not_fit_is_halved():
         if len(seeds) > 2:
             raise MemoryError
         drawn.append((label, list(seeds)))
-        return command.Picture([np.zeros((8, 8, 3), np.uint8)] * len(seeds), [host.ImageTrace(())] * len(seeds))
+        return command.Picture(
+            [np.zeros((8, 8, 3), np.uint8)] * len(seeds),
+            [host.ImageTrace(())] * len(seeds),
+            choices=[None] * len(seeds),
+        )
 
     pairs, asides = command.draw_pairs(draw, [1, 2, 3, 4, 5], 5)
     assert [pair.seed for pair in pairs] == [1, 2, 3, 4, 5]
