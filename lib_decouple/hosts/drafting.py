@@ -160,11 +160,11 @@ class Drafts:
         self.made = in_groups(make, count, at_once)
 
     def _count(self, groups: int) -> None:
-        """In the host's progress each group of drafts is a job more, in this batch and in those that follow."""
+        """In the host's progress each group of drafts is a job more, in this batch and in those that are to follow."""
         p = self.sampling.p
         if not getattr(p, "decouple_drafts_counted", False):
             p.decouple_drafts_counted = True
-            shared.state.job_count += groups * (p.n_iter - p.iteration)
+            shared.state.job_count += groups * self.sampling.batches
 
     def _of_group(self, denoiser: Any, first: Sequence[Tensor], given: dict[str, Any]) -> list[list[Draft]]:
         """Drafts of some candidates at once, whose latents ``[images, ...]`` are as the host gives them its sampler."""

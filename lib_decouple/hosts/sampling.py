@@ -169,6 +169,8 @@ class SamplingPass:
     def __init__(self, p: Any, settings: Settings, looking: Looking | None = None) -> None:
         self.p, self.settings, self.looking = p, settings.fixed(), looking or Looking()
         self.iteration = p.iteration
+        self.batches = p.n_iter - p.iteration
+        """How many are drawn as this one is, it among them."""
         self.hires = bool(getattr(p, "is_hr_pass", False))
         self.traces = [ImageTrace(()) for _ in self._prompts()]
         self.left_alone = [""] * len(self.traces)

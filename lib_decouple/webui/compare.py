@@ -44,6 +44,10 @@ class Comparison:
         """Is this batch drawn without guidance?"""
         return batch % 2 == 0
 
+    def decoupled_from(self, batch: int) -> int:
+        """How many batches are drawn decoupled, of those that are not drawn yet when this one is about to be."""
+        return sum(not self.plain(one) for one in range(batch, 2 * self.batches))
+
     def pair_up(self, batch: int) -> None:
         """Give a plain batch's partner what it has itself; scripts that ran after us may have filled the lists anew."""
         if self.plain(batch):

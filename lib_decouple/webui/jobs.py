@@ -116,6 +116,8 @@ class Jobs:
                 return
         try:
             sampling = detect.adapter(p.sd_model).SamplingPass(p, run.settings, self._looking(run, p))
+            if run.comparison:
+                sampling.batches = run.comparison.decoupled_from(p.iteration)
             sampling.attach(x)
             run.passes = [*(one for one in run.passes if one is not sampling.replaces), sampling]
             self.live.begin(run)  # again for each pass: a job within this one, such as ADetailer's, has ended its own

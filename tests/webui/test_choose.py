@@ -13,6 +13,7 @@ import torch
 from lib_decouple.core.presence import presence
 from lib_decouple.hosts.seeds import STRIDE, seeds_to_draft
 from lib_decouple.settings import Settings
+from lib_decouple.webui.compare import begin
 
 from . import forge_host, host
 
@@ -208,6 +209,27 @@ def test_the_seeds_of_other_batches_stay_as_they_are(webui):
     job.sampler.sample(job, x)
     assert job.all_seeds == [29, 30, *job.seeds, 33, 34]
     assert asked == [29, 30, 31, 32, 33, 34]  # which may be the caller's own list
+
+
+def test_beside_a_comparison_the_host_s_progress_ends_with_the_job(webui):
+    state = webui.shared.state
+    job, x = job_of(webui, [PROMPT], (3,))
+    job.n_iter, job.all_prompts, job.all_seeds, job.all_subseeds = 2, [PROMPT] * 2, [3, 4], [50, 51]
+    state.job_count, state.time_start = 2, 1.0
+    comparison = begin(job, state)
+    assert job.all_seeds == [3, 3, 4, 4]
+    for batch in range(job.n_iter):
+        job.iteration = batch
+        if not comparison.plain(batch):
+            job.seeds = [job.all_seeds[batch]]
+            job.rng = sys.modules["modules.rng"].ImageRNG((4, 8, 8), job.seeds, job.subseeds, 0.0)
+            sampling = webui.adapter.SamplingPass(job, CHOOSE)
+            sampling.batches = comparison.decoupled_from(batch)
+            x = job.rng.next()
+            sampling.attach(x)
+        job.sampler.sample(job, x)
+        state.nextjob()
+    assert (state.job_no, state.job_count) == (6, 6)
 
 
 def test_of_variations_the_variation_s_seed_is_chosen(webui):
