@@ -195,24 +195,26 @@ class Settings:
     look: str = _setting(
         "tell",
         "Look",
-        "tell: says which entity is there and which probably missing, without changing a picture or "
-        "costing a pass. choose: before each picture of txt2img a few seeds are drafted in coarse "
-        "steps, and the one is drawn whose weakest entity is surest.",
+        "tell: says which entity's attention is weakest, or, for a checkpoint of which that was learned, "
+        "which is probably missing; this changes no picture and costs no pass. choose: for each picture of "
+        "txt2img a few seeds are drafted first, and the one is drawn whose weakest entity has the most "
+        "attention.",
         "Decouple look",
         choices=("off", "tell", "choose"),
         group="told",
     )
     drafts: int = _setting(
-        4, "Drafts", "How many seeds an image “Look” at choose drafts, the one asked for among them.",
+        4, "Drafts",
+        "How many seeds “Look” at choose drafts for each picture, the one asked for among them; each costs four steps.",
         "Decouple drafts", low=2, high=16, unit="seeds", group="told",
     )  # fmt: skip
 
     gradient: str = _setting(
         "exact",
         "Gradient",
-        "exact: each guided step has a pass of its own. late: the sampler's own pass gives it and the "
-        "next step is moved, with no more passes; where that can't be, as with four guided steps or "
-        "fewer, it is exact; none: nothing is moved, only “Look” acts.",
+        "exact: each guided step has a pass of its own. late: the sampler's own pass gives the "
+        "gradient and the next step is moved, with no more passes; it is exact where that can't be, as "
+        "with four guided steps or fewer. none: nothing is moved; only “Look” acts.",
         "Decouple gradient",
         choices=("exact", "late", "none"),
         group="update",

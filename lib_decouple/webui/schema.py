@@ -28,7 +28,8 @@ def json_schema() -> dict[str, Any]:
             "compare": {
                 "title": "Compare",
                 "type": "boolean",
-                "description": "Draw each picture twice from the same seed: plain, then decoupled.",
+                "description": "Draw each picture twice: plain, then decoupled from the same seed, or with look at "
+                "choose from the chosen one.",
                 "default": False,
             },
             **{item.name: _field(item.default, item.metadata["spec"]) for item in fields(Settings)},

@@ -51,7 +51,7 @@ def controls(
         status = gr.HTML("", elem_id=elem_id("status"))
         _grid("told", made, elem_id)
         gr.Button(
-            "Compare: plain and decoupled from the same seed", elem_id=elem_id("compare_button"), size="sm",
+            "Compare with the plain picture", elem_id=elem_id("compare_button"), size="sm",
             elem_classes=[page.BUTTON],
         )  # fmt: skip
         made["compare"] = gr.Checkbox(False, label="Compare", visible=False, elem_id=elem_id("compare"))
