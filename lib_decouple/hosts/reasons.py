@@ -32,8 +32,8 @@ class NothingToGuide(ValueError):
 
 
 IN_PIECES = (
-    *("Kohya HRFix", "Deep Shrink", "HyperTile", "MultiDiffusion", "Tiled Diffusion", "Mixture of Diffusers"),
-    *("DemoFusion", "HiDiffusion", "ScaleCrafter"),
+    *("Kohya HRFix", "Kohya Hires.fix", "Deep Shrink", "HyperTile", "MultiDiffusion", "Tiled Diffusion"),
+    *("Mixture of Diffusers", "DemoFusion", "HiDiffusion", "ScaleCrafter"),
 )
 """Extensions that draw a picture in pieces, or at another size inside the model."""
 

@@ -1,9 +1,9 @@
 """Beside other real extensions in a real AUTOMATIC1111; see conftest.py (DECOUPLE_EXTENSIONS).
 
 ADetailer's detector is a YOLO of random weights with its threshold at zero: it finds something in every picture.
-ControlNet, Regional Prompter and NegPiP number the blocks of SD 1.5, so they run on ``narrow-sd1`` of
-a1111_checkpoints.py, ControlNet with the random net ``narrow-control`` among its models. (NegPiP loads from the second
-start of a data folder on, as it reads the host's ``ui-config.json``.)
+ControlNet, Regional Prompter, NegPiP and Kohya Hires.fix number the blocks of SD 1.5, so they run, and Tiled Diffusion
+with them, on ``narrow-sd1`` of a1111_checkpoints.py, ControlNet with the random net ``narrow-control`` among its
+models. (NegPiP loads from the second start of a data folder on, as it reads the host's ``ui-config.json``.)
 """
 
 from __future__ import annotations
@@ -213,3 +213,46 @@ def test_negpip(narrow, installed, after):
     assert guided.value("Decouple stood aside") is None
     assert guided.value("Decouple found") == "cat, dog"
     assert guided.pixels != alone.pixels
+
+
+def tiled(method: str) -> dict[str, Any]:
+    """Tiled Diffusion in four tiles of 16 latents that overlap by 8, at 192 pixels."""
+    return {"tiled diffusion": {"args": [True, method, False, True, 192, 192, 16, 16, 8, 4]}}
+
+
+def shrunk(smooth: bool) -> dict[str, Any]:
+    """Kohya Hires.fix in the first half of the steps, in blocks 3 and 4."""
+    return {"kohya hires.fix": {"args": [True, True, 3, 4, 0.3, 0.5, "bicubic", 0.5, 2.0, smooth, False]}}
+
+
+@pytest.mark.parametrize(
+    ("title", "side", "scripts", "moved"),
+    [
+        ("Tiled Diffusion", 192, tiled("MultiDiffusion"), None),
+        ("Tiled Diffusion", 192, tiled("Mixture of Diffusers"), None),
+        # It shrinks the model behind our first pass.
+        ("Kohya Hires.fix", 256, shrunk(False), "1 of 8 steps by 12.0 %"),
+        ("Kohya Hires.fix", 256, shrunk(True), "1 of 8 steps by 12.0 %"),
+    ],
+    ids=["MultiDiffusion", "Mixture of Diffusers", "Kohya Hires.fix", "Kohya Hires.fix, smooth"],
+)
+def test_what_draws_in_pieces_or_smaller_inside_stands_aside_and_is_named(
+    narrow, installed, title, side, scripts, moved
+):
+    """Kohya Hires.fix keeps one more callback for each job until one without it, so there is one between."""
+    if title.lower() not in installed:
+        pytest.skip(f"{title} is not among DECOUPLE_EXTENSIONS")
+
+    def drawn(decouple: dict[str, Any] | None) -> Any:
+        assert narrow.draw(width=side, height=side, steps=8).pixels == plain.pixels
+        return narrow.draw(decouple, width=side, height=side, steps=8, alwayson_scripts=dict(scripts))
+
+    plain = narrow.draw(width=side, height=side, steps=8)
+    alone = drawn(None)
+    assert alone.pixels != plain.pixels
+    guided = drawn(GIVEN)
+    assert f"“{title}”, which is switched on" in guided.value("Decouple stood aside")
+    assert guided.value("Decouple moved") == moved
+    assert (guided.pixels == alone.pixels) is (moved is None)
+    assert drawn({**GIVEN, "stop": "on", "stop_below": 1000}).pixels == alone.pixels
+    assert drawn(None).pixels == alone.pixels

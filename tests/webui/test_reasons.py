@@ -38,7 +38,8 @@ def test_no_reason_tells_insides(error):
 
 
 @pytest.mark.parametrize(
-    "title", ["Tiled Diffusion", "Kohya HRFix Integrated", "MultiDiffusion Integrated", "hypertile"]
+    "title",
+    ["Tiled Diffusion", "Kohya HRFix Integrated", "Kohya Hires.fix", "MultiDiffusion Integrated", "hypertile"],
 )
 def test_the_extension_that_is_switched_on_is_named(title):
     told = reasons.explained(INSIDES[0], ["Dynamic Prompts v2.17.1", title])
