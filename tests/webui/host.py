@@ -210,7 +210,7 @@ euler.__name__ = "sample_euler"
 class Job:
     """``p``, as the host has it when it samples."""
 
-    iteration, is_hr_pass = 0, False
+    iteration, n_iter, is_hr_pass = 0, 1, False
     negative: torch.Tensor | None = None
     """Context ``[batch, tokens, channels]`` of the unconditional rows; None for a CFG scale of 1."""
 
