@@ -356,9 +356,8 @@ class SamplingPass:
             if unit is not None:
                 z = latents / unit
                 after = session.before_step(z, step, total, lambda z, images: run(z * unit, images), noise=noise)
-                moved = (
-                    latents if after is z else latents + (after - z) * unit
-                )  # not after * unit: what did not move keeps its last bit
+                # Not after * unit: what did not move keeps its last bit.
+                moved = latents if after is z else latents + (after - z) * unit
             else:
                 level = sigma.reshape(-1)[0] if sigmas else None
                 moved = session.before_step(latents, step, total, run, level, noise)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.hosts.conftest import Host
-from tests.hosts.test_look import LONG, counted
+from tests.hosts.test_look import counted, every_kind_of_call
 
 LATE = {"steps": 6, "size": 0.1, "gradient": "late", "entities": ["cat", "dog"]}
 FAILING = """
@@ -41,19 +41,7 @@ def steps_of(webui: Host) -> list[list[dict[str, Any]]]:
     return [image["passes"][0]["steps"] for image in webui.get("/decouple/v1/trace/last")["images"]]
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {},
-        {"prompt": "a cat AND a dog"},
-        {"negative_prompt": LONG},
-        {"sampler_name": "DDIM"},
-        {"sampler_name": "Heun"},
-        {"batch_size": 2},
-        {"cfg_scale": 1},
-    ],
-    ids=["plain", "AND", "longer negative prompt", "DDIM", "Heun", "batch", "no CFG"],
-)
+@every_kind_of_call
 def test_a_late_gradient_costs_no_call_and_its_pass_changes_nothing(webui, more):
     more = {"steps": 12, **more}
     plain, (without, _) = counted(webui, None, **more)

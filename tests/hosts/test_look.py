@@ -52,7 +52,7 @@ def told(picture: Any, index: int = 0) -> str:
     return str(found)
 
 
-@pytest.mark.parametrize(
+every_kind_of_call = pytest.mark.parametrize(
     "more",
     [
         {},
@@ -65,6 +65,10 @@ def told(picture: Any, index: int = 0) -> str:
     ],
     ids=["plain", "AND", "longer negative prompt", "DDIM", "Heun", "batch", "no CFG"],
 )
+"""Of the host's own pass, by its rows and the sampler that makes it."""
+
+
+@every_kind_of_call
 def test_looks_and_what_is_told_cost_no_call_and_change_no_picture(webui, more):
     more = {"steps": 12, **more}
     _, (without, gradients) = counted(webui, None, **more)
