@@ -89,7 +89,9 @@ def serve(demo: Any, app: Any) -> None:
     """Check requests to the host's API, and add ours."""
     host = rest.of_webui(jobs.runs, jobs.live)
     caller = callers.Users(app, host.credentials).caller
-    api.check_requests(app, options.preset_folder, infotext.problem_of_text, options.refused, caller)
+    api.check_requests(
+        app, options.preset_folder, infotext.problem_of_text, options.refused, caller, jobs.problem_of_draft
+    )
     rest.add(app, host)
 
 

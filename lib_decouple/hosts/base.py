@@ -135,6 +135,8 @@ class Looking:
     update, and behind the last one's."""
     live: Callable[[], bool] = lambda: False
     """Does anybody want to see the maps of this step? Asked at each."""
+    drafts: bool = False
+    """Keep what drafts look like."""
     doubts: Callable[[str], None] | None = None
     """Hold the run's first gradient against finite differences, and tell this where they disagree."""
     examine: Callable[[LossGradient, Tensor, int, Pass], None] | None = None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core.drafts import Draft, best, draft, in_groups, levels
 from ..core.maps import MapReader
-from . import bystanders, reasons
+from . import bystanders, previews, reasons
 from .reasons import Unsupported
 from .seeds import Choice, seeds_to_draft
 
@@ -75,13 +75,19 @@ class ChoosingSampler:
         for image, own in enumerate(candidates):
             found = [made[image] for made in drafts.made]
             scores = {seed: one.scores for seed, one in zip(own, found)}
-            choices.append(Choice(own[0], own[best(found)], scores, self.variation) if found[0].scores else None)
+            chosen, pictures = own[best(found)], self._pictures(own, found)
+            choices.append(Choice(own[0], chosen, scores, self.variation, pictures) if found[0].scores else None)
         drawn = [one.drawn if one else seed for one, seed in zip(choices, asked)]
         made = self._noise(drawn)
         noise = made.next()
         self._take(drawn)
         p.rng, self.sampling.choices = made, choices
         return noise
+
+    def _pictures(self, seeds: Sequence[int], drafts: Sequence[Draft]) -> dict[int, Any]:
+        """What an image's drafts look like, where somebody wants to see them."""
+        made = zip(seeds, drafts) if self.sampling.looking.drafts else ()
+        return {seed: found for seed, one in made if (found := previews.picture(one.x0)) is not None}
 
     def _seeds(self) -> list[int]:
         """The batch's, of which others are drafted."""

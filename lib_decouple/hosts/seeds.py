@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 STRIDE = 1_000_003
@@ -22,6 +22,8 @@ class Choice:
     """Seed -> entity -> presence, in the order of drafting."""
     variation: bool = False
     """These are variation seeds; the image's seed itself is as asked for."""
+    pictures: dict[int, Any] = field(default_factory=dict, repr=False)
+    """Seed -> what its draft predicts, as a small picture of Pillow's, where somebody wanted to see it."""
 
     def words(self) -> str:
         """What the status line says."""

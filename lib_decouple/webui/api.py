@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 from .. import presets
 from ..settings import TITLE, Settings, refuse_unknown
 from .answers import sayable, shown, too_deep, unsendable
+from .drafts import Wanted
 from .infotext import from_text
 
 ORDER: tuple[str, ...] = (
     *("enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps"),
     *("refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time"),
-    *("layers", "start", "recompute", "skip_missing", "compare", "look", "drafts", "gradient"),
+    *("layers", "start", "recompute", "skip_missing", "compare", "look", "drafts", "gradient", "draw"),
 )
 """Names of a positional list's values. Clients depend on it: new ones are appended."""
 
-BESIDE = ("compare",)
+BESIDE = ("compare", "draw")
 """Those that are no settings: they say what is done with a job, and are in no infotext, preset or plot."""
 
 NAMED = (*(item.name for item in fields(Settings)), "preset", *BESIDE)
@@ -42,6 +43,8 @@ class Arguments(NamedTuple):
     settings: Settings
     compare: bool = False
     """Draw each picture plain, too, from the same seed."""
+    draw: Wanted | None = None
+    """Draw this draft of a run that is kept, and nothing else."""
 
 
 def settings_from(args: Sequence[Any], folder: Path | None = None) -> Settings:
@@ -71,27 +74,31 @@ def arguments_from(args: Sequence[Any], folder: Path | None = None) -> Arguments
     if isinstance(first, Mapping):
         refuse_unknown(first, NAMED)
         given = dict(first)
-        compare = _compare(given.pop("compare", False))
+        beside = _beside(given)
         if "preset" not in given:
-            return Arguments(Settings.from_dict(given), compare)
-        return Arguments(presets.load(given.pop("preset"), folder).with_overrides(**given), compare)
+            return Arguments(Settings.from_dict(given), *beside)
+        return Arguments(presets.load(given.pop("preset"), folder).with_overrides(**given), *beside)
     if len(args) > len(ORDER):
         raise ValueError(f"args: {len(args)} values are not allowed; at most {len(ORDER)}: {', '.join(ORDER)}")
     values = dict(zip(ORDER, args))
-    compare = _compare(values.pop("compare", False))
-    return Arguments(Settings.from_dict({name: from_text(name, value) for name, value in values.items()}), compare)
+    beside = _beside(values)
+    return Arguments(Settings.from_dict({name: from_text(name, value) for name, value in values.items()}), *beside)
 
 
-def _compare(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"compare: {shown(value)} is not allowed; true or false")
-    return value
+def _beside(values: dict[str, Any]) -> tuple[bool, Wanted | None]:
+    """Takes what is :data:`BESIDE` the settings out of the ``values``."""
+    compare, draw = values.pop("compare", False), values.pop("draw", "")
+    if not isinstance(compare, bool):
+        raise ValueError(f"compare: {shown(compare)} is not allowed; true or false")
+    return compare, Wanted.parse(draw)
 
 
-def problem_of(request: Any, folder: Path | None = None) -> str:
+def problem_of(
+    request: Any, folder: Path | None = None, problem_of_draft: Callable[[Wanted], str] = lambda wanted: ""
+) -> str:
     """What is wrong with our part of a txt2img or img2img request's JSON; "" when nothing is.
 
-    ``folder``: of the user's presets."""
+    ``folder``: of the user's presets; ``problem_of_draft`` says why a draft can't be drawn."""
     scripts = request.get("alwayson_scripts") if isinstance(request, Mapping) else None
     for name, given in (scripts or {}).items() if isinstance(scripts, Mapping) else ():
         if str(name).lower() != TITLE.lower():
@@ -103,14 +110,17 @@ def problem_of(request: Any, folder: Path | None = None) -> str:
         if len(args) not in (0, 1, len(ORDER)) and isinstance(args[0], (Mapping, str)):
             return "args: named arguments stand alone; one object, or a list of values"
         try:
-            compare = arguments_from(args, folder).compare
+            own = arguments_from(args, folder)
         except ValueError as error:
             return str(error)
         bad = next((one for one in args if unsendable(one)), None)
         if bad is not None:
             return f"args: {shown(bad)} is not allowed; numbers of 64 bits, and texts without half characters"
-        if compare and (script := request.get("script_name")):
-            return f"compare: beside the script {shown(script)} it can't be done, as that draws pictures of its own"
+        beside = "compare" if own.compare else "draw" if own.draw else ""
+        if beside and (script := request.get("script_name")):
+            return f"{beside}: beside the script {shown(script)} it can't be done, as that draws pictures of its own"
+        if own.draw and (problem := problem_of_draft(own.draw)):
+            return problem
     return ""
 
 
@@ -136,11 +146,13 @@ def check_requests(
     pasted: Callable[[str], str] = lambda text: "",
     options: Callable[[Mapping[str, Any]], str] = lambda values: "",
     caller: Callable[[Any], str] = lambda request: "",
+    problem_of_draft: Callable[[Wanted], str] = lambda wanted: "",
 ) -> None:
     """Answer bad arguments of ours with 422 before the host starts to draw, or keeps an option.
 
     ``app``: the host's FastAPI; ``folder`` gives that of the user's presets; ``pasted`` and ``options`` say what is
-    wrong with an infotext, and with new values of options; ``caller`` tells whose job a request starts.
+    wrong with an infotext, and with new values of options; ``caller`` tells whose job a request starts;
+    ``problem_of_draft`` says why a draft can't be drawn.
     """
     from fastapi import Depends, HTTPException, Request
     from fastapi.dependencies.utils import get_parameterless_sub_dependant
@@ -161,7 +173,7 @@ def check_requests(
     async def check(request: Request) -> None:
         callers.remember(caller(request))
         body = await body_of(request)
-        refuse(problem_of(body, folder()))
+        refuse(problem_of(body, folder(), problem_of_draft))
         if isinstance(body.get("override_settings"), Mapping):
             refuse(options(body["override_settings"]))
         if isinstance(body.get("infotext"), str):

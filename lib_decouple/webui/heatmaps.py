@@ -37,10 +37,10 @@ def default_font(size: int) -> Any:
         return ImageFont.load_default()
 
 
-def small(picture: Image.Image) -> bytes:
-    """A picture made small, as a JPEG, to lie under maps."""
+def small(picture: Image.Image, side: int = SMALL) -> bytes:
+    """A picture, its longer ``side`` no more than so many pixels, as a JPEG."""
     own = picture.convert("RGB")
-    own.thumbnail((SMALL, SMALL))
+    own.thumbnail((side, side))
     made = io.BytesIO()
     own.save(made, "JPEG", quality=85)
     return made.getvalue()

@@ -16,9 +16,9 @@ from ..hosts import detect, reasons
 from ..hosts.base import Looking
 from ..hosts.family import profile_of_model
 from ..settings import Settings, specs
-from . import api, callers, compare, infotext, map_files, options, report, xyz
+from . import api, callers, compare, drafts, infotext, map_files, options, report, xyz
 from .report import Run
-from .runs import Live, Runs, of_job
+from .runs import Live, Runs, UnknownRun, of_job
 
 log = logging.getLogger("lib_decouple")
 
@@ -55,6 +55,9 @@ class Jobs:
     """A run's id -> what the status line tells of it; the last :data:`MOST_TOLD`."""
     comparing: compare.Comparison | None = None
     """The job that is compared now, or was last."""
+    drawn_from_draft: float = field(default=-1.0, init=False)
+    """When the host began the job that has last been made to draw a draft; what other scripts draw within it is theirs.
+    """
 
     def begin(self, p: Any, tab: str, args: Sequence[Any]) -> None:
         """In ``process``: read the arguments and write the infotext; nothing is hooked yet."""
@@ -72,6 +75,8 @@ class Jobs:
         try:
             given = api.arguments_from(args, options.preset_folder())
             run = Run(xyz.settings_of(p, given.settings))
+            if given.draw and self.drawn_from_draft != shared.state.time_start:
+                self._draw_draft(given.draw, run, p, tab)
             if given.compare and not around:
                 run.comparison = self._compare(p, run)
         except ValueError as error:
@@ -196,6 +201,26 @@ class Jobs:
             return None
         return self.comparing
 
+    def problem_of_draft(self, wanted: drafts.Wanted) -> str:
+        """Why a draft can't be drawn; "" when it is kept."""
+        try:
+            drafts.find(wanted, self.runs.get(wanted.run))
+        except (UnknownRun, ValueError) as error:
+            return f"draw: {error}" if isinstance(error, UnknownRun) else str(error)
+        return ""
+
+    def _draw_draft(self, wanted: drafts.Wanted, run: Run, p: Any, tab: str) -> None:
+        """Have the job draw the draft, with no more of them. Raises ValueError where it can't be."""
+        if problem := self.problem_of_draft(wanted):
+            raise ValueError(problem)
+        told = drafts.draw(wanted, self.runs.get(wanted.run), p, tab, shared.state)
+        self.drawn_from_draft = shared.state.time_start
+        if run.settings.look != "off":
+            run.settings = replace(run.settings, look="tell")
+        run.notes += told
+        for note in told:
+            p.comment(f"Attention Decoupling: {note}")
+
     def _looking(self, run: Run, p: Any) -> Looking:
         """What the settings page, whoever watches, and ``--decouple-debug`` want to see of a run."""
 
@@ -205,6 +230,7 @@ class Jobs:
 
         return Looking(
             after=run.kept and options.chosen("decouple_look_after"),
+            drafts=run.kept,
             moments=run.kept or options.chosen("decouple_map_files") != "off",
             live=lambda: self.live.watched() and options.chosen("decouple_live_panel"),
             doubts=doubt if getattr(shared.cmd_opts, "decouple_debug", False) else None,

@@ -30,7 +30,7 @@ from ..profiles import UNKNOWN, Profile
 from ..prompt import lexicon
 from ..prompt.align import Piece
 from ..prompt.syntax import HOST, Dialect
-from . import beforehand, callers, check_machine, preset_routes, run_routes, schema, tokens
+from . import beforehand, callers, check_machine, draft_routes, preset_routes, run_routes, schema, tokens
 from .answers import sayable, shown
 from .infotext import join_list, split_list
 from .runs import Live, Runs
@@ -229,6 +229,7 @@ def add(app: Any, host: Host) -> None:
 
     preset_routes.add(router, host.preset_folder, [Depends(users.admit_writing)])
     run_routes.add(router, host.runs_to_show, users.caller)
+    draft_routes.add(router, host.runs_to_show.runs, users.caller)
     app.include_router(router)
     app.openapi_schema = None
 

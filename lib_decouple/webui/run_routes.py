@@ -219,7 +219,7 @@ def add(router: APIRouter, shown: RunsToShow, caller: Callable[[Request], str]) 
     @router.get("/trace/{id}", response_model=Trace, responses=unknown)
     def get_trace(id: str, request: Request) -> dict[str, Any]:
         """What guidance did in a run, or in the caller's ``last``: every image, pass and step."""
-        with _unknown_run_answered():
+        with unknown_run_answered():
             run = shown.runs.get(id, caller(request))
         images = [
             {
@@ -237,7 +237,7 @@ def add(router: APIRouter, shown: RunsToShow, caller: Callable[[Request], str]) 
     @router.get("/trace/{id}/csv", response_class=Response, responses={**unknown, 200: {"content": {"text/csv": {}}}})
     def get_trace_as_csv(id: str, request: Request) -> Response:
         """The same as a table: one row an image, pass, step, moment (before, after), measure, and pair or entity."""
-        with _unknown_run_answered():
+        with unknown_run_answered():
             run = shown.runs.get(id, caller(request))
         name = f'attachment; filename="decouple-{run.id}.csv"'
         return Response(
@@ -249,7 +249,7 @@ def add(router: APIRouter, shown: RunsToShow, caller: Callable[[Request], str]) 
     @router.get("/maps/{id}", response_model=RunMaps, responses=unknown)
     def get_maps(id: str, request: Request) -> dict[str, Any]:
         """A run's attention maps: at the unguided first pass, after the first guided step and after the last."""
-        with _unknown_run_answered():
+        with unknown_run_answered():
             run = shown.runs.get(id, caller(request))
         images = [
             {
@@ -274,7 +274,7 @@ def add(router: APIRouter, shown: RunsToShow, caller: Callable[[Request], str]) 
         id: str, request: Request, image: int, moment: Moment, of: str = "", hires: bool = False
     ) -> Response:
         """One moment's maps as a picture: ``of`` an entity, of the ``overlap``, or all side by side."""
-        with _unknown_run_answered():
+        with unknown_run_answered():
             run = shown.runs.get(id, caller(request))
             own = next((one for one in run.images if one.number == image), None)
             if own is None:
@@ -300,7 +300,7 @@ def add(router: APIRouter, shown: RunsToShow, caller: Callable[[Request], str]) 
 
 
 @contextmanager
-def _unknown_run_answered() -> Iterator[None]:
+def unknown_run_answered() -> Iterator[None]:
     """An answer for what is not kept."""
     try:
         yield

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..core.trace import ImageTrace, KeptMaps, Moment, plain
+from . import drafts
 from .answers import sayable
 from .callers import HEADER, SHORTEST
 from .infotext import RUN
@@ -67,11 +68,21 @@ class RunImage:
     maps: list[Maps]
     picture: bytes = b""
     """What was drawn, made small, as a JPEG; empty when it isn't had."""
+    drafts: dict[int, bytes] = field(default_factory=dict)
+    """Seed -> what its draft predicts, as a small JPEG; without those that couldn't be had."""
+    drawn_with: dict[str, Any] = field(default_factory=dict)
+    """What the job held for this image, by the names of :data:`compare.LISTS`."""
 
     @cached_property
     def size(self) -> int:
-        """Bytes of maps and picture, and about those of the trace, which takes some four times its text."""
-        return sum(one.values.nbytes for one in self.maps) + len(self.picture) + 4 * len(json.dumps(self.passes))
+        """Bytes of maps and pictures, and about those of the trace, which takes some four times its text."""
+        pictures = len(self.picture) + sum(map(len, self.drafts.values()))
+        return sum(one.values.nbytes for one in self.maps) + pictures + 4 * len(json.dumps(self.passes))
+
+    @property
+    def choice(self) -> dict[str, Any] | None:
+        """Which of its drafts was drawn, as ``trace/{id}`` tells; None where there were none."""
+        return next((one["choice"] for one in self.passes if one["choice"]), None)
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,8 @@ class KeptRun:
     images: list[RunImage]
     owner: str = field(default="", repr=False)
     """The caller who drew it (see :mod:`callers`); "" where nobody is known."""
+    conditions: dict[str, str] = field(default_factory=dict)
+    """On which a draft depends beside its prompt and seed, see :func:`drafts.conditions`."""
 
     def entities(self) -> list[str]:
         """Those of all images, each once."""
@@ -131,9 +144,11 @@ def of_job(run: Run, p: Any, tab: str, pictures: dict[int, bytes]) -> KeptRun:
                     for moment, kept in trace.moments.items()
                 ],
                 pictures.get(number, b""),
+                drafts.pictures(own, position),
+                drafts.drawn_with(p, number) if any(one.choices[position] for one in own) else {},
             )
         )
-    return KeptRun(run.id, run.created, tab, run.settings.as_dict(), images, run.owner)
+    return KeptRun(run.id, run.created, tab, run.settings.as_dict(), images, run.owner, drafts.conditions(p))
 
 
 def _aligned(kept: KeptMaps, entities: Sequence[str]) -> np.ndarray:

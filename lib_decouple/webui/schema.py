@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..settings import TITLE, VERSION, Settings, Spec, specs
+from . import drafts
 
 
 def json_schema() -> dict[str, Any]:
@@ -31,6 +32,14 @@ def json_schema() -> dict[str, Any]:
                 "description": "Draw each picture twice: plain, then decoupled from the same seed, or with look at "
                 "choose from the chosen one.",
                 "default": False,
+            },
+            "draw": {
+                "title": "Draw",
+                "type": "string",
+                "pattern": f"^({drafts.FORM.pattern})?$",
+                "description": "RUN/IMAGE/SEED: draw this draft of a run that is kept, alone and with its image's "
+                "prompts, and draft no more.",
+                "default": "",
             },
             **{item.name: _field(item.default, item.metadata["spec"]) for item in fields(Settings)},
         },

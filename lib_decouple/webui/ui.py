@@ -56,6 +56,9 @@ def controls(
         )  # fmt: skip
         made["compare"] = gr.Checkbox(False, label="Compare", visible=False, elem_id=elem_id("compare"))
         made["compare"].do_not_save_to_config = True  # the button ticks it for one job
+        made["draw"] = gr.Textbox("", label="Draw", visible=False, elem_id=elem_id("draw"))
+        made["draw"].do_not_save_to_config = True  # a click on a draft fills it for one job
+        gr.HTML(page.place("drafts"), elem_id=elem_id("drafts_page"))
         gr.HTML(page.place("live"), elem_id=elem_id("live"))
         gr.HTML(page.place("trace"), elem_id=elem_id("trace"))
         share = gr.Accordion("Share presets", open=False, elem_id=elem_id("presets"))

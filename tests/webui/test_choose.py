@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lib_decouple.core.presence import presence
+from lib_decouple.hosts.base import Looking
 from lib_decouple.hosts.seeds import STRIDE, seeds_to_draft
 from lib_decouple.settings import Settings
 from lib_decouple.webui.compare import begin
@@ -404,3 +405,43 @@ def test_the_refiner_does_not_switch_within_a_draft(webui):
 
     drawn(webui, prepare=watch)
     assert seen == [(None, None)] * 4 + [("another", 0.2)] * 8
+
+
+def decoder(webui, monkeypatch, failing=()):
+    """The host's, which notes which it was asked for; 0 stands for that of its settings."""
+    common, asked = sys.modules["modules.sd_samplers_common"], []
+
+    def single_sample_to_image(x0, approximation=0):
+        asked.append(approximation)
+        if approximation in failing:
+            raise RuntimeError("no decoder")
+        return f"{float(x0.double().sum()):.6f}"
+
+    monkeypatch.setattr(common, "single_sample_to_image", single_sample_to_image, raising=False)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("live", "failing", "asked"),
+    [(False, (), [2]), (True, (), [0]), (True, (0,), [0, 2]), (True, (0, 2), [0, 2]), (False, (2,), [2])],
+)
+def test_what_drafts_look_like_is_kept_where_it_is_wanted(webui, monkeypatch, live, failing, asked):
+    seen = decoder(webui, monkeypatch, failing)
+    webui.shared.opts.live_previews_enable = live
+    drafting, made = sys.modules["lib_decouple.hosts.drafting"], []
+    monkeypatch.setattr(drafting, "draft", lambda *given, own=drafting.draft: made.extend(own(*given)) or made[-4:])
+    found = []
+    for wanted in (False, True):
+        job, x = job_of(webui, [PROMPT], (3,))
+        sampling = webui.adapter.SamplingPass(job, CHOOSE, Looking(drafts=wanted))
+        sampling.attach(x)
+        found.append((job.sampler.sample(job, x), sampling.choices[0]))
+        if not wanted:
+            assert (sampling.choices[0].pictures, seen) == ({}, [])
+    (plain, without), (looked_at, choice) = found
+    assert torch.equal(plain, looked_at)
+    assert (choice.drawn, choice.scores) == (without.drawn, without.scores)
+    assert seen == asked * 4
+    expected = {seed: f"{float(one.x0.double().sum()):.6f}" for seed, one in zip(choice.scores, made[4:])}
+    assert choice.pictures == ({} if asked[-1] in failing else expected)
+    assert "pictures" not in choice.as_dict()

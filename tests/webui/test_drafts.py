@@ -1,0 +1,222 @@
+"""The drafts of kept runs: what is told of them, and drawing one of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+
+fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed")
+pytest.importorskip("httpx", reason="httpx is not installed")
+from fastapi.testclient import TestClient  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from lib_decouple.hosts.seeds import Choice  # noqa: E402
+from lib_decouple.settings import Settings  # noqa: E402
+from lib_decouple.webui import api, drafts  # noqa: E402
+from lib_decouple.webui.report import Run  # noqa: E402
+from lib_decouple.webui.runs import Runs, UnknownRun, of_job  # noqa: E402
+
+from .test_jobs import host  # noqa: E402, F401
+from .test_jobs import job as host_s_job  # noqa: E402
+from .test_runs import MINE, client, sampling  # noqa: E402
+
+RED, BLUE = (Image.new("RGB", (600, 300), colour) for colour in ("red", "blue"))
+SCORES = {
+    11: {"cat": 0.3, "dog": 0.2}, 12: {"cat": 0.9, "dog": 0.1}, 13: {"cat": float("nan"), "dog": 0.9},
+    14: {"cat": 0.25, "dog": 0.6}, 15: {"cat": 0.2, "dog": 0.3},
+}  # fmt: skip
+
+
+def drafted(variation=False, **given):
+    """A run of two images, the second of which was drafted."""
+    one = sampling(images=2)
+    one.choices = [None, Choice(11, 14, SCORES, variation, {11: RED, 14: BLUE})]
+    p = SimpleNamespace(
+        batch_size=2, width=512, height=512, sampler_name="Euler", cfg_scale=7, all_prompts=["a", "a cat and a dog"],
+        all_negative_prompts=["no", "rain"], all_seeds=[10, 14], all_subseeds=[70, 71], all_hr_prompts=None,
+    )  # fmt: skip
+    return of_job(
+        Run(Settings(enabled=True, look="choose"), [one], owner=MINE), p, **{"tab": "txt2img", "pictures": {}, **given}
+    )
+
+
+@pytest.fixture
+def kept():
+    runs, run = Runs(), drafted()
+    runs.keep(run, 5)
+    return runs, run
+
+
+def test_an_image_s_drafts_are_told_best_first(kept):
+    runs, run = kept
+    web = client(runs=runs)
+    told = web.get(f"/decouple/v1/drafts/{run.id}").json()
+    assert told == web.get("/decouple/v1/drafts/last").json()
+    (image,) = told["images"]
+    assert {key: image[key] for key in ("number", "prompt", "asked", "drawn", "variation")} == {
+        "number": 1, "prompt": "a cat and a dog", "asked": 11, "drawn": 14, "variation": False,
+    }  # fmt: skip
+    # 11 and 15 are equal, and 11 was drafted first; what is no number is behind all others
+    assert [one["seed"] for one in image["drafts"]] == [14, 11, 15, 12, 13]
+    assert [one["rank"] for one in image["drafts"]] == [1, 2, 3, 4, 5]
+    assert [one["weakest"] for one in image["drafts"]] == ["cat", "dog", "cat", "dog", "cat"]
+    assert [one["drawn"] for one in image["drafts"]] == [True, False, False, False, False]
+    assert [one["picture"] for one in image["drafts"]] == [True, True, False, False, False]
+    assert image["drafts"][4]["scores"] == {"cat": None, "dog": 0.9}
+
+
+def test_a_draft_s_picture(kept):
+    runs, run = kept
+    web = client(runs=runs)
+    answer = web.get(f"/decouple/v1/drafts/{run.id}/1/14.jpg")
+    assert answer.headers["content-type"] == "image/jpeg"
+    picture = Image.open(io.BytesIO(answer.content))
+    assert picture.size == (256, 128)
+    r, g, b = picture.getpixel((9, 9))
+    assert b > 200 > 50 > max(r, g)
+    for path in ("1/12.jpg", "0/14.jpg", "9/14.jpg"):
+        assert web.get(f"/decouple/v1/drafts/{run.id}/{path}").status_code == 404
+    for path in ("nobody/1/14.jpg", "nobody"):
+        assert web.get(f"/decouple/v1/drafts/{path}").status_code == 404
+    assert (
+        web.get("/decouple/v1/drafts/last", headers={"X-Decouple-Caller": "somebody else, whoever"}).status_code == 404
+    )
+
+
+def test_pictures_of_drafts_count_as_memory():
+    run = drafted()
+    assert run.images[1].size - sum(map(len, run.images[1].drafts.values())) > 0
+    bare = drafted()
+    bare.images[1].drafts.clear()
+    assert run.images[1].size - bare.images[1].size == sum(map(len, run.images[1].drafts.values())) > 500
+
+
+def test_a_run_without_drafts_has_none():
+    runs = Runs()
+    one = sampling()
+    one.choices = [None, None]
+    p = SimpleNamespace(batch_size=2, all_prompts=["a", "b"], all_seeds=[5, 6])
+    runs.keep(of_job(Run(Settings(enabled=True), [one], owner=MINE), p, "txt2img", {}), 5)
+    assert client(runs=runs).get("/decouple/v1/drafts/last").json()["images"] == []
+
+
+def a_job(**given):
+    made = host_s_job(6)
+    made.n_iter, made.batch_size = 3, 2
+    made.all_prompts = [f"prompt {k}" for k in range(6)]
+    made.all_hr_prompts, made.all_hr_negative_prompts = [f"hires {k}" for k in range(6)], ["none"] * 6
+    made.width, made.height, made.sampler_name, made.cfg_scale = 512, 512, "Euler", 7
+    vars(made).update(given)
+    return made
+
+
+@pytest.mark.parametrize("variation", [False, True])
+def test_a_job_draws_the_draft_alone_with_its_image_s_prompts(host, variation):  # noqa: F811
+    run = drafted(variation)
+    host.jobs.runs.keep(run, 5)
+    host.state.job_count = 3
+    p = a_job()
+    host.jobs.begin(p, "txt2img", [{"enabled": True, "look": "choose", "draw": f"{run.id}/1/11"}])
+    assert (p.n_iter, p.batch_size, host.state.job_count) == (1, 1, 1)
+    assert (p.all_prompts, p.all_negative_prompts) == (["a cat and a dog"], ["rain"])
+    assert (p.all_hr_prompts, p.all_hr_negative_prompts) == (["a cat and a dog"], ["rain"])
+    assert (p.all_seeds, p.all_subseeds) == (([14], [11]) if variation else ([11], [71]))
+    assert (p.seed, p.subseed) == (p.all_seeds[0], p.all_subseeds[0])
+    assert p.attention_decoupling.settings.look == "tell"
+    assert p.attention_decoupling.notes == p.comments == []
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_what_another_script_draws_within_that_job_is_left_alone(host, enabled):  # noqa: F811
+    run = drafted()
+    host.jobs.runs.keep(run, 5)
+    args = [{"enabled": enabled, "draw": f"{run.id}/1/11"}]
+    host.jobs.begin(a_job(), "txt2img", args)
+    inner = a_job()
+    host.jobs.begin(inner, "img2img", args)
+    assert (inner.n_iter, inner.all_seeds) == (3, [3] * 6)
+    assert not getattr(inner.attention_decoupling, "problem", "")
+    host.state.time_start = 2.0  # another job
+    again = a_job()
+    host.jobs.begin(again, "txt2img", args)
+    assert again.all_seeds == [11]
+
+
+def test_what_is_otherwise_than_when_it_was_drafted_is_told(host):  # noqa: F811
+    run = drafted()
+    host.jobs.runs.keep(run, 5)
+    p = a_job(width=768, cfg_scale=4)
+    host.jobs.begin(p, "txt2img", [{"enabled": True, "draw": f"{run.id}/1/11"}])
+    assert p.all_seeds == [11]
+    told = p.attention_decoupling.notes
+    assert ["The size is 768x512" in told[0], "with 512x512" in told[0]] == [True, True]
+    assert "The CFG scale is 4" in told[1]
+    assert len(told) == len(p.comments) == 2
+
+
+def otherwise(run):
+    scripts = SimpleNamespace(selectable_scripts=[SimpleNamespace(title=lambda: "X/Y/Z plot")])
+    return {
+        "unknown run": ("txt2img", f"{'x' * 22}/1/11", {}, "is not kept"),
+        "another image": ("txt2img", f"{run.id}/0/11", {}, "image 0 of this run has no draft of seed 11"),
+        "another seed": ("txt2img", f"{run.id}/1/10", {}, "no draft of seed 10"),
+        "another tab": ("img2img", f"{run.id}/1/11", {}, "made in txt2img, not in img2img"),
+        "a script": ("txt2img", f"{run.id}/1/11", {"scripts": scripts, "script_args": [1]}, "X/Y/Z plot"),
+        "last": ("txt2img", "last/1/11", {}, "can't be told"),
+    }
+
+
+@pytest.mark.parametrize("case", otherwise(SimpleNamespace(id="")))
+def test_what_can_t_be_drawn_is_told_and_the_job_drawn_as_it_is(host, case):  # noqa: F811
+    run = drafted()
+    host.jobs.runs.keep(run, 5)
+    tab, draw, given, told = otherwise(run)[case]
+    p = a_job(**given)
+    host.jobs.begin(p, tab, [{"enabled": True, "draw": draw}])
+    assert told in p.attention_decoupling.problem
+    assert (p.n_iter, p.batch_size, p.all_seeds) == (3, 2, [3] * 6)
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "a/b/c", "a/0", "a/0/1/2", "a/-1/3", "/0/1", "a/0/1\n", 7, None, ["a/0/1"], "a/0/³"]
+)
+def test_a_draft_that_is_not_named_as_one_is_refused(text):
+    with pytest.raises(ValueError, match=r"draw: .* is not allowed; RUN/IMAGE/SEED"):
+        api.arguments_from([{"draw": text}])
+
+
+def test_a_draft_is_named():
+    assert api.arguments_from([{"draw": "a-_9/3/-12"}]).draw == drafts.Wanted("a-_9", 3, -12)
+    assert api.arguments_from([{"draw": ""}]).draw is api.arguments_from([{}]).draw is None
+
+
+def test_a_request_for_what_is_not_kept_is_answered_before_anything_is_drawn(host):  # noqa: F811
+    app, run = fastapi.FastAPI(), drafted()
+    host.jobs.runs.keep(run, 5)
+
+    @app.post("/sdapi/v1/txt2img")
+    def draw() -> str:
+        return "drawn"
+
+    api.check_requests(app, problem_of_draft=host.jobs.problem_of_draft)
+    web = TestClient(app)
+
+    def answer(text, **more):
+        scripts = {"attention decoupling": {"args": [{"draw": text}]}}
+        return web.post("/sdapi/v1/txt2img", content=json.dumps({"alwayson_scripts": scripts, **more}))
+
+    assert answer(f"{run.id}/1/11").json() == "drawn"
+    assert answer(f"{run.id}/1/99").status_code == answer(f"{'x' * 22}/1/11").status_code == 422
+    assert "no draft of seed 99" in answer(f"{run.id}/1/99").json()["detail"]
+    assert "X/Y/Z plot" in answer(f"{run.id}/1/11", script_name="X/Y/Z plot").json()["detail"]
+
+
+def test_the_oldest_run_that_is_dropped_takes_its_drafts_along():
+    runs, run = Runs(), drafted()
+    runs.keep(run, 1)
+    runs.keep(drafted(), 1)
+    with pytest.raises(UnknownRun):
+        runs.get(run.id)
