@@ -1,8 +1,9 @@
 """Run inside the WebUI by the probe: the product's gradients in a real job, against central differences of its loss.
 
 Expects in its scope GIVEN (attributes of the job), DECOUPLE (named arguments), EXTENSIONS (title -> first arguments),
-PREPARE (code, or "") and H (the differences' length over the latents'). For each guided step: the slope along
-the gradient by differences, over the gradient's norm (1 is exact). The loss is to be smooth, or kinks spoil it.
+PREPARE (code, or "") and H (the differences' lengths over the latents'). For each guided step: the slope along the
+gradient by differences, over the gradient's norm (1 is exact), of two lengths extrapolated to none (Richardson), as an
+error of such a difference grows with its square. The loss is to be smooth, or kinks spoil it.
 """
 
 import torch  # noqa: F401 - for what PREPARE runs
@@ -19,12 +20,19 @@ def gradient(self, latents, images, run, *more):
     found = whole(self, latents, images, run, *more)
     slope = found.gradient
     length = slope.norm()
-    move = slope / length * latents.norm() * H  # noqa: F821
 
     def loss(x):
         return float(self.look(x, images, run)[0].double().sum())
 
-    slopes.append((loss(latents + move) - loss(latents - move)) / (2 * float(move.norm())) / float(length))
+    def by_difference(h):
+        move = slope / length * latents.norm() * h
+        return (loss(latents + move) - loss(latents - move)) / (2 * float(move.norm())) / float(length)
+
+    measured = [by_difference(h) for h in H]  # noqa: F821
+    if len(measured) == 2:
+        (short, far), (near, off) = [h**2 for h in H], measured  # noqa: F821
+        measured = [(far * near - short * off) / (far - short)]
+    slopes.extend(measured)
     return found
 
 

@@ -43,7 +43,7 @@ def plain(anima: Forge) -> Picture:
     ids=str,
 )
 def test_gradient_of_anima(anima: Forge, given: dict[str, Any], decouple: dict[str, Any]) -> None:
-    found = slopes(anima, given, decouple, length=1e-3)
+    found = slopes(anima, given, decouple)
     assert found == pytest.approx([1, 1], abs=2e-3)
 
 
