@@ -3,13 +3,15 @@
 Regional Prompter, NegPiP and their like put functions of their own into the attention modules. Those count their calls
 to know where in a step they are, and rely on what their `cfg_denoiser` callback made ready for it; a guided pass comes
 before that callback, and ends early. So their callbacks are called for our pass, too, and what they keep is put back.
+IP-Adapter of sd-webui-controlnet computes its keys and values at a job's first call and reads them by their number
+ever after, whatever the rows of a call: what calls itself a cache is empty for our pass, which has other rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from contextlib import contextmanager, suppress
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -19,16 +21,47 @@ _PLAIN = (int, float, bool, str, type(None), *_HOLDERS)
 
 
 def replaced_forwards(model: nn.Module) -> list[FunctionType]:
-    """Functions that stand in the place of modules' own ``forward``."""
-    found = (vars(module).get("forward") for module in model.modules())
-    return [forward for forward in found if isinstance(forward, FunctionType)]
+    """Functions that stand in the place of modules' own ``forward``, and those that such modules keep lists of for it
+    to call; each before what it wraps."""
+    found: dict[FunctionType, None] = {}
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, MethodType):
+            # Who takes a replacement off again may leave the class' own, bound.
+            forward = None if forward.__func__ is getattr(type(module), "forward", None) else forward.__func__
+        if isinstance(forward, FunctionType):
+            lists = (own for name, own in vars(module).items() if isinstance(own, list) and not name.startswith("_"))
+            for function in (forward, *(one for own in lists for one in own if isinstance(one, FunctionType))):
+                _with_what_it_wraps(function, found)
+    return list(found)
+
+
+def _with_what_it_wraps(function: FunctionType, found: dict[FunctionType, None]) -> None:
+    if function not in found:
+        found[function] = None
+        for one in _held([function]):
+            if isinstance(one, FunctionType):
+                _with_what_it_wraps(one, found)
+
+
+def _held(functions: Iterable[FunctionType]) -> Iterator[Any]:
+    """What such functions hold on to."""
+    for cell in (cell for function in functions for cell in function.__closure__ or ()):
+        with suppress(ValueError):  # one that is still empty
+            yield cell.cell_contents
 
 
 def keepers(forwards: Iterable[FunctionType]) -> list[Any]:
     """The objects, each once, that such functions hold on to: where an extension keeps what it counts."""
-    held = (cell.cell_contents for forward in forwards for cell in forward.__closure__ or ())
-    other = (nn.Module, ModuleType, FunctionType, type)
-    return list({id(one): one for one in held if hasattr(one, "__dict__") and not isinstance(one, other)}.values())
+    other = (nn.Module, ModuleType, FunctionType, MethodType, type)
+    found = (one for one in _held(forwards) if hasattr(one, "__dict__") and not isinstance(one, other))
+    return list({id(one): one for one in found}.values())
+
+
+def caches(forwards: Iterable[FunctionType]) -> list[dict[Any, Any]]:
+    """The dictionaries, each once, that the objects and modules that such functions hold on to have as ``cache``."""
+    found = (vars(one).get("cache") for one in _held(forwards) if hasattr(one, "__dict__"))
+    return list({id(own): own for own in found if type(own) is dict}.values())
 
 
 def made_ready(
@@ -46,7 +79,7 @@ def made_ready(
 def put_back(model: nn.Module) -> Iterator[None]:
     """What those keep who have replaced ``model``'s attention, and their modules' plain values, are put back after.
 
-    Lists, dictionaries and sets are put back one level deep.
+    Lists, dictionaries and sets are put back one level deep. Their caches are empty inside.
     """
     forwards = replaced_forwards(model)
     scopes = {id(forward.__globals__): forward.__globals__ for forward in forwards}
@@ -55,9 +88,14 @@ def put_back(model: nn.Module) -> Iterator[None]:
         (scope, _copied({k: v for k, v in scope.items() if isinstance(v, _PLAIN) and not k.startswith("__")}))
         for scope in scopes.values()
     ]
+    emptied = [(own, own.copy()) for own in caches(forwards)]
+    for own, _ in emptied:
+        own.clear()
     try:
         yield
     finally:
+        for own, content in emptied:
+            _refill(own, content)
         for values, copies in before:
             for name in [name for name in values if name not in copies]:
                 del values[name]

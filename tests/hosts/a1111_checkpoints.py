@@ -5,7 +5,7 @@
 encoder, which the penultimate one is read before, and a yaml with the smaller UNet beside each. ``tiny-inpainting``
 is the embedded model with five more input channels, which are random, ``tiny-other`` one with noise on its weights.
 ``narrow-sd1`` has a random UNet with every block of SD 1.5, a tenth as wide, and the embedded model's other parts;
-``control/narrow-control`` is a random ControlNet for it.
+``control/narrow-control`` is a random ControlNet for it, ``control/narrow-ip-adapter`` a random IP-Adapter.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tests.hosts import small_checkpoints
 
 LDM = "repositories/stable-diffusion-stability-ai/configs/stable-diffusion"
 SGM = "repositories/generative-models/configs/inference"
+UNET = small_checkpoints.UNETS["narrow"]
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "small-sd2-v": (f"{LDM}/v2-inference-v.yaml", {"channel_mult": [1, 1, 2], "num_res_blocks": 1}),
     "small-sd2-base": (f"{LDM}/v2-inference.yaml", {"channel_mult": [1, 1, 2], "num_res_blocks": 1}),
@@ -103,6 +104,24 @@ def narrow(folder: Path) -> None:
     OmegaConf.save(found, folder / "narrow-sd1.yaml")
     (folder / "control").mkdir(exist_ok=True)
     save_file(small_checkpoints.control_net("narrow"), folder / "control" / "narrow-control.safetensors")
+    save_file(ip_adapter(), folder / "control" / "narrow-ip-adapter.safetensors")
+
+
+def ip_adapter(of_image: int = 32, tokens: int = 4) -> dict[str, torch.Tensor]:
+    """A random IP-Adapter for ``narrow-sd1``: keys and values of some tokens for each attention, in the order in which
+    sd-webui-controlnet counts them (down, up, middle), from the vector that a picture is."""
+    torch.manual_seed(12)
+    (first, second, third, _), context = UNET["block_out_channels"], UNET["cross_attention_dim"]
+    widths = [*(w for w in (first, second, third) for _ in "12"), *(w for w in (third, second, first) for _ in "123")]
+    found = {"image_proj.proj.weight": torch.randn(tokens * context, of_image) / of_image**0.5}
+    found |= {
+        f"image_proj.{name}.bias": torch.zeros(size) for name, size in (("proj", tokens * context), ("norm", context))
+    }
+    found["image_proj.norm.weight"] = torch.ones(context)
+    for number, width in enumerate([*widths, third]):
+        for part in "kv":
+            found[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = torch.randn(width, context) / context**0.5
+    return found
 
 
 if __name__ == "__main__":

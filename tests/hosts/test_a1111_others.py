@@ -2,20 +2,25 @@
 
 ADetailer's detector is a YOLO of random weights with its threshold at zero: it finds something in every picture.
 ControlNet, Regional Prompter, NegPiP and Kohya Hires.fix number the blocks of SD 1.5, so they run, and Tiled Diffusion
-with them, on ``narrow-sd1`` of a1111_checkpoints.py, ControlNet with the random net ``narrow-control`` among its
-models. (NegPiP loads from the second start of a data folder on, as it reads the host's ``ui-config.json``.)
+with them, on ``narrow-sd1`` of a1111_checkpoints.py, ControlNet with the random ``narrow-control`` and
+``narrow-ip-adapter`` among its models. (NegPiP loads from the second start of a data folder on, as it reads the host's
+``ui-config.json``.)
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from tests.hosts.conftest import Host, encoded
+from tests.hosts.test_choose import seeds
 
 GIVEN = {"entities": ["cat", "dog"], "size": 0.3}
 RANDOM_YOLO = """
@@ -103,7 +108,7 @@ NARROW = """
 from scripts import controlnet_model_guess, global_state
 controlnet_model_guess.controlnet_default_config["model_channels"] = 32
 global_state.update_cn_models()
-result = [name for name in global_state.cn_models if name.startswith("narrow-control")]
+result = sorted(name for name in global_state.cn_models if name.startswith("narrow-"))
 """
 
 
@@ -125,7 +130,7 @@ def unit(narrow, installed) -> dict[str, Any]:
     if "controlnet" not in installed:
         pytest.skip("sd-webui-controlnet is not among DECOUPLE_EXTENSIONS")
     names = narrow.inside(NARROW)
-    if not names:
+    if not any(name.startswith("narrow-control") for name in names):
         pytest.skip("narrow-control (a1111_checkpoints.py) is not among ControlNet's models")
     picture = Image.new("RGB", (128, 128), "white")
     ImageDraw.Draw(picture).ellipse((20, 20, 60, 60), fill="red")
@@ -153,9 +158,65 @@ def test_controlnet(narrow, unit, changed):
     assert narrow.draw(**SIDE, alwayson_scripts=dict(scripts)).pixels == alone.pixels
     assert narrow.draw(**SIDE).pixels == before.pixels
     found = narrow.inside(
-        GRADIENT, GIVEN={}, DECOUPLE={"size": 0.3}, EXTENSIONS={"ControlNet": [{**unit, **changed}]}, PREPARE="", H=1e-3
+        GRADIENT,
+        GIVEN={},
+        DECOUPLE={"size": 0.3},
+        EXTENSIONS={"ControlNet": [{**unit, **changed}]},
+        PREPARE="",
+        H=[1e-3],
     )
     assert found["slopes"] == pytest.approx([1, 1], abs=2e-3), found["info"]
+
+
+@pytest.fixture
+def adapter(narrow, unit) -> dict[str, Any]:
+    """One IP-Adapter alone, told a random vector for its picture: CLIP's vision part is not at hand."""
+    names = [name for name in narrow.inside(NARROW) if name.startswith("narrow-ip-adapter")]
+    if not names:
+        pytest.skip("narrow-ip-adapter (a1111_checkpoints.py) is not among ControlNet's models")
+    kept = io.BytesIO()
+    torch.save({"image_embeds": torch.randn(1, 32, generator=torch.Generator().manual_seed(5))}, kept)
+    told = base64.b64encode(kept.getvalue()).decode()
+    return {**unit, "module": "ip-adapter_clip_h", "model": names[0], "ipadapter_input": [told]}
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"guidance_end": 0.3}, {"guidance_start": 0.5}],
+    ids=["whole", "ends before ours", "begins after ours"],
+)  # fmt: skip
+@pytest.mark.parametrize("job", [{}, {"batch_size": 2}, {"cfg_scale": 1}], ids=["one", "batch", "no CFG"])
+def test_ip_adapter(narrow, adapter, changed, job):
+    """What it computes once for all calls is of the host's rows, not of ours."""
+    scripts, job = {"controlnet": {"args": [{**adapter, **changed}]}}, {**SIDE, **job}
+    plain, alone = narrow.draw(**job), narrow.draw(**job, alwayson_scripts=dict(scripts))
+    assert alone.pixels != plain.pixels
+    guided = narrow.draw(GIVEN, **job, alwayson_scripts=dict(scripts))
+    assert guided.value("Decouple stood aside") is None
+    assert guided.pixels not in (alone.pixels, plain.pixels)
+    still = narrow.draw({**GIVEN, "stop": "on", "stop_below": 1000}, **job, alwayson_scripts=dict(scripts))
+    assert still.pixels == alone.pixels
+    assert narrow.draw(**job, alwayson_scripts=dict(scripts)).pixels == alone.pixels
+    assert narrow.draw(**job).pixels == plain.pixels
+    found = narrow.inside(
+        GRADIENT, GIVEN={k: v for k, v in job.items() if k not in SIDE}, DECOUPLE={"size": 0.3},
+        EXTENSIONS={"ControlNet": [{**adapter, **changed}]}, PREPARE="", H=[1e-3],
+    )  # fmt: skip
+    assert found["slopes"] == pytest.approx([1, 1], abs=2e-3), found["info"]
+
+
+@pytest.mark.parametrize("of", ["unit", "adapter"])
+def test_a_seed_that_is_chosen_beside_controlnet_draws_the_same_picture_without_us(narrow, request, of):
+    scripts = {"controlnet": {"args": [request.getfixturevalue(of)]}}
+    choose = {"gradient": "none", "look": "choose", "drafts": 6, "entities": ["cat", "dog"]}
+    for asked in range(40, 50):
+        picture = narrow.draw(choose, seed=asked, **SIDE, alwayson_scripts=dict(scripts))
+        (drawn,) = seeds(picture)
+        if drawn != asked:
+            break
+    assert picture.value("Decouple asked seed") == str(asked)
+    assert picture.value("Decouple no drafts") is None
+    assert picture.pixels == narrow.draw(seed=drawn, **SIDE, alwayson_scripts=dict(scripts)).pixels
+    assert picture.pixels != narrow.draw(seed=drawn, **SIDE).pixels
 
 
 def test_controlnets_reference_stands_aside(narrow, unit):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib_decouple.hosts.bystanders import keepers, made_ready, put_back, replaced_forwards
+from lib_decouple.hosts.bystanders import caches, keepers, made_ready, put_back, replaced_forwards
 
 calls = 0
 seen: list[str] = []
@@ -82,3 +82,48 @@ def test_all_that_was_counted_is_put_back(model: nn.Sequential, fails: bool) -> 
     assert owner.log is held
     assert held == {"kept": 1}
     assert (calls, seen) == before
+
+
+class Remembering(nn.Module):
+    """As IP-Adapter of sd-webui-controlnet: one replaced ``forward`` for all, which calls decorated functions of its
+    module's list; keys are computed once and read by their number, whatever a call's rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[str, torch.Tensor] = {}
+
+    def hook(self, module: nn.Module) -> None:
+        @torch.no_grad()
+        def remembered(x: torch.Tensor) -> torch.Tensor:
+            return self.cache.setdefault("1_to_k", x + 1)
+
+        module.hacks = [remembered]  # type: ignore[assignment]
+        module.forward = _hacked.__get__(module, type(module))  # type: ignore[method-assign]
+
+
+def _hacked(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return sum((hack(x) for hack in self.hacks), torch.zeros(()))
+
+
+def test_what_is_remembered_of_other_rows_is_neither_read_nor_left(model: nn.Sequential) -> None:
+    owner, two, one = Remembering(), torch.ones(2, 2), torch.zeros(1, 2)
+    owner.hook(model[2])
+    with put_back(model):
+        assert model[2](one).shape == one.shape
+    assert owner.cache == {}
+    host_s = model[2](two)
+    assert host_s.tolist() == (two + 1).tolist()
+    held = owner.cache
+    with put_back(model):
+        assert model[2](one).tolist() == (one + 1).tolist()
+    assert owner.cache is held
+    assert model[2](two).tolist() == host_s.tolist()
+    assert caches(replaced_forwards(model)) == [held]
+
+
+def test_a_forward_that_was_put_back_is_no_replaced_one(model: nn.Sequential) -> None:
+    own = model[1].forward
+    Remembering().hook(model[1])
+    assert replaced_forwards(model) != []
+    model[1].forward = own  # type: ignore[method-assign]
+    assert replaced_forwards(model) == []
