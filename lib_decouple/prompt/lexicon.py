@@ -34,6 +34,8 @@ class Entry(NamedTuple):
     """Nobody holds it in a hand."""
     scenery: bool = False
     weather: bool = False
+    coloured: bool = False
+    """It is a colour, too."""
 
 
 @lru_cache(maxsize=1)
@@ -71,7 +73,7 @@ def _entry_and_lemma(word: str) -> tuple[Entry | None, str]:
     if not code:
         return None, lemma
     visible, noun, verb, adjective = map(int, code[1:5])
-    return Entry(code[0], visible, noun, verb, adjective, *(letter in code[5:] for letter in "mgvnw")), lemma
+    return Entry(code[0], visible, noun, verb, adjective, *(letter in code[5:] for letter in "mgvnwc")), lemma
 
 
 def entry(word: str) -> Entry | None:
@@ -101,7 +103,7 @@ def singulars(word: str) -> tuple[str, ...]:
 def verbs(word: str) -> tuple[tuple[str, Entry], ...]:
     """The form ("ing", "ed" or "s") and the entry of each verb that ``word`` may be a form of."""
     forms: list[tuple[str, Entry]] = []
-    irregular = _entry_and_lemma(word)[1]
+    irregular = "" if word.endswith(("er", "est")) else _entry_and_lemma(word)[1]  # "drier" is no form of a verb
     if irregular not in ("", word) and (found := entry(irregular)) and found.verb:
         forms.append(("ing" if word.endswith("ing") else "ed", found))
     for ending in ("ing", "ed", "es", "s"):

@@ -6,7 +6,7 @@ One line a word, sorted: ``word``, tab, code. A code is five
 characters: the kind of thing that the noun mostly names (see ``KINDS``), how far it names something
 visible (0-9), and how often the word is a noun, a verb, an adjective or adverb (0-9 each; 9 is always).
 Letters after these: ``m`` a material, a colour or an age; ``g`` what is worn; ``v`` what is too large to be held;
-``n`` scenery; ``w`` weather. An irregular form ends in ``=lemma``, and may have nothing before it.
+``n`` scenery; ``w`` weather; ``c`` a colour, too. An irregular form ends in ``=lemma``, and may have nothing before it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ BODY_ROOTS = {"body_part.n.01"}
 AGE_ROOTS = {"juvenile.n.01 baby.n.01"}
 """Before another noun, these say how old somebody is, as an adjective would: "baby dragon"."""
 
-AGES = {"adult.n.01 male.n.02 female.n.02 man.n.01 woman.n.01 girl.n.01 boy.n.01"}
+AGES = {"lady.n.01 adult.n.01 male.n.02 female.n.02 man.n.01 woman.n.01 girl.n.01 boy.n.01"}
 """The same for these alone; below them are most roles."""
 
 TAXA_ROOTS = {"taxonomic_group.n.01"}
@@ -354,7 +354,9 @@ def build(files: dict[str, str], terms: str) -> str:
         best = max(sorted(kinds), key=lambda kind: kinds[kind]) if kinds else "-"
         if best == "n" and seen == 0 and uses[1] + uses[2] == 0:
             continue
-        colored = judge.is_one_of(word, judge.colors, 3) and 5 * uses[2] >= sum(uses)
+        # What lives or is eaten is a colour before a garment alone: "a rose garden", but "a rose dress".
+        lives = any(judge.kind(offset)[0] in "alf" for _, offset in nouns[:1])
+        colored = judge.is_one_of(word, judge.colors, 3) and (5 * uses[2] >= sum(uses) or not lives)
         described = colored or judge.is_one_of(word, judge.material, 3) or judge.says_age(word)
         facets = "".join(
             letter
@@ -364,7 +366,7 @@ def build(files: dict[str, str], terms: str) -> str:
         if judge.is_one_of(word, judge.confined, 1):
             facets = facets.replace("n", "")
         weather = judge.is_one_of(word, judge.weather, 1)
-        letters = "m" * described + facets + "w" * weather
+        letters = "m" * described + facets + "w" * weather + "c" * judge.is_one_of(word, judge.colors, 4)
         table[word.replace("_", " ")] = best + nine(seen, total) + "".join(shares) + letters
     for name in ("adj.exc", "verb.exc", "noun.exc"):
         for line in files[name].splitlines():
