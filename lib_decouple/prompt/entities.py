@@ -583,6 +583,8 @@ def _read(clause: Sequence[Token]) -> Iterator[Entity]:
         small = (_is_small(text, _SMALL) and not _is_container(clause, i)) or _denies(clause, i)
         unit = _unit(clause, i)
         if not small and unit.tokens == 1 and _is_verb(clause, i, run):
+            if _is_activity(clause, i, run):
+                run = []
             unit = unit._replace(entry=_ADJECTIVE) if _leads(clause, i) else unit._replace(tokens=0)
         elif not small and unit.entry and unit.entry.described and _is_said_to_be(clause, i):
             unit = unit._replace(entry=_ADJECTIVE)
@@ -621,12 +623,21 @@ def _is_container(clause: Sequence[Token], i: int) -> bool:
         return False
     before, after = clause[i - 1].text, clause[i + 1].text if i + 1 < len(clause) else ""
     ended = not after or _is_small(after, "PO")
-    return _is_small(before, _ARTICLE) or (ended and not _is_small(before, _SMALL))
+    relates = before == "that" and i > 1 and not _is_small(clause[i - 2].text, _SMALL)  # "a robot that can swim"
+    return (_is_small(before, _ARTICLE) and not relates) or (ended and not _is_small(before, _SMALL))
 
 
 def _is_said_to_be(clause: Sequence[Token], i: int) -> bool:
     """Whether a word alone stands behind "is": "the cat is orange"."""
     return i > 0 and clause[i - 1].text in _BEING and (i + 1 == len(clause) or _is_small(clause[i + 1].text, _SMALL))
+
+
+def _is_activity(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
+    """Whether a participle and the bare noun before it say what somebody does: "a dog is car surfing"."""
+    if len(run) != 1 or run[0].plural or run[0].tokens >= i or not clause[i].text.endswith("ing"):
+        return False
+    at = i - run[0].tokens - 1
+    return clause[at].text in _BEING and (at == 0 or clause[at - 1].text != "there")
 
 
 def _leads(clause: Sequence[Token], i: int) -> bool:
@@ -671,6 +682,8 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
             continue
         text = " ".join(token.text for token in tokens)
         found, plural = _noun(text)
+        if plural and i and clause[i - 1].text in _ONE and verbs(tokens[-1].text):
+            continue  # "a bus stops"
         if found and not all(_describes(token.text) for token in tokens):
             last = tokens[-1]
             return _Unit(
@@ -725,7 +738,8 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     before = clause[i - 1].text if i else ""
     after = clause[i + 1].text if i + 1 < len(clause) else ""
     found, plural = _noun(text)
-    noun_before = bool(run) and _may_head(run[-1], True)
+    noun = next((unit for unit in reversed(run) if not _is_adverb(unit)), None)  # "a wizard slowly conjures"
+    noun = noun if noun and _may_head(noun, True) else None
     follows = _is_small(after, _SMALL) or (entry(after) or _NOUN).adjective >= 8
     if before in _ONE and (not after or _is_small(after, _SMALL)) and (entry(text) or _ADJECTIVE).noun:
         return False  # "a saw"
@@ -738,27 +752,49 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
                 return not plural
             sure = found.visible >= SURELY or (found.kind == "m" and (after == "of" or not follows))
             sure = sure and not (_is_small(after, "P") and run and run[-1].entry and run[-1].entry.kind in "ap")
-            if noun_before and (_is_small(after, _ARTICLE) or not sure):
+            if noun and (_is_small(after, _ARTICLE) or not sure):
                 return True
         elif form == "ed":
             solid = found is not None and found.noun >= 5 and _visible(found) and not text.endswith("ed")
-            if not solid or (noun_before and follows):
+            if not solid or (noun and follows):
                 return True
-        elif _says_what_it_does(clause, i, run) or (
+        elif _says_what_it_does(clause, i, run, verb) or (
             verb.verb >= (4 if found and _visible(found) else 2)
-            and (before == "that" or before in _SUBJECTS or (noun_before and not run[-1].plural and follows))
+            and (before == "that" or before in _SUBJECTS or (noun and not noun.plural and follows))
         ):
             return True
-    if found is None or found.verb < 3:
+    if found is None or plural or not found.verb:
         return False
-    only = found.verb >= 8 or text in _SAME_PAST or _is_second(clause, i, run)  # "a cat and a dog walk into"
+    if _follows_modal(clause, i):
+        return True
+    if found.verb < 3:
+        return False
+    # "a cat sit on a mat" is a slip of the pen, "a cake stand on a mat" a thing
+    thing = noun is not None and (noun.entry is None or noun.entry.kind not in "ap") and _visible(found)
+    only = (found.verb >= 8 and not thing) or text in _SAME_PAST or _is_second(clause, i, run)
     return before in _SUBJECTS or (
         follows
         and (
             (before == "to" and (i < 2 or clause[i - 2].text not in _TOWARDS))
-            or (noun_before and (run[-1].plural or only))
+            or (noun is not None and (noun.plural or only))
         )
     )
+
+
+def _is_adverb(unit: _Unit) -> bool:
+    found = unit.entry
+    return unit.text.endswith("ly") and (found is None or found.noun + found.verb == 0)
+
+
+_MODALS = frozenset(["can", "could", "will", "would", "shall", "should", "may", "might", "must", "cannot", "let's"])
+
+
+def _follows_modal(clause: Sequence[Token], i: int) -> bool:
+    """Whether a word is what something can or must do: "a robot that can tap a keg"."""
+    at = i - 1
+    while at > 0 and (clause[at].text.endswith("ly") or clause[at].text in ("not", "also", "only", "never")):
+        at -= 1
+    return at >= 0 and clause[at].text in _MODALS and not _is_container(clause, at)
 
 
 _ONE = frozenset(["a", "an", "another", "one", "each", "every"])
@@ -772,12 +808,21 @@ def _is_told(clause: Sequence[Token], i: int) -> bool:
     return i == 0 or clause[i - 1].text in _ASKING
 
 
-def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
-    """Whether a word in "s" follows one thing, of which a plural can't be said: "a dog barks", "the hammer hammers"."""
+def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit], verb: Entry) -> bool:
+    """Whether a word in "s" follows one thing, of which a plural can't be said ("a dog barks", "the hammer hammers"),
+    or leads to an article, as no noun does ("the judge hammers the desk", "behind him stands a lamp")."""
+    after = clause[i + 1].text if i + 1 < len(clause) else ""
+    before = clause[i - 1].text if i else ""
+    if verb.verb >= 3 and _is_small(after, _ARTICLE) and not _is_small(before, "D"):
+        return True
     if not run or run[-1].plural or not _may_head(run[-1], True):
         return False
     first = i - sum(unit.tokens for unit in run)
-    return clause[i].text == run[-1].text + "s" or (first > 0 and clause[first - 1].text in _ONE)
+    leader = clause[first - 1].text if first > 0 else ""
+    if clause[i].text == run[-1].text + "s" or leader in _ONE:
+        return True
+    lives = run[-1].entry is not None and run[-1].entry.kind in "ap"
+    return verb.verb >= 3 and lives and bool(after) and _is_small(leader, _ARTICLE)  # "his son stacks logs"
 
 
 def _is_second(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
@@ -818,9 +863,20 @@ def _of_run(
     first = head
     while first and _modifies(run[first - 1], unit):
         first -= 1
+    first = min(first, _first_of_name(run, head))
     text = " ".join(part.text for part in run[first : head + 1])
     attributes = tuple((part.text, part.start) for part in run[:first])
     yield Entity(text, run[first].start, unit.end, found, unit.text, attributes)
+
+
+def _first_of_name(run: Sequence[_Unit], head: int) -> int:
+    """Where the name begins that ends in the noun ``head``: at the first of the capitals before it, where one of them is
+    no common word ("Tokyo Tower", "Harry Potter")."""
+    first = head
+    while first and run[first].capital and run[first - 1].capital:
+        first -= 1
+    named = any(unit.entry is None or unit.entry.noun + unit.entry.adjective == 0 for unit in run[first:head])
+    return first if named else head
 
 
 def _qualified(run: list[_Unit]) -> Iterator[Entity]:
@@ -875,6 +931,13 @@ def _may_head(unit: _Unit, led: bool) -> bool:
 def _modifies(unit: _Unit, head: _Unit) -> bool:
     """Whether ``unit`` before ``head`` makes a compound with it, rather than being said of it."""
     found = unit.entry
+    if head.text in ("can", "cans") and found is not None and found.noun >= found.adjective:
+        return True  # "a beer can", "a tin can"
+    if found is not None and head.entry is not None:
+        if found.coloured and head.entry.worn:
+            return False
+        if found.kind == "r" and head.entry.kind == "b":
+            return False  # "side bangs"
     occasion = found is not None and found.kind == "d" and head.entry is not None and head.entry.kind in "tg"
     if (
         found is None
