@@ -36,6 +36,9 @@ VISIBLE_FROM = 4
 CONCRETE_FROM = 3
 """The same for a noun that is mostly a living being, an artifact, a plant, food or a natural object."""
 
+RARELY = 2
+"""The same behind "a": what can be counted is seldom the abstract sense."""
+
 SURELY = 7
 """The same for an -ing form after a noun: "an apartment building", but "a motorcycle hanging on a wall"."""
 
@@ -767,11 +770,13 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
         return False
     if _follows_modal(clause, i):
         return True
+    if noun and noun.plural and noun.entry and noun.entry.kind in "ap" and found.verb >= 2:
+        return True  # "gulls circle"
     if found.verb < 3:
         return False
     # "a cat sit on a mat" is a slip of the pen, "a cake stand on a mat" a thing
     thing = noun is not None and (noun.entry is None or noun.entry.kind not in "ap") and _visible(found)
-    only = (found.verb >= 8 and not thing) or text in _SAME_PAST or _is_second(clause, i, run)
+    only = text in _SAME_PAST or (not thing and (found.verb >= 8 or _is_second(clause, i, run)))
     return before in _SUBJECTS or (
         follows
         and (
@@ -838,10 +843,14 @@ def _of_run(
     if run and run[-1].qualifier:
         yield from _qualified(run)
         return
-    while run and (run[-1].text.isdigit() or (len(run) > 1 and run[-1].text in _BEHIND)):
+    while run and (
+        run[-1].text.isdigit() or (len(run) > 1 and _is_adverb(run[-1])) or (len(run) > 1 and run[-1].text in _BEHIND)
+    ):
         run = run[:-1]
     head = len(run) - 1
-    while head >= 0 and not _may_head(run[head], _is_led(run, head, opened)):
+    while head >= 0 and not (
+        _may_head(run[head], _is_led(run, head, opened)) or (opened and determiner and _stands_alone(run, boundary))
+    ):
         if run[head].entry is None and not _is_inflected(run[head].text):
             return
         head -= 1
@@ -858,7 +867,8 @@ def _of_run(
             return
         counted = opened and boundary != "of"
         piece = counted and named and found.kind == "s" and not found.described and determiner in _ONE  # "a plank"
-        if found.kind != "m" and not piece and not _visible(found, counted):
+        rarely = counted and determiner in _ONE and found.kind in "xr" and found.visible >= RARELY  # "a ruby"
+        if found.kind != "m" and not piece and not rarely and not _visible(found, counted):
             return
     first = head
     while first and _modifies(run[first - 1], unit):
@@ -870,8 +880,8 @@ def _of_run(
 
 
 def _first_of_name(run: Sequence[_Unit], head: int) -> int:
-    """Where the name begins that ends in the noun ``head``: at the first of the capitals before it, where one of them is
-    no common word ("Tokyo Tower", "Harry Potter")."""
+    """Where the name begins that ends in the noun ``head``: at the first of the capitals before it, where one of them
+    is no common word ("Tokyo Tower", "Harry Potter")."""
     first = head
     while first and run[first].capital and run[first - 1].capital:
         first -= 1
@@ -926,6 +936,14 @@ def _may_head(unit: _Unit, led: bool) -> bool:
     if unit.plural or unit.tokens > 1 or _NUMBERED.fullmatch(unit.text):
         return True
     return found.noun + found.verb >= found.adjective
+
+
+def _stands_alone(run: Sequence[_Unit], boundary: str) -> bool:
+    """Whether a word that is mostly an adjective is the noun between an article and a small word: "the safe with"."""
+    found = run[0].entry
+    if len(run) > 1 or found is None or not found.noun or found.kind not in _CONCRETE or boundary in ("", "and", "or"):
+        return False
+    return _visible(found)
 
 
 def _modifies(unit: _Unit, head: _Unit) -> bool:

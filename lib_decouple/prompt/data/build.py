@@ -258,11 +258,19 @@ class Judge:
         return KINDS.get(synset.file, "x"), float(seen)
 
     def nouns(self, word: str) -> list[tuple[int, str]]:
-        """Count and offset of the noun senses of ``word``, the commonest first, without taxa."""
+        """Count and offset of the noun senses of ``word``, the commonest first, without taxa and, where it is a common
+        noun, too, without whom and what else it names ("smith"), but with the places of which it is first a name."""
         found = sorted(
             (number, count, offset) for pos, number, count, offset in self.senses.get(word, ()) if pos == "1"
         )
-        return [(count, offset) for _, count, offset in found if not self.ancestors(offset) & self.taxa]
+        kept = [(count, offset) for _, count, offset in found if not self.ancestors(offset) & self.taxa]
+        place = any(self.synsets[offset].file == "noun.location" for _, offset in kept[:1])
+        common = [
+            (count, offset)
+            for count, offset in kept
+            if not self.synsets[offset].instance or (place and self.synsets[offset].file == "noun.location")
+        ]
+        return common or kept
 
     def is_one_of(self, word: str, roots: frozenset[str], senses: int) -> bool:
         """Whether one of the commonest ``senses`` of ``word`` is below ``roots``."""
