@@ -1,4 +1,5 @@
-// What the scripts of the accordion share: requests to the WebUI's routes, and elements.
+// What the scripts of the accordion share: requests to the WebUI's routes, elements, and jobs with a control set for
+// them alone.
 Object.assign(globalThis.decouple ??= {}, {
     TABS: ["txt2img", "img2img"],
 
@@ -38,6 +39,28 @@ Object.assign(globalThis.decouple ??= {}, {
     value(tab, name) {
         const box = this.find(tab, name);
         return (box?.querySelector("input:checked") ?? box?.querySelector("input[type=number], input"))?.value ?? "";
+    },
+
+    // Press Generate with a hidden control at `value` for this job alone: it is set before the host's own button reads
+    // the controls, and taken back after, however that job ends.
+    async generateWith(tab, name, value) {
+        const box = this.find(tab, name, ":is(input, textarea)"), key = box.type === "checkbox" ? "checked" : "value";
+        const before = box[key];
+        const set = (now) => {
+            if (box[key] !== now && key === "checked") box.click();
+            if (box[key] !== now) {
+                box.value = now;
+                updateInput(box);
+            }
+            return new Promise((resolve) => setTimeout(resolve, 300)); // until gradio has taken it over, or has read it
+        };
+        try {
+            await set(value);
+            gradioApp().querySelector(`#${tab}_generate`).click();
+            await set(value);
+        } finally {
+            await set(before);
+        }
     },
 
     // Can a person see it?

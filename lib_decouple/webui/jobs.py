@@ -16,7 +16,7 @@ from ..hosts import detect, reasons
 from ..hosts.base import Looking
 from ..hosts.family import profile_of_model
 from ..settings import Settings, specs
-from . import api, callers, compare, drafts, infotext, map_files, options, report, xyz
+from . import api, callers, compare, drafts, infotext, map_files, options, order, report, xyz
 from .report import Run
 from .runs import Live, Runs, UnknownRun, of_job
 
@@ -165,6 +165,8 @@ class Jobs:
             errors.report("Attention Decoupling: the trace of this run is not kept", exc_info=True)
         if run.comparison:
             self._put_side_by_side(run, run.comparison, processed)
+        elif options.chosen("decouple_best_first"):
+            self._put_in_order(run, p, processed)
         processed.extra_generation_params = run.info(processed.extra_generation_params)
         self._tell(run, run.lines(), kept)
 
@@ -264,6 +266,17 @@ class Jobs:
         except Exception as error:
             errors.report("Attention Decoupling could not put the pictures side by side", exc_info=True)
             run.notes.append(f"The pictures could not be put side by side: {_in_short(error)}")
+
+    def _put_in_order(self, run: Run, p: Any, processed: Any) -> None:
+        """Have the best-ranked pictures first, in the gallery and in the answer."""
+        ranked = [batch * p.batch_size + position for batch, position in run.best_first()]
+        try:
+            why_not = order.put(ranked, p, processed) if len(ranked) > 1 else ""
+        except Exception:
+            errors.report("Attention Decoupling could not put the pictures in order", exc_info=True)
+            why_not = "an unexpected error, which the WebUI's console has"
+        if why_not:
+            run.notes.append(f"The pictures are not put in order: {why_not}")
 
 
 def _in_short(error: Exception) -> str:

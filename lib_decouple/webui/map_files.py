@@ -46,7 +46,7 @@ def pictures(p: Any, processed: Any) -> dict[int, bytes]:
 
 def write(wanted: str, run: KeptRun, p: Any, processed: Any) -> None:
     """Append the maps to ``processed`` (``gallery``), or save them (``files``); ``off`` does neither."""
-    if wanted == "off" or (wanted == "gallery" and _driven(p)):
+    if wanted == "off" or (wanted == "gallery" and driven(p)):
         return
     from modules.images import get_font
     from modules.shared import opts
@@ -92,7 +92,7 @@ def save(drawn: Image.Image, beside: Path) -> Path:
             tries += 1
 
 
-def _driven(p: Any) -> bool:
+def driven(p: Any) -> bool:
     """Is the job one of many that a script such as SD upscale or X/Y/Z plot makes, and counts the pictures of?"""
     args = getattr(p, "script_args", None)
     return bool(args and args[0])

@@ -62,6 +62,13 @@ OPTIONS: dict[str, Option] = {
         "Radio",
         {"choices": list(get_args(MapFiles))},
     ),
+    "decouple_best_first": Option(
+        "Order a job's pictures",
+        "by their weakest entity's score, in the gallery and in the API's answer; what is saved, the grid too, stays "
+        "in the order of drawing",
+        False,
+        "Checkbox",
+    ),
     "decouple_live_panel": Option(
         "Live panel", "the entities' maps and the loss while a picture is drawn", True, "Checkbox"
     ),

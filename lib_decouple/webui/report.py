@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from .infotext import (
 NOT_REACHED = "another script or extension drew it in its own way, past the WebUI's sampling, where guidance works"
 ONLY_HIRES = "only the second pass of hires fix was drawn; “Hires pass too” guides that"
 NO_STEP = "sampling ended before the first guided step"
+MOST_LINES = 8
 
 
 class Pass(Protocol):
@@ -110,6 +112,18 @@ class Run:
     def _choice(own: Sequence[Pass], position: int) -> Choice | None:
         return next((chosen for one in own if (chosen := one.choices[position])), None)
 
+    def best_first(self) -> list[tuple[int, int]]:
+        """The images, as batch and position, of which something is told, the best first: by the weakest entity's
+        chance, or by its score where no chances were learned."""
+        sure: dict[tuple[int, int], tuple[bool, float]] = {}
+        for one in self.passes:
+            for position, presence in enumerate(one.teller.told):
+                if presence:
+                    known = (presence.chances or presence.scores).values()
+                    weakest = -1.0 if any(map(math.isnan, known)) else min(known)
+                    sure[one.iteration, position] = (presence.chances is not None, weakest)
+        return sorted(sure, key=lambda image: sure[image], reverse=True)
+
     def label(self, iteration: int, position: int) -> str:
         """What stands above an image beside its plain one."""
         own = [one for one in self.passes if one.iteration == iteration and position < len(one.traces)]
@@ -185,7 +199,7 @@ class Run:
         return {key: value(text) for key, text in written.items()}
 
     def lines(self) -> list[str]:
-        """The status line: one line an image, at most eight, then passes and time, or why not."""
+        """The status line: one line an image, at most :data:`MOST_LINES`, then passes and time, or why not."""
         if self.problem:
             return [*self.notes, f"Stood aside: {self.problem}"]
         images = dict.fromkeys((one.iteration, k) for one in self.passes for k in range(len(one.traces)))
@@ -195,8 +209,16 @@ class Run:
             (f"Image {number}: " if len(images) > 1 else "") + self._line(image)
             for number, image in enumerate(images, start=1)
         ]
-        more = [f"… and {len(found) - 8} more"] if len(found) > 8 else []
-        return [*self.notes, *found[:8], *more, *self._costs()]
+        more = [f"… and {len(found) - MOST_LINES} more"] if len(found) > MOST_LINES else []
+        return [*self.notes, *found[:MOST_LINES], *more, *self._order(list(images)), *self._costs()]
+
+    def _order(self, images: Sequence[tuple[int, int]]) -> list[str]:
+        """How the images rank, where something is told of more than one."""
+        ranked = [images.index(one) + 1 for one in self.best_first() if one in images]
+        if len(ranked) < 2:
+            return []
+        more = f" … and {len(ranked) - MOST_LINES} more" if len(ranked) > MOST_LINES else ""
+        return [f"ranked by the weakest entity: images {', '.join(map(str, ranked[:MOST_LINES]))}{more}"]
 
     def _line(self, image: tuple[int, int]) -> str:
         """What was done to one image."""

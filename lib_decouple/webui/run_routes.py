@@ -115,9 +115,11 @@ class SamplingPass(BaseModel):
 
 
 class TracedImage(BaseModel):
-    """What guidance did to one image; ``number`` counts the job's images from 0."""
+    """What guidance did to one image; ``number`` counts the job's images from 0, ``rank`` from 1 by how sure the
+    weakest entity is, where something is told of it."""
 
     number: int
+    rank: int | None
     prompt: str
     seed: int
     entities: list[str]
@@ -224,6 +226,7 @@ def add(router: APIRouter, shown: RunsToShow, caller: Callable[[Request], str]) 
         images = [
             {
                 "number": one.number,
+                "rank": one.rank,
                 "prompt": one.prompt,
                 "seed": one.seed,
                 "entities": list(one.entities),

@@ -72,6 +72,8 @@ class RunImage:
     """Seed -> what its draft predicts, as a small JPEG; without those that couldn't be had."""
     drawn_with: dict[str, Any] = field(default_factory=dict)
     """What the job held for this image, by the names of :data:`compare.LISTS`."""
+    rank: int | None = None
+    """Among the job's images, from 1, by the weakest entity; None where nothing is told of it."""
 
     @cached_property
     def size(self) -> int:
@@ -125,6 +127,7 @@ class KeptRun:
 def of_job(run: Run, p: Any, tab: str, pictures: dict[int, bytes]) -> KeptRun:
     """What is to be kept of a job ``p`` that is over. ``pictures``: an image's number in the job -> JPEG."""
     numbers = sorted({one.iteration * p.batch_size + k for one in run.passes for k in range(len(one.traces))})
+    ranked = [iteration * p.batch_size + position for iteration, position in run.best_first()]
     images = []
     for number in numbers:
         iteration, position = divmod(number, p.batch_size)
@@ -146,6 +149,7 @@ def of_job(run: Run, p: Any, tab: str, pictures: dict[int, bytes]) -> KeptRun:
                 pictures.get(number, b""),
                 drafts.pictures(own, position),
                 drafts.drawn_with(p, number) if any(one.choices[position] for one in own) else {},
+                ranked.index(number) + 1 if number in ranked else None,
             )
         )
     return KeptRun(run.id, run.created, tab, run.settings.as_dict(), images, run.owner, drafts.conditions(p))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import urllib.request
 from typing import Any
 
 import pytest
-from PIL import ImageChops
+from PIL import Image, ImageChops
 
 from lib_decouple.hosts.seeds import seeds_to_draft
 from tests.hosts.conftest import Host, Picture, encoded
@@ -118,6 +119,53 @@ def test_each_image_of_several_batches_has_a_seed_of_its_own(webui):
         assert seed in seeds_to_draft(40 + k, 3)
         own, alone = picture.images[first + k].convert("RGB"), webui.draw(seed=seed, **SMALL).images[0].convert("RGB")
         assert max(high for _, high in ImageChops.difference(own, alone).getextrema()) <= 1  # a batch rounds otherwise
+
+
+def test_a_draft_that_is_asked_for_is_drawn_alone_and_as_its_seed_is_without_us(webui):
+    webui.draw({**CHOOSE, "drafts": 3}, prompt="a cat and a dog", seed=40, batch_size=2, **SMALL)
+    told = webui.get("/decouple/v1/drafts/last")
+    assert [image["asked"] for image in told["images"]] == [40, 41]
+    image = told["images"][1]
+    scores = [min(draft["scores"].values()) for draft in image["drafts"]]
+    assert scores == sorted(scores, reverse=True)
+    assert [draft["drawn"] for draft in image["drafts"]] == [True, False, False]
+    seed = image["drafts"][-1]["seed"]
+    assert seed in seeds_to_draft(41, 3)
+    with urllib.request.urlopen(f"{webui.url}/decouple/v1/drafts/{told['id']}/1/{seed}.jpg") as answer:
+        size = Image.open(answer).size
+    assert size[0] == size[1] >= 8
+    again = {"gradient": "none", "look": "choose", "draw": f"{told['id']}/1/{seed}"}
+    picture = webui.draw(again, prompt="another prompt", seed=77, n_iter=2, batch_size=2, **SMALL)
+    assert seeds(picture) == [seed]
+    assert picture.infotexts[0].startswith("a cat and a dog")
+    assert picture.value("Decouple look") is None
+    assert picture.pixels == webui.draw(prompt="a cat and a dog", seed=seed, **SMALL).pixels
+    status, refused = webui.post(
+        "/sdapi/v1/txt2img",
+        {"alwayson_scripts": {"attention decoupling": {"args": [{"draw": f"{told['id']}/1/{seed + 1}"}]}}},
+    )
+    assert (status, "no draft of seed" in str(refused)) == (422, True)
+
+
+def test_a_job_s_pictures_are_ordered_by_their_weakest_entity_where_that_is_wanted(webui):
+    found = {}
+    for wanted in (False, True):
+        webui.post("/sdapi/v1/options", {"decouple_best_first": wanted})
+        try:
+            found[wanted] = webui.draw({"gradient": "none"}, seed=40, n_iter=2, batch_size=2, **SMALL)
+        finally:
+            webui.post("/sdapi/v1/options", {"decouple_best_first": False})
+    images = webui.get("/decouple/v1/trace/last")["images"]
+    ranked = sorted(images, key=lambda image: image["rank"])
+    expected = [image["seed"] for image in ranked]
+    told = [image["passes"][0]["presence"] for image in ranked]
+    weakest = [min((one["chances"] or one["scores"]).values()) for one in told]
+    assert weakest == sorted(weakest, reverse=True)
+    assert seeds(found[False])[-4:] == [40, 41, 42, 43]
+    assert seeds(found[True])[-4:] == expected
+    grid = len(found[True].images) - 4
+    assert found[True].pixels[:grid] == found[False].pixels[:grid]
+    assert found[True].pixels[grid:] == [found[False].pixels[grid + seed - 40] for seed in expected]
 
 
 def test_out_of_memory_in_a_draft_draws_the_seed_that_was_asked_for_and_says_so(webui):
