@@ -41,10 +41,9 @@
 
         caption(thumbnail, words) {
             let own = thumbnail.querySelector(".decouple-caption");
-            if (own?.textContent === words || (!own && !words)) return;
+            if (!words) return own?.remove();
             if (!own) thumbnail.append(own = decouple.part("span", "decouple-caption"));
-            own.textContent = words;
-            own.hidden = !words;
+            if (own.textContent !== words) own.textContent = words;
         }
     }
 
