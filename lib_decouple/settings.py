@@ -19,6 +19,8 @@ VERSION = 2
 
 AUTO, SWITCH = "auto", ("auto", "on", "off")
 PRESENCE = "presence"
+DRAFTING = ("choose", "insist")
+"""Of "look", what draws another seed than the one asked for where that drafts better."""
 
 FIXED: Mapping[str, Any] = MappingProxyType(
     {"loss": "com", "steps": 0, "rule": "relative", "size": 0.15, "start": 0, "stop": "off"}
@@ -198,15 +200,23 @@ class Settings:
         "tell: says which entity's attention is weakest, or, for a checkpoint of which that was learned, "
         "which is probably missing; this changes no picture and costs no pass. choose: for each picture of "
         "txt2img a few seeds are drafted first, and the one is drawn whose weakest entity has the most "
-        "attention.",
+        "attention; insist: only until a draft tells that all are surely there, and the picture is begun again "
+        "where it lacks one midway.",
         "Decouple look",
-        choices=("off", "tell", "choose"),
+        choices=("off", "tell", *DRAFTING),
         group="told",
     )
     drafts: int = _setting(
         4, "Drafts",
-        "How many seeds “Look” at choose drafts for each picture, the one asked for among them; each costs four steps.",
+        "How many seeds “Look” at choose drafts for each picture, and at insist at most, the one asked for among "
+        "them; each costs four steps.",
         "Decouple drafts", low=2, high=16, unit="seeds", group="told",
+    )  # fmt: skip
+    restarts: int = _setting(
+        1, "Restarts",
+        "How many times “Look” at insist may begin a picture again, from the next best seed, when it lacks an entity "
+        "midway.",
+        "Decouple restarts", low=0, high=8, unit="times", group="told",
     )  # fmt: skip
 
     gradient: str = _setting(

@@ -84,7 +84,8 @@ def test_imports_run_downward_only(path: Path) -> None:
         if own != "webui":
             seams = (
                 WEBUI_ONLY
-                if own != "hosts" or path.stem not in ("a1111", "drafting", "forge", "previews", "sampling")
+                if own != "hosts"
+                or path.stem not in ("a1111", "drafting", "forge", "insisting", "previews", "sampling")
                 else {"gradio"}
             )
             assert top not in seams, f"{path}:{line}: only webui may import {top}"
@@ -118,7 +119,7 @@ def test_hosts_do_not_know_each_other() -> None:
         "seeds",
         "tell",
     }
-    shared |= {"sampling", "drafting", "previews", "diffusers_drafts"}
+    shared |= {"sampling", "drafting", "insisting", "previews", "diffusers_drafts"}
     for path in MODULES:
         if part(dotted(path)) == "hosts" and path.stem != "__init__":
             known = {name.split(".")[2] for _, name in imports(path) if name.startswith("lib_decouple.hosts.")}

@@ -37,6 +37,8 @@ class Draft:
     """Entity -> :func:`presence` of its map, in [0, 1]; none where the prompt names none."""
     x0: Tensor
     """The picture that it predicts: latents ``[channels, h, w]``."""
+    sigma: float = LEVELS[-1]
+    """The noise level at which it was read."""
 
     @property
     def weakest(self) -> float:
@@ -67,7 +69,9 @@ def draft(
         x0 = denoise(x, sigmas[-1])
     maps = passed.maps(x.shape[-2:], reader.named) if reader.named else {}
     scores = {row: presence(own[None])[0].tolist() for row, own in maps.items()}
-    return [Draft(dict(zip(plan.names, scores.get(row, ()))), x0[row]) for row, plan in enumerate(reader.images)]
+    return [
+        Draft(dict(zip(plan.names, scores.get(row, ()))), x0[row], sigmas[-1]) for row, plan in enumerate(reader.images)
+    ]
 
 
 def in_groups(make: Callable[[Sequence[int]], Sequence[T]], count: int, at_once: int) -> list[T]:

@@ -23,7 +23,7 @@ from ..core.schedule import flow_scale
 from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
 from ..prompt.align import Piece
-from ..settings import Settings
+from ..settings import DRAFTING, Settings
 from . import anima
 from .base import Session, make_guide
 from .ldm import plan_image
@@ -110,8 +110,10 @@ class GuideStep(ModularPipelineBlocks):
             raise ValueError(
                 f"gradient: {settings.gradient!r} is not allowed in this pipeline, whose own pass is not seen; exact"
             )
-        if settings.look == "choose":
-            raise ValueError("look: 'choose' is not allowed in this pipeline, which draws the seed that it is given")
+        if settings.look in DRAFTING:
+            raise ValueError(
+                f"look: {settings.look!r} is not allowed in this pipeline, which draws the seed it is given; off, tell"
+            )
         prompts = [block_state.prompt] if isinstance(block_state.prompt, str) else list(block_state.prompt)
         each = len(block_state.latents) // len(prompts)
         plans = [self._plan(components, prompt) for prompt in prompts for _ in range(each)]

@@ -20,16 +20,20 @@ import torch
 from modules import rng, shared
 from torch import Tensor
 
-from ..core.drafts import Draft, best, draft, in_groups, levels
+from ..core.drafts import Draft, draft, in_groups, levels
+from ..core.insist import Accepts, Noises, nothing
 from ..core.maps import MapReader
 from . import bystanders, previews, reasons
 from .reasons import Unsupported
-from .seeds import Choice, seeds_to_draft
+from .seeds import Choice, Run, seeds_to_draft
 
 if TYPE_CHECKING:
     from .sampling import SamplingPass
 
 log = logging.getLogger("lib_decouple")
+
+Sample = Callable[[Tensor], Any]
+"""From the first noise to what the host's sampler makes of it, with all else that the host gave it."""
 
 MOST_ROWS = 16
 """Latents that are drafted in one call of the host's denoiser, though memory would do for more."""
@@ -41,53 +45,96 @@ class ChoosingSampler:
     def __init__(self, sampling: SamplingPass) -> None:
         self.sampling, self.sampler, self.sample = sampling, sampling.p.sampler, sampling.p.sampler.sample
         self.variation = bool(sampling.p.subseed_strength)
+        self.seeds: list[list[int]] = []
+        """Of each image, those that may be drafted."""
+        self.images: list[Noises] = []
+        self.numbers: list[int] = []
+        """Of each image, which of its noises is drawn."""
+        self.pictures: dict[int, dict[int, Any]] = {}
+        """Image -> seed -> what its draft looks like."""
 
     def __call__(self, p: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Sample as the host's own function does, ``x`` being the noise that drafts best."""
         if vars(self.sampler).get("sample") is self:
             del self.sampler.sample
+
+        def sample(noise: Tensor) -> Any:
+            return self.sample(p, noise, *args, **kwargs)
+
         try:
-            x = self._chosen(x, lambda: self.sample(p, x, *args, **kwargs))
+            chosen = self._chosen(x, sample)
         except Exception as error:
             log.debug("drafting failed", exc_info=True)
             self.sampling.give_up_drafts(reasons.explained(error, reasons.switched_on(p)))
             with suppress(Exception):  # what has just failed may be the making of noise
                 self._noise(self._seeds()).next()  # the host's global generator is left as it was
-        return self.sample(p, x, *args, **kwargs)
+            chosen = None
+        return sample(x) if chosen is None else self._drawn(chosen, sample)
 
-    def _chosen(self, x: Tensor, sample: Callable[[], object]) -> Tensor:
-        """The noise to draw; the job's seeds are those that it is of. Raises what hinders the drafts."""
-        p, state, asked = self.sampling.p, shared.state, self._seeds()[: len(x)]
-        candidates = [seeds_to_draft(seed, self.sampling.settings.drafts) for seed in asked]
-        noises = []
-        for k in range(self.sampling.settings.drafts):
-            noises.append(self._noise([own[k] for own in candidates]).next())
+    def _drawn(self, noise: Tensor, sample: Sample) -> Any:
+        """What the host makes of the ``noise`` that was chosen."""
+        return sample(noise)
+
+    def _accepts(self) -> Accepts:
+        """Which drafts need no better one."""
+        return nothing
+
+    def _chosen(self, x: Tensor, sample: Sample) -> Tensor | None:
+        """The noise to draw; the job's seeds are those that it is of. None where the host is to end. Raises what
+        hinders the drafts."""
+        count, asked = self.sampling.settings.drafts, self._seeds()[: len(x)]
+        self.seeds = [seeds_to_draft(seed, count) for seed in asked]
+        noises = [self._noise([own[k] for own in self.seeds]).next() for k in range(count)]
         if not torch.equal(noises[0], x):
             raise Unsupported("another extension has made the first noise itself, so that of other seeds isn't known")
-        drafts = Drafts(self.sampling, noises)
-        with drafts.in_the_place_of_sampling(self.sampler):
-            sample()
-        if drafts.failed is not None:
-            raise drafts.failed
-        if state.interrupted or state.skipped:
-            return x  # with which the host ends as ever
-        choices = []
-        for image, own in enumerate(candidates):
-            found = [made[image] for made in drafts.made]
-            scores = {seed: one.scores for seed, one in zip(own, found)}
-            chosen, pictures = own[best(found)], self._pictures(own, found)
-            choices.append(Choice(own[0], chosen, scores, self.variation, pictures) if found[0].scores else None)
-        drawn = [one.drawn if one else seed for one, seed in zip(choices, asked)]
+        self.images = [Noises(count, self._accepts()) for _ in asked]
+        self.drafts = Drafts(self.sampling, noises, self.images, self._one_by_one)
+        if not self._draft(sample, self.images):
+            return None
+        return self._take_up([own.next() for own in self.images])
+
+    _one_by_one = False
+    """Is each draft looked at before the next one is made?"""
+
+    def _draft(self, sample: Sample, wanting: Sequence[Noises]) -> bool:
+        """Make the drafts that are wanted for some of the images; were they made? Raises what hinders them."""
+        self.drafts.wanting = wanting
+        with self.drafts.in_the_place_of_sampling(self.sampler):
+            sample(self.drafts.noises[0])
+        if self.drafts.failed is not None:
+            raise self.drafts.failed
+        return not (shared.state.interrupted or shared.state.skipped)
+
+    def _take_up(self, numbers: Sequence[int]) -> Tensor:
+        """The noise of each image's number; the batch's seeds are those that it is of."""
+        drawn = [own[number] for own, number in zip(self.seeds, numbers)]
         made = self._noise(drawn)
-        noise = made.next()
+        noise: Tensor = made.next()
         self._take(drawn)
-        p.rng, self.sampling.choices = made, choices
+        self.numbers, self.sampling.p.rng = list(numbers), made
+        self.sampling.choices = [self._choice(image) for image in range(len(numbers))]
         return noise
 
-    def _pictures(self, seeds: Sequence[int], drafts: Sequence[Draft]) -> dict[int, Any]:
+    def _choice(self, image: int) -> Choice | None:
+        """What is told of an image; None where its prompt names nothing to look for."""
+        seeds, own, number = self.seeds[image], self.images[image], self.numbers[image]
+        if not own.drafts[0].scores:
+            return None
+        scores = {seed: one.scores for seed, one in zip(seeds, own.drafts)}
+        runs = tuple(Run(seeds[k], told) for k, told in own.runs.items())
+        return Choice(
+            seeds[0], seeds[number], scores, self.variation, self._pictures(image),
+            accepted=own.accepts(own.drafts[number]), runs=runs,
+        )  # fmt: skip
+
+    def _pictures(self, image: int) -> dict[int, Any]:
         """What an image's drafts look like, where somebody wants to see them."""
-        made = zip(seeds, drafts) if self.sampling.looking.drafts else ()
-        return {seed: found for seed, one in made if (found := previews.picture(one.x0)) is not None}
+        kept = self.pictures.setdefault(image, {})
+        made = zip(self.seeds[image], self.images[image].drafts) if self.sampling.looking.drafts else ()
+        for seed, one in made:
+            if seed not in kept and (found := previews.picture(one.x0)) is not None:
+                kept[seed] = found
+        return dict(kept)
 
     def _seeds(self) -> list[int]:
         """The batch's, of which others are drafted."""
@@ -116,12 +163,17 @@ class ChoosingSampler:
 
 
 class Drafts:
-    """The drafts of a batch, from ``noises``: ``[images, ...]`` of each candidate."""
+    """The drafts of a batch, from ``noises``: ``[images, ...]`` of each candidate; they are kept in ``images``.
 
-    def __init__(self, sampling: SamplingPass, noises: Sequence[Tensor]) -> None:
-        self.sampling, self.noises = sampling, noises
-        self.made: list[list[Draft]] = []
-        """Of each candidate, its images' drafts."""
+    A candidate is drafted for the whole batch, so that some images have more drafts than they want.
+    """
+
+    def __init__(
+        self, sampling: SamplingPass, noises: Sequence[Tensor], images: Sequence[Noises], one_by_one: bool
+    ) -> None:
+        self.sampling, self.noises, self.images, self.one_by_one = sampling, noises, images, one_by_one
+        self.wanting: Sequence[Noises] = images
+        """For which more drafts are made, until they want none."""
         self.failed: Exception | None = None
 
     @contextmanager
@@ -155,6 +207,16 @@ class Drafts:
         if not own.reader_to_tell(given["extra_args"]["cond"], 0).named:
             raise reasons.NothingToGuide(reasons.too_few((), "intensity"))
         scale = float((x * noise).sum() / (noise * noise).sum())  # of the host's own first latents
+        first = not self.images[0].drafts
+        if self.one_by_one:
+            if first:
+                self._count(1)
+            while any(image.wants_draft for image in self.wanting):
+                number = len(self.images[0].drafts)
+                self._keep(self._of_group(denoiser, [self.noises[number] * scale], given, number / count, count))
+            if first:
+                shared.state.nextjob()
+            return
         at_once = max(1, MOST_ROWS // len(x)) if not bystanders.replaced_forwards(own.unet()) else 1
         self._count(-(-count // at_once))
 
@@ -163,7 +225,13 @@ class Drafts:
             shared.state.nextjob()
             return found
 
-        self.made = in_groups(make, count, at_once)
+        self._keep(in_groups(make, count, at_once))
+
+    def _keep(self, made: Sequence[Sequence[Draft]]) -> None:
+        """Of each candidate its images' drafts."""
+        for drafts in made:
+            for image, own in zip(self.images, drafts):
+                image.drafts.append(own)
 
     def _count(self, groups: int) -> None:
         """In the host's progress each group of drafts is a job more, in this batch and in those that are to follow."""
@@ -172,8 +240,13 @@ class Drafts:
             p.decouple_drafts_counted = True
             shared.state.job_count += groups * self.sampling.batches
 
-    def _of_group(self, denoiser: Any, first: Sequence[Tensor], given: dict[str, Any]) -> list[list[Draft]]:
-        """Drafts of some candidates at once, whose latents ``[images, ...]`` are as the host gives them its sampler."""
+    def _of_group(
+        self, denoiser: Any, first: Sequence[Tensor], given: dict[str, Any], begun: float = 0.0, parts: int = 1
+    ) -> list[list[Draft]]:
+        """Drafts of some candidates at once, whose latents ``[images, ...]`` are as the host gives them its sampler.
+
+        They are one of so many ``parts`` of a job in the host's progress, of which ``begun`` is the share that is done.
+        """
         own, count, images = self.sampling, len(first), len(first[0])
         args = _repeated(given["extra_args"], count)
         scale = LatentScale(own, denoiser, given)
@@ -182,7 +255,7 @@ class Drafts:
         def denoise(x: Tensor, sigma: float) -> Tensor:
             done = scale.share_done(sigma)
             denoiser.step = int(done * denoiser.total_steps)
-            shared.state.sampling_step = int(done * denoiser.steps)
+            shared.state.sampling_step = int((begun + done / parts) * denoiser.steps)
             return scale.denoised(x, sigma, args)
 
         last = int(scale.share_done(sigmas[-1]) * denoiser.total_steps)

@@ -12,7 +12,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,17 +25,18 @@ from ..core.gradient import Learned, Pass
 from ..core.host_pass import ConditionalRows
 from ..core.maps import ContextMisfit, ImagePlan, MapReader
 from ..core.observe import Observation, Observers
-from ..core.presence import Curve
+from ..core.presence import Curve, Presence
 from ..core.schedule import Schedule
 from ..core.trace import ImageTrace, KeptMaps, Tracer, kept
 from ..prompt.align import Piece
 from ..prompt.relations import choose_of_parts
 from ..prompt.syntax import Dialect
-from ..settings import PRESENCE, Settings
+from ..settings import DRAFTING, PRESENCE, Settings
 from . import bystanders, curves, features, reasons
 from .base import Looking, OwnPass, Session, make_guide, thrift
 from .denoisers import cross_attention_layers, default_level
 from .drafting import ChoosingSampler
+from .insisting import InsistingSampler
 from .ldm import main_calls, pieces, plan_image
 from .seeds import Choice
 from .tell import Teller, reader_of
@@ -79,6 +80,11 @@ def dialect(comments: bool = False) -> Dialect:
     return Dialect(comments, emphasis, bool(getattr(shared.opts, "use_old_scheduling", False)))
 
 
+class BrokenOff(BaseException):
+    """Raised in the denoiser to end a sampling that is to be begun again; like the host's own for an interruption it is
+    no Exception, and is caught before the host sees it."""
+
+
 class GuidedSampler:
     """Stands in the place of a sampler's function until it is called, once."""
 
@@ -91,7 +97,11 @@ class GuidedSampler:
         self.sampler.func = self.sample
         # txt2img hands this very tensor to other scripts, and the update is made in place.
         with self.sampling.guiding(self.sample, denoiser, kwargs) as guided:
-            return self.sample(denoiser, x.clone() if guided else x, *args, **kwargs)
+            try:
+                return self.sample(denoiser, x.clone() if guided else x, *args, **kwargs)
+            except BrokenOff:
+                self.sampling.broken_off = True
+                return self.sampler.last_latent  # as the host ends a sampling that is interrupted
 
 
 class SamplingPass:
@@ -172,36 +182,53 @@ class SamplingPass:
         self.batches = p.n_iter - p.iteration
         """How many are drawn as this one is, it among them."""
         self.hires = bool(getattr(p, "is_hr_pass", False))
+        self.choices: list[Choice | None] = [None] * len(self._prompts())
+        """Of each image, which of its drafts is drawn; None where none was made."""
+        self.no_drafts = ""
+        """Why nothing could be chosen, though it was asked for."""
+        self.not_insisted = ""
+        """Why a run is not begun again, or no draft accepted, though it was asked for."""
+        self.seconds = 0.0
+        self.replaces: SamplingPass | None = None
+        """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
+        self._schedule = Schedule(self.settings.steps, settings.every, self.settings.start)
+        self._learned = Learned(thrift(self.settings))
+        self._by_presence = self.settings.stop == PRESENCE
+        self._moves = self.settings.gradient != "none"
+        self._schedules: list[list[tuple[int, str]]] = []
+        self._reserved_for: int | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing has been seen of the run yet."""
         self.traces = [ImageTrace(()) for _ in self._prompts()]
         self.left_alone = [""] * len(self.traces)
         """Why an image is not guided, though the others are."""
         self.stood_aside = ""
         """Why guidance ended early, or never began; empty while it works."""
         self.teller = Teller(len(self.traces), self.settings.look != "off")
-        self.choices: list[Choice | None] = [None] * len(self.traces)
-        """Of each image, which of its drafts is drawn; None where none was made."""
-        self.no_drafts = ""
-        """Why nothing could be chosen, though it was asked for."""
-        self.seconds = 0.0
+        self.judge: Callable[[Sequence[Presence | None]], bool] | None = None
+        """Asked once, when the run first tells how probably each entity is there: is it to be broken off?"""
+        self.broken_off = False
         self.step, self.total = 0, 0
         """Where sampling is, and how many steps it will make; 0 before its first."""
         self.maps: dict[int, KeptMaps] = {}
         """Image of the batch -> its maps at the last step at which somebody wanted to see them."""
-        self.replaces: SamplingPass | None = None
-        """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
-        self._schedule = Schedule(self.settings.steps, settings.every, self.settings.start)
         self._observers = Observers(
             [Tracer(self.traces, keep_moments=self.looking.moments), self._show, self._seen_last]
         )
-        self._learned = Learned(thrift(self.settings))
-        self._by_presence = self.settings.stop == PRESENCE
-        self._moves = self.settings.gradient != "none"
         self._session: Session | None = None
-        self._schedules: list[list[tuple[int, str]]] = []
         self._planned: tuple[object, ...] = ()
-        self._reserved_for: int | None = None
         self._call = 0
         self._looked = False
+
+    def begin_again(self) -> None:
+        """Guide what ``p.sampler`` is about to sample from other noise; what this run has told is forgotten."""
+        sampler = self.p.sampler
+        if isinstance(sampler.func, GuidedSampler):  # its sampling has failed before it began
+            sampler.func = sampler.func.sample
+        self._begin()
+        sampler.func = GuidedSampler(self, sampler)
 
     @property
     def exact_since(self) -> str:
@@ -221,14 +248,18 @@ class SamplingPass:
             except Exception as error:
                 return self.stand_aside(self._explained(error))
         sampler.func = GuidedSampler(self, sampler)
-        if self.settings.look == "choose" and not self.hires:
+        if self.settings.look in DRAFTING and not self.hires:
             self._choose(sampler)
 
     def _choose(self, sampler: Any) -> None:
         """Have drafts made before ``sampler`` samples, where they can tell."""
         if hasattr(self.p, "init_images"):
             return self.give_up_drafts("drafts are made in txt2img alone: this picture begins with another one")
-        sampler.sample = ChoosingSampler(self)
+        sampler.sample = InsistingSampler(self) if self.settings.look == "insist" else ChoosingSampler(self)
+
+    def curve(self) -> Curve | None:
+        """What was learned of the loaded model."""
+        return _curve_of(shared.sd_model)
 
     def give_up_drafts(self, reason: str) -> None:
         """Draw the seed that was asked for, and tell the user why."""
@@ -305,6 +336,8 @@ class SamplingPass:
                     beside.enter_context(self._telling(denoiser, x, sigma, kwargs))
                 made = forward(x, sigma, **kwargs)
                 started = time.perf_counter()
+            if tells and self._is_to_break_off():
+                raise BrokenOff
             self.seconds += time.perf_counter() - started
             if self.exact_since and not told:
                 told.append(self.exact_since)
@@ -393,13 +426,25 @@ class SamplingPass:
             self.teller.give_up(self._explained(error))
             return False
 
+    def _is_to_break_off(self) -> bool:
+        """Was a chance told at last, and does whoever waits for one want another run?"""
+        judge, told = self.judge, self.teller.told
+        if judge is None or not any(one.chances for one in told if one):
+            return False
+        self.judge = None
+        try:
+            return judge(told)
+        except Exception as error:
+            self.not_insisted = self._explained(error)
+            return False
+
     def _telling(self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> AbstractContextManager[None]:
         """Inside, the host makes its own pass, and what is there is read off it."""
         try:
             return self.teller.beside_host(
                 self.noise_level(denoiser, sigma), x.shape[-2:], self.unet(),
                 self.reader_to_tell(given["cond"], denoiser.step),
-                lambda: self.conditional_rows(denoiser, given, len(x)), _curve_of(shared.sd_model), self._explained,
+                lambda: self.conditional_rows(denoiser, given, len(x)), self.curve(), self._explained,
             )  # fmt: skip
         except Exception as error:
             self.teller.give_up(self._explained(error))
@@ -472,7 +517,7 @@ class SamplingPass:
                 self.settings, unet, layers, plans, default_level(unet),
                 recomputing=self.recomputing, attention_instead=self.attention_instead,
                 interrupted=lambda: state.interrupted or state.skipped, learned=self._learned,
-                curve=_curve_of(shared.sd_model) if self._by_presence else None,
+                curve=self.curve() if self._by_presence else None,
             )  # fmt: skip
             for trace, plan in zip(self.traces, plans):
                 trace.entities = tuple(dict.fromkeys((*trace.entities, *plan.names)))

@@ -13,6 +13,19 @@ _SEEDS = 2**32
 
 
 @dataclass(frozen=True)
+class Run:
+    """A run that was begun from the noise of ``seed``, and what it told midway."""
+
+    seed: int
+    chances: dict[str, float]
+    """Entity -> the probability that it is in the picture."""
+
+    def missing(self) -> list[str]:
+        """Those that are rather missing than there."""
+        return [name for name, own in self.chances.items() if not own >= 0.5]
+
+
+@dataclass(frozen=True)
 class Choice:
     """Of one image: the seed that was asked for, that which is drawn, and what their drafts scored."""
 
@@ -25,17 +38,36 @@ class Choice:
     pictures: dict[int, Any] = field(default_factory=dict, repr=False)
     """Seed -> what its draft predicts, as a small picture of Pillow's, where somebody wanted to see it."""
 
+    accepted: bool = False
+    """Did its draft need no better one?"""
+    runs: tuple[Run, ...] = ()
+    """Those that were looked at midway, each from another seed."""
+
     def words(self) -> str:
         """What the status line says."""
         kind = "variation seed" if self.variation else "seed"
+        drafted = "accepted by its draft" if self.accepted else f"drafted best of {len(self.scores)}"
         if self.drawn == self.asked:
-            return f"the {kind} asked for, {self.asked}, drafted best of {len(self.scores)}"
-        return f"{kind} {self.drawn} drawn, best of {len(self.scores)} drafts, instead of {self.asked}"
+            told = f"the {kind} asked for, {self.asked}, {drafted}"
+        elif self.accepted:
+            told = f"{kind} {self.drawn} drawn, accepted by its draft, instead of {self.asked}"
+        else:
+            told = f"{kind} {self.drawn} drawn, best of {len(self.scores)} drafts, instead of {self.asked}"
+        again = self.begun_again()
+        return f"{told}; begun again: {again}" if again else told
+
+    def begun_again(self) -> str:
+        """Why other seeds' runs were broken off; "" where none was."""
+        others = [run for run in self.runs if run.seed != self.drawn]
+        told = [f"with seed {run.seed} {' and '.join(run.missing())} probably missing" for run in others]
+        return "; ".join(told)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         drafts = [{"seed": seed, "scores": scores} for seed, scores in self.scores.items()]
-        return {"asked": self.asked, "drawn": self.drawn, "variation": self.variation, "drafts": drafts}
+        runs = [{"seed": run.seed, "chances": run.chances} for run in self.runs]
+        own = {"asked": self.asked, "drawn": self.drawn, "variation": self.variation, "drafts": drafts}
+        return {**own, "accepted": self.accepted, "runs": runs}
 
 
 def seeds_to_draft(asked: int, count: int) -> list[int]:

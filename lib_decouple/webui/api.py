@@ -18,6 +18,7 @@ ORDER: tuple[str, ...] = (
     *("enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps"),
     *("refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time"),
     *("layers", "start", "recompute", "skip_missing", "compare", "look", "drafts", "gradient", "draw"),
+    "restarts",
 )
 """Names of a positional list's values. Clients depend on it: new ones are appended."""
 

@@ -52,12 +52,18 @@ picture with no draft, which is why a paste beside it makes none."""
 NO_DRAFTS = "Decouple no drafts"
 """Why the seed that was asked for was drawn, though drafts were to choose."""
 
+AGAIN = "Decouple begun again"
+"""Of each seed that was begun with, and given up midway, what was probably missing."""
+
+NOT_INSISTED = "Decouple not insisted"
+"""Why all drafts were made, or no picture begun again, though “insist” was asked for."""
+
 BATCH = "Decouple batch"
 """Which image of how many in its batch: guidance makes the rounding of a batch large, so the same seed comes out
 otherwise in a batch of another size."""
 
 RESULTS = (
-    *(ASKED, ASKED_VARIATION, NO_DRAFTS),
+    *(ASKED, ASKED_VARIATION, NO_DRAFTS, AGAIN, NOT_INSISTED),
     *(TOLD, FOUND, MOVED, BY_UPDATE, *HIRES.values(), BATCH, STOOD_ASIDE),
 )
 

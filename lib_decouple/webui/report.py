@@ -16,6 +16,7 @@ from ..settings import PRESENCE, Settings
 from . import effect
 from .compare import Comparison
 from .infotext import (
+    AGAIN,
     ASKED,
     ASKED_VARIATION,
     BATCH,
@@ -23,6 +24,7 @@ from .infotext import (
     HIRES,
     MOVED,
     NO_DRAFTS,
+    NOT_INSISTED,
     RESULTS,
     RUN,
     STOOD_ASIDE,
@@ -48,6 +50,7 @@ class Pass(Protocol):
     teller: Teller
     choices: list[Choice | None]
     no_drafts: str
+    not_insisted: str
     seconds: float
     step: int
     total: int
@@ -100,6 +103,11 @@ class Run:
             return str(chosen.asked) if chosen and chosen.variation is (key == ASKED_VARIATION) else None
         if key == NO_DRAFTS:
             return next((one.no_drafts for one in own if one.no_drafts), None)
+        if key == NOT_INSISTED:
+            return next((one.not_insisted for one in own if one.not_insisted), None)
+        if key == AGAIN:
+            chosen = self._choice(own, position)
+            return (chosen.begun_again() or None) if chosen else None
         guided = [one for one in own if was_guided(one, position)]
         if key == BATCH:
             size = max((len(one.traces) for one in guided), default=1)
@@ -225,6 +233,7 @@ class Run:
         own = [one for one in self.passes if one.iteration == image[0]]
         chosen, none, told = self._choice(own, image[1]), self.result(NO_DRAFTS, *image), self.result(TOLD, *image)
         parts = [chosen.words()] if chosen else [f"no drafts: {none}"] if none else []
+        parts += [not_insisted] if (not_insisted := self.result(NOT_INSISTED, *image)) else []
         parts += [told] if told else []
         for keys, start in (((FOUND, MOVED), ""), ((HIRES[FOUND], HIRES[MOVED]), "hires: ")):
             entities, moved = (self.result(key, *image) for key in keys)

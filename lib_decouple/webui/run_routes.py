@@ -91,14 +91,24 @@ class Draft(BaseModel):
     scores: dict[str, float | None]
 
 
+class BegunRun(BaseModel):
+    """A seed that was begun with, and the probability of each entity midway."""
+
+    seed: int
+    chances: dict[str, float | None]
+
+
 class Choice(BaseModel):
     """Of the ``drafts`` of an image, in their order, which seed is drawn instead of which; variation seeds where
-    ``variation`` is true."""
+    ``variation`` is true. ``accepted``: its draft needed no better one; ``runs``: those that were begun, with what they
+    told midway."""
 
     asked: int
     drawn: int
     variation: bool
     drafts: list[Draft]
+    accepted: bool
+    runs: list[BegunRun]
 
 
 class SamplingPass(BaseModel):

@@ -30,7 +30,7 @@ def json_schema() -> dict[str, Any]:
                 "title": "Compare",
                 "type": "boolean",
                 "description": "Draw each picture twice: plain, then decoupled from the same seed, or with look at "
-                "choose from the chosen one.",
+                "choose or insist from the chosen one.",
                 "default": False,
             },
             "draw": {

@@ -122,7 +122,7 @@ def install(monkeypatch: Any, unet: nn.Module) -> SimpleNamespace:
         setattr(package, module.__name__.partition(".")[2], module)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "modules", package)
-    for name in ("previews", "drafting", "sampling", "a1111"):
+    for name in ("previews", "drafting", "insisting", "sampling", "a1111"):
         monkeypatch.delitem(sys.modules, f"lib_decouple.hosts.{name}", raising=False)
         monkeypatch.delattr(lib_decouple.hosts, name, raising=False)
     return shared

@@ -62,7 +62,7 @@ def webui(request, monkeypatch):
     func = forge_host.ddim if "DDIM" in request.param else host.euler
     return SimpleNamespace(
         adapter=importlib.import_module(f"lib_decouple.hosts.{name}"), shared=shared,
-        job=lambda prompts, **given: stand_in.Job(shared, prompts, steps=8, func=func, **given),
+        job=lambda prompts, steps=8, **given: stand_in.Job(shared, prompts, steps=steps, func=func, **given),
     )  # fmt: skip
 
 
@@ -71,9 +71,11 @@ class Sampler:
 
     def __init__(self, job):
         self.job, self.func, self.config, self.noises = job, job.sampler.func, None, []
+        self.last_latent = None
 
     def sample(self, p, x, *args):
         self.noises.append(x)
+        self.last_latent = x * 14
         self.job.denoiser.step, self.job.denoiser.total_steps = 0, self.job.steps
         p.extra_generation_params["Schedule type"] = "Automatic"
         return type(self.job).sample(self.job, x * 14)
@@ -273,7 +275,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-@pytest.mark.parametrize("where", ["draft", "LatentScale", "levels", "best"])
+@pytest.mark.parametrize("where", ["draft", "LatentScale", "levels", "Noises"])
 def test_a_failure_draws_the_seed_that_was_asked_for_and_says_so(webui, monkeypatch, kind, where):
     error, told = REFUSED[kind]
     torch.manual_seed(99)

@@ -42,6 +42,7 @@ class Pass:
     teller: Teller = field(default_factory=lambda: Teller(4))
     choices: list[Choice | None] = field(default_factory=lambda: [None] * 4)
     no_drafts: str = ""
+    not_insisted: str = ""
 
 
 def overlap(iou):
