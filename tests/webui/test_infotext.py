@@ -97,7 +97,7 @@ def test_every_setting_survives_the_host():
         enabled=True, loss="iou + 0.5*kl(form=js, pool=sum)", steps=7, entities=("cat",), rule="attend-excite",
         size=0.123456789, factor=8, treatment="attend-excite", combine="max", refine_steps=(0, 10, 20),
         refine_threshold=-0.25, refine_rounds=3, stop=True, stop_below=1e-5, every=2, hires=True, one_at_a_time=True,
-        layers="up", start=3, recompute=True, skip_missing=True, look="off", drafts=7, gradient="late",
+        layers="up", start=3, recompute=True, skip_missing=True, look="off", drafts=7, restarts=3, gradient="late",
     )  # fmt: skip
     text = host_writes(write(changed))
     assert read(host_reads(text)) == changed

@@ -8,11 +8,13 @@ import pytest
 
 from lib_decouple.core.presence import Presence
 from lib_decouple.core.trace import ImageTrace, Measures, StepRecord
+from lib_decouple.hosts import seeds
 from lib_decouple.hosts.seeds import Choice
 from lib_decouple.hosts.tell import Teller
 from lib_decouple.settings import Settings
 from lib_decouple.webui import infotext, report
 from lib_decouple.webui.infotext import (
+    AGAIN,
     ASKED,
     ASKED_VARIATION,
     BATCH,
@@ -21,6 +23,7 @@ from lib_decouple.webui.infotext import (
     HIRES,
     MOVED,
     NO_DRAFTS,
+    NOT_INSISTED,
     RESULTS,
     STOOD_ASIDE,
     TOLD,
@@ -186,6 +189,30 @@ def test_which_seed_was_drawn_is_told_of_each_image():
     one.choices, one.no_drafts = [None] * 4, "out of memory"
     assert found.result(NO_DRAFTS, 0, 0) == "out of memory"
     assert found.lines()[0].startswith("Image 1: no drafts: out of memory; cat, dog: ")
+
+
+def test_what_was_begun_again_is_told_of_each_image_and_why_it_was_not():
+    scores = {3: {"cat": 0.2}, 1_000_006: {"cat": 0.9}, 2_000_009: {"cat": 0.3}}
+    runs = (
+        seeds.Run(3, {"cat": 0.9, "dog": 0.1, "cow": 0.3}),
+        seeds.Run(1_000_006, {"cat": 0.4, "dog": 0.9, "cow": 0.9}),
+    )
+    found = told_of(None, None, None)
+    (one,) = found.passes
+    one.choices = [
+        Choice(3, 2_000_009, scores, accepted=True, runs=(*runs, seeds.Run(2_000_009, {"cat": 0.9}))),
+        Choice(3, 3, scores, accepted=True, runs=runs[:1]), None,
+    ]  # fmt: skip
+    lost = "with seed 3 dog and cow probably missing; with seed 1000006 cat probably missing"
+    assert [found.result(AGAIN, 0, k) for k in range(3)] == [lost, None, None]
+    lines = found.lines()
+    told = f"Image 1: seed 2000009 drawn, accepted by its draft, instead of 3; begun again: {lost}; cat, dog: moved"
+    assert lines[0].startswith(told)
+    assert lines[1].startswith("Image 2: the seed asked for, 3, accepted by its draft; cat, dog: moved")
+    assert found.result(NOT_INSISTED, 0, 0) is None
+    one.not_insisted = "out of memory"
+    assert [found.result(NOT_INSISTED, 0, k) for k in range(2)] == ["out of memory"] * 2
+    assert "accepted by its draft; out of memory; cat, dog" in found.lines()[1]
 
 
 def test_where_nothing_was_to_be_moved_nothing_stood_aside():
