@@ -14,7 +14,7 @@
             const {part} = decouple;
             this.says = part("p", "decouple-says", "", {role: "status"});
             this.images = part("div");
-            this.panel = part("details", "decouple-panel", "", {}, part("summary", "", say("Drafts of the last run")), this.says, this.images);
+            this.panel = part("details", "decouple-panel", "", {}, part("summary", "", say("Drafts")), this.says, this.images);
             this.place.replaceChildren(this.panel);
             this.panel.addEventListener("toggle", () => {
                 if (!this.run) this.asked = null; // opened again after a failure
@@ -47,7 +47,7 @@
             this.links.splice(0).forEach((link) => URL.revokeObjectURL(link));
             this.tell(say("Best first, by the attention of the weakest entity. Press one to draw it alone, with its picture's prompt."));
             this.images.replaceChildren(...found.images.map((image) => {
-                const title = say("Picture {number}", {number: image.number + 1});
+                const title = say("Image {number}", {number: image.number + 1});
                 return part("div", "", "", {role: "group", "aria-label": title},
                     ...(found.images.length > 1 ? [part("p", "decouple-moment", title)] : []),
                     part("div", "decouple-drafted", "", {}, ...image.drafts.map((draft) => this.card(image, draft))));

@@ -226,7 +226,7 @@ class Run:
         if len(ranked) < 2:
             return []
         more = f" … and {len(ranked) - MOST_LINES} more" if len(ranked) > MOST_LINES else ""
-        return [f"ranked by the weakest entity: images {', '.join(map(str, ranked[:MOST_LINES]))}{more}"]
+        return [f"Ranked by the weakest entity: images {', '.join(map(str, ranked[:MOST_LINES]))}{more}"]
 
     def _line(self, image: tuple[int, int]) -> str:
         """What was done to one image."""
