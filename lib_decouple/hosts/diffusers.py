@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,10 +24,10 @@ from ..core.presence import Curve, Presence
 from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
 from ..prompt.align import Piece, align
-from ..settings import PRESENCE, Settings
+from ..settings import DRAFTING, PRESENCE, Settings
 from . import reasons
 from .base import Level, Looking, Session, make_guide
-from .diffusers_drafts import Condition, choose
+from .diffusers_drafts import Condition, Drafter, Search
 from .family import profile_of
 from .seeds import Choice
 from .tell import LEVELS, Teller, reader_of
@@ -150,6 +150,17 @@ class Picture:
     """From which step on, and why, gradients are exact though late ones were wanted."""
     readings: list[list[Presence]] = field(default_factory=list)
     """Of each image all that was told, one a noise level."""
+    not_insisted: str = ""
+    """Why no run was begun again, or no draft accepted, though it was asked for."""
+
+    def replaced(self, image: int, other: Picture, there: int) -> None:
+        """Have ``image`` be that which is at ``there`` in another of this kind."""
+        self.images[image], self.traces[image] = other.images[there], other.traces[there]
+        self.told[image], self.readings[image] = other.told[there], other.readings[there]
+        for mine, others in zip(self.latents, other.latents):
+            mine[image] = others[there]
+        self.stood_aside = self.stood_aside or other.stood_aside
+        self.exact_since = self.exact_since or other.exact_since
 
 
 @torch.no_grad()
@@ -185,8 +196,10 @@ def generate(
     it comes out as it would alone. A sampler with several denoiser calls a step is guided at the first.
     What the settings leave open is filled by the profile of the model's family. ``layers`` chooses
     among the layers of the level that the settings name (all of them when left out).
-    With ``settings.look`` at "tell" or "choose" the picture says which entity is there, in chances by the checkpoint's
-    ``curve``; at "choose" the noise is that of the best of several seeds, or each image's own where drafting fails.
+    Unless ``settings.look`` is "off" the picture says which entity is there, in chances by the checkpoint's ``curve``;
+    at "choose" the noise is that of the best of several seeds, or each image's own where drafting fails; at "insist" that
+    of the first whose draft is accepted, and an image whose run tells midway that an entity is missing is drawn again
+    from the next, by itself and to its end.
     A prompt longer than the text encoder's 75 tokens is encoded in chunks, as the WebUIs do.
     ``doubts`` has the first gradient held against finite differences, and is told where they disagree.
     ``tell_at``: falling noise levels at which to tell whatever the settings say, each at the first pass at or below it.
@@ -212,7 +225,6 @@ def generate(
     session, traces = None, [ImageTrace(tuple(names)) for names in entities]
     tells = bool(tell_at) or (settings.enabled and settings.look != "off")
     teller = Teller(count, tells, tell_at or LEVELS)
-    choices: list[Choice | None] = [None] * count
     no_drafts = ""
     if settings.enabled or observe or tell_at:
         settings = closed(settings, profile_of(unet), steps)
@@ -234,16 +246,17 @@ def generate(
     embeds, extra = _conditioning(pipe, list(prompts), height, width, encoded)
 
     scheduler.set_timesteps(steps, device=device)
-    if settings.enabled and settings.look == "choose" and not observe:
+    search = None
+    if settings.enabled and settings.look in DRAFTING and not observe:
         without = _negative(encoded)
         nothing = Condition(*_conditioning(pipe, [negative_prompt] * count, height, width, without))
+        drafter = Drafter(pipe, to_tell, noise_of, Condition(embeds, extra), nothing, guidance_scale)
+        search = Search(drafter, seeds, settings.drafts, curve if settings.look == "insist" else None)
         try:
-            choices = choose(
-                pipe, to_tell, seeds, settings.drafts, noise_of, Condition(embeds, extra), nothing, guidance_scale
-            )
+            search.draft(range(count))
+            seeds = search.drawn
         except Exception as error:
-            no_drafts = reasons.explained(error)
-        seeds = [one.drawn if one else seed for one, seed in zip(choices, seeds)]
+            search, no_drafts = None, reasons.explained(error)
     generators = generators_of(seeds)
     noise = first_noise(unet, generators, height // scale, width // scale)
     opens = step_openings(scheduler)
@@ -318,9 +331,61 @@ def generate(
             callback_on_step_end_tensor_inputs=["latents"],
         )
     stood_aside, exact_since = (session.stood_aside, session.exact_since) if session else ("", "")
-    return Picture(
-        list(result.images), traces, stood_aside, kept, teller.told, choices, no_drafts, exact_since, teller.readings
-    )
+    picture = Picture(
+        list(result.images), traces, stood_aside, kept, teller.told, [None] * count, no_drafts, exact_since,
+        teller.readings,
+    )  # fmt: skip
+    if search is None:
+        return picture
+
+    def again(images: Sequence[int], seeds: Sequence[int]) -> Picture:
+        return generate(
+            pipe, [prompts[k] for k in images], [entities[k] for k in images], replace(settings, look="tell"),
+            seeds=seeds, steps=steps, guidance_scale=guidance_scale, height=height, width=width,
+            negative_prompt=negative_prompt, watch=watch, keep_maps=keep_maps, keep_latents=keep_latents, curve=curve,
+            output=output, progress=progress, layers=layers, doubts=doubts, tell_at=tell_at, loss=loss,
+        )  # fmt: skip
+
+    if settings.look == "insist":
+        insist(picture, search, again, settings.restarts)
+    picture.choices = search.choices
+    return picture
+
+
+def insist(
+    picture: Picture, search: Search, again: Callable[[Sequence[int], Sequence[int]], Picture], restarts: int
+) -> None:
+    """Draw what lacks an entity midway ``again``, given images and their seeds, and leave in ``picture`` the surest."""
+    every = range(len(picture.images))
+    first = Picture(
+        list(picture.images), list(picture.traces), latents=[own.clone() for own in picture.latents],
+        told=list(picture.told), readings=list(picture.readings),
+    )  # fmt: skip
+    drawn = [{number: (first, image)} for image, number in enumerate(search.numbers)]
+    if search.curve is None or search.curve.draft is None:
+        picture.not_insisted = reasons.NO_CURVE if search.curve is None else reasons.NO_DRAFT_CURVE
+    lacking = list(every)
+    for left in range(restarts, -1, -1):
+        for image in lacking:
+            own = drawn[image][search.numbers[image]]
+            midway = next((one.chances for one in own[0].readings[own[1]] if one.chances), None)
+            if midway:
+                search.images[image].runs[search.numbers[image]] = midway
+        lacking = [k for k in lacking if search.images[k].lacks(search.numbers[k]) and not search.images[k].is_spent]
+        if not (left and lacking):
+            break
+        try:
+            search.draft(lacking)
+            made = again(lacking, [search.drawn[image] for image in lacking])
+        except Exception as error:
+            picture.not_insisted = reasons.explained(error)
+            break
+        for there, image in enumerate(lacking):
+            drawn[image][search.numbers[image]] = made, there
+    for image in every:
+        if search.images[image].runs:
+            search.numbers[image] = search.images[image].surest()
+        picture.replaced(image, *drawn[image][search.numbers[image]])
 
 
 def _encoded(pipe: Any, prompts: Sequence[str], negative: str) -> dict[str, Tensor]:

@@ -1,20 +1,23 @@
-"""``look: choose`` with the diffusers pipelines: drafts by the pipeline's own UNet, under its own guidance."""
+"""``look: choose`` and ``insist`` with the diffusers pipelines: drafts by the pipeline's own UNet and guidance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.drafts import Draft, best, draft, in_groups, levels
+from ..core.drafts import Draft, draft, in_groups, levels
+from ..core.gradient import rows
 from ..core.host_pass import RowsInOrder
+from ..core.insist import Noises, nothing
 from ..core.maps import MapReader
+from ..core.presence import Curve
 from .reasons import Unsupported
-from .seeds import Choice, seeds_to_draft
+from .seeds import Choice, chosen, seeds_to_draft
 
 MOST_ROWS = 16
 """Latents that are drafted at once, though memory would do for more."""
@@ -29,9 +32,9 @@ class Condition:
     extra: dict[str, Tensor]
     """What SDXL adds."""
 
-    def repeated(self, count: int) -> Condition:
-        """For ``count`` times the images, one set behind the other."""
-        return Condition(torch.cat([self.embeds] * count), {k: torch.cat([v] * count) for k, v in self.extra.items()})
+    def of(self, images: Sequence[int]) -> Condition:
+        """The rows of some of the images, in this order."""
+        return Condition(rows(self.embeds, images), {k: rows(v, images) for k, v in self.extra.items()})
 
     def before(self, other: Condition) -> Condition:
         """The rows of this one, then those of ``other``."""
@@ -39,28 +42,29 @@ class Condition:
         return Condition(torch.cat([self.embeds, other.embeds]), extra)
 
 
-def choose(
-    pipe: Any, reader: MapReader, seeds: Sequence[int], count: int, noise: Callable[[Sequence[int]], Tensor],
-    condition: Condition, negative: Condition, guidance_scale: float,
-) -> list[Choice | None]:  # fmt: skip
-    """Of each image which of ``count`` seeds drafts best; None where its prompt names nothing to look for.
+@dataclass(frozen=True)
+class Drafter:
+    """Drafts of a batch's images from any seeds; the scheduler's timesteps are set."""
 
-    ``noise`` makes the first noise ``[images, ...]`` of seeds; the scheduler's timesteps are set. Raises Unsupported
-    for a prediction that is not known, and the end of memory where the drafts of one seed each do not fit.
-    """
-    if not reader.named:
-        return [None] * len(seeds)
-    candidates = [seeds_to_draft(seed, count) for seed in seeds]
-    kept = pipe.scheduler.alphas_cumprod.double().cpu()
-    noise_levels = ((1 - kept) / kept).sqrt()
-    first = float(noise_levels[round(float(pipe.scheduler.timesteps[0]))])
-    images = len(seeds)
+    pipe: Any
+    reader: MapReader
+    noise: Callable[[Sequence[int]], Tensor]
+    """First noise ``[seeds, ...]``."""
+    condition: Condition
+    negative: Condition
+    guidance_scale: float
 
-    def make(group: Sequence[int]) -> list[list[Draft]]:
-        x = torch.cat([noise([own[k] for own in candidates]) for k in group]) * math.sqrt(1 + first**2)
-        rows, guided = len(x), guidance_scale > 1
-        own, nothing = condition.repeated(len(group)), negative.repeated(len(group))
-        given = nothing.before(own) if guided else own
+    def __call__(self, images: Sequence[int], seeds: Sequence[int]) -> list[Draft]:
+        """One of each of ``images``, from its seed.
+
+        Raises Unsupported for a prediction that is not known, and the end of memory.
+        """
+        pipe, guided, count = self.pipe, self.guidance_scale > 1, len(images)
+        kept = pipe.scheduler.alphas_cumprod.double().cpu()
+        noise_levels = ((1 - kept) / kept).sqrt()
+        first = float(noise_levels[round(float(pipe.scheduler.timesteps[0]))])
+        own = self.condition.of(images)
+        given = self.negative.of(images).before(own) if guided else own
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             timestep = int((noise_levels <= sigma * (1 + 1e-6)).sum().clamp(min=1)) - 1
@@ -70,7 +74,7 @@ def choose(
                 added_cond_kwargs=given.extra or None, return_dict=False,
             )[0]  # fmt: skip
             if guided:
-                out = out[:rows] + guidance_scale * (out[rows:] - out[:rows])
+                out = out[:count] + self.guidance_scale * (out[count:] - out[:count])
             kind = pipe.scheduler.config.prediction_type
             if kind == "epsilon":
                 return x - sigma * out
@@ -78,15 +82,61 @@ def choose(
                 return (z - sigma * out) / math.sqrt(1 + sigma**2)
             raise Unsupported(f"a model that predicts {kind!r} can't be drafted; those that predict noise or v can")
 
-        many = MapReader(reader.layers, [*reader.images] * len(group))
-        others = rows if guided else 0
-        made = draft(denoise, x, levels(first), pipe.unet, many, lambda: RowsInOrder(rows, others, (others,)))
-        return [made[k * images : (k + 1) * images] for k in range(len(group))]
+        reader = MapReader(self.reader.layers, [self.reader.images[image] for image in images])
+        before = count if guided else 0
+        x = self.noise(seeds) * math.sqrt(1 + first**2)
+        return draft(denoise, x, levels(first), pipe.unet, reader, lambda: RowsInOrder(count, before, (before,)))
 
-    made = in_groups(make, count, max(1, MOST_ROWS // images))
-    found: list[Choice | None] = []
-    for image, own in enumerate(candidates):
-        drafts = [one[image] for one in made]
-        scores = {seed: one.scores for seed, one in zip(own, drafts)}
-        found.append(Choice(own[0], own[best(drafts)], scores) if drafts[0].scores else None)
-    return found
+
+@dataclass
+class Search:
+    """Of each image of a batch, which of its seeds' noise is drawn.
+
+    ``curve``: where a draft can be accepted by it, no more are made than until one is.
+    """
+
+    drafter: Drafter
+    asked: Sequence[int]
+    count: int
+    curve: Curve | None = None
+    seeds: list[list[int]] = field(init=False)
+    images: list[Noises] = field(init=False)
+    numbers: list[int] = field(init=False)
+    """Of each image, which of its seeds is drawn."""
+
+    def __post_init__(self) -> None:
+        curve = self.curve
+
+        def accepts(one: Draft) -> bool:
+            return curve is not None and curve.accepts(one.scores.values(), one.sigma)
+
+        self.seeds = [seeds_to_draft(seed, self.count) for seed in self.asked]
+        self.images = [Noises(self.count, accepts if curve else nothing) for _ in self.asked]
+        self.numbers = [0] * len(self.asked)
+
+    def draft(self, images: Sequence[int]) -> None:
+        """Make the drafts that are wanted for ``images``, and let the best be drawn. Raises what hinders them."""
+        named = [image for image in images if image in self.drafter.reader.named]
+        by_itself = self.curve is not None and self.curve.draft is not None
+        while wanting := [image for image in named if self.images[image].wants_draft]:
+            missing = {image: range(len(self.images[image].drafts), self.count) for image in wanting}
+            todo = [(image, number) for image, own in missing.items() for number in (own[:1] if by_itself else own)]
+
+            def make(group: Sequence[int], todo: Sequence[tuple[int, int]] = todo) -> list[Draft]:
+                own = [todo[k] for k in group]
+                return self.drafter([image for image, _ in own], [self.seeds[image][number] for image, number in own])
+
+            for (image, _), one in zip(todo, in_groups(make, len(todo), MOST_ROWS)):
+                self.images[image].drafts.append(one)
+        for image in named:
+            self.numbers[image] = self.images[image].next() if self.images[image].left else self.images[image].surest()
+
+    @property
+    def drawn(self) -> list[int]:
+        """The images' seeds."""
+        return [own[number] for own, number in zip(self.seeds, self.numbers)]
+
+    @property
+    def choices(self) -> list[Choice | None]:
+        """What is told of each image; None where its prompt names nothing to look for."""
+        return [chosen(*own) if own[1].drafts else None for own in zip(self.seeds, self.images, self.numbers)]

@@ -25,7 +25,7 @@ from ..core.insist import Accepts, Noises, nothing
 from ..core.maps import MapReader
 from . import bystanders, previews, reasons
 from .reasons import Unsupported
-from .seeds import Choice, Run, seeds_to_draft
+from .seeds import Choice, chosen, seeds_to_draft
 
 if TYPE_CHECKING:
     from .sampling import SamplingPass
@@ -62,14 +62,14 @@ class ChoosingSampler:
             return self.sample(p, noise, *args, **kwargs)
 
         try:
-            chosen = self._chosen(x, sample)
+            noise = self._chosen(x, sample)
         except Exception as error:
             log.debug("drafting failed", exc_info=True)
             self.sampling.give_up_drafts(reasons.explained(error, reasons.switched_on(p)))
             with suppress(Exception):  # what has just failed may be the making of noise
                 self._noise(self._seeds()).next()  # the host's global generator is left as it was
-            chosen = None
-        return sample(x) if chosen is None else self._drawn(chosen, sample)
+            noise = None
+        return sample(x) if noise is None else self._drawn(noise, sample)
 
     def _drawn(self, noise: Tensor, sample: Sample) -> Any:
         """What the host makes of the ``noise`` that was chosen."""
@@ -117,15 +117,10 @@ class ChoosingSampler:
 
     def _choice(self, image: int) -> Choice | None:
         """What is told of an image; None where its prompt names nothing to look for."""
-        seeds, own, number = self.seeds[image], self.images[image], self.numbers[image]
+        own = self.images[image]
         if not own.drafts[0].scores:
             return None
-        scores = {seed: one.scores for seed, one in zip(seeds, own.drafts)}
-        runs = tuple(Run(seeds[k], told) for k, told in own.runs.items())
-        return Choice(
-            seeds[0], seeds[number], scores, self.variation, self._pictures(image),
-            accepted=own.accepts(own.drafts[number]), runs=runs,
-        )  # fmt: skip
+        return chosen(self.seeds[image], own, self.numbers[image], self.variation, self._pictures(image))
 
     def _pictures(self, image: int) -> dict[int, Any]:
         """What an image's drafts look like, where somebody wants to see them."""

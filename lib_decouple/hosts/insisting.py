@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lib_decouple")
 
-NO_CURVE = "nobody has learned what the attention of this checkpoint tells, so the best draft was drawn"
-NO_DRAFT_CURVE = "of this checkpoint nobody has learned what a draft tells, so all were made and the best was drawn"
 REFINED = "the refiner's model had taken over before it could be told what is in the picture"
 
 
@@ -41,7 +39,7 @@ class InsistingSampler(ChoosingSampler):
         self._model = _loaded()
         self._one_by_one = self.curve is not None and self.curve.draft is not None
         if not self._one_by_one:
-            sampling.not_insisted = NO_CURVE if self.curve is None else NO_DRAFT_CURVE
+            sampling.not_insisted = reasons.NO_CURVE if self.curve is None else reasons.NO_DRAFT_CURVE
 
     def _accepts(self) -> Accepts:
         """Whose every entity is surely there, where that was learned of drafts."""

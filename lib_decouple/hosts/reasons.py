@@ -54,6 +54,9 @@ NOT_FINITE = (
     "numbers ran over while the gradient was taken; start the WebUI with --upcast-sampling or --no-half, or lower the "
     "step size"
 )
+NO_CURVE = "nobody has learned what the attention of this checkpoint tells, so the best draft was drawn"
+NO_DRAFT_CURVE = "of this checkpoint nobody has learned what a draft tells, so all were made and the best was drawn"
+"""Why “insist” accepts no draft, and without a curve can't begin again."""
 UNKNOWN = "an unexpected error in the guided pass, which the console has"
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
+
+from ..core.insist import Noises
 
 STRIDE = 1_000_003
 """From one seed that is drafted for an image to its next: more than a job has images, whose own seeds are consecutive,
@@ -68,6 +72,17 @@ class Choice:
         runs = [{"seed": run.seed, "chances": run.chances} for run in self.runs]
         own = {"asked": self.asked, "drawn": self.drawn, "variation": self.variation, "drafts": drafts}
         return {**own, "accepted": self.accepted, "runs": runs}
+
+
+def chosen(
+    seeds: Sequence[int], noises: Noises, number: int, variation: bool = False,
+    pictures: Mapping[int, Any] = MappingProxyType({}),
+) -> Choice:  # fmt: skip
+    """Of an image whose ``noises`` are those of ``seeds``, that ``number`` is drawn."""
+    scores = {seed: one.scores for seed, one in zip(seeds, noises.drafts)}
+    runs = tuple(Run(seeds[k], told) for k, told in noises.runs.items())
+    accepted = noises.accepts(noises.drafts[number])
+    return Choice(seeds[0], seeds[number], scores, variation, dict(pictures), accepted, runs)
 
 
 def seeds_to_draft(asked: int, count: int) -> list[int]:

@@ -15,9 +15,9 @@ from tests.hosts.conftest import Host, Picture, encoded
 
 INSIST = {"gradient": "none", "look": "insist"}
 SCRIPTED = """
-import sys
+import importlib
 from modules import sd_samplers_common, shared
-module = lambda name: sys.modules["lib_decouple." + name]
+module = lambda name: importlib.import_module("lib_decouple." + name)  # the hosts load adapters with the first job
 Sampling, Sampler = module("hosts.sampling").SamplingPass, sd_samplers_common.Sampler
 
 class Scripted:
@@ -60,10 +60,9 @@ kept["insist"] = Sampling.curve, Sampler.launch_sampling, drafting.draft
 Sampling.curve, Sampler.launch_sampling, drafting.draft = curve, launch, draft
 """
 AS_BEFORE = """
-import sys
-from modules import sd_samplers_common
-drafting = sys.modules["lib_decouple.hosts.drafting"]
-Sampling, Sampler = sys.modules["lib_decouple.hosts.sampling"].SamplingPass, sd_samplers_common.Sampler
+from lib_decouple.hosts import drafting
+from lib_decouple.hosts.sampling import SamplingPass as Sampling
+from modules.sd_samplers_common import Sampler
 Sampling.curve, Sampler.launch_sampling, drafting.draft = kept.pop("insist")
 """
 SMALL = {"width": 64, "height": 64, "steps": 4}
@@ -227,12 +226,12 @@ def test_a_job_that_is_stopped_ends_with_a_picture_and_leaves_nothing_behind(web
 
 
 def test_a_checkpoint_of_which_nothing_was_learned_has_its_best_draft_drawn_and_is_told_so(webui):
-    webui.inside("import sys\nS = sys.modules['lib_decouple.hosts.sampling'].SamplingPass\n"
-                 "kept['curve'] = S.curve\nS.curve = lambda self: None")  # fmt: skip
+    load = "from lib_decouple.hosts.sampling import SamplingPass\n"
+    webui.inside(f"{load}kept['curve'] = SamplingPass.curve\nSamplingPass.curve = lambda self: None")
     try:
         insisted, chosen = (webui.draw({**INSIST, "look": look}, seed=40, **SMALL) for look in ("insist", "choose"))
     finally:
-        webui.inside("import sys\nsys.modules['lib_decouple.hosts.sampling'].SamplingPass.curve = kept.pop('curve')")
+        webui.inside(f"{load}SamplingPass.curve = kept.pop('curve')")
     assert (insisted.pixels, seeds(insisted)) == (chosen.pixels, seeds(chosen))
     assert "nobody has learned" in str(insisted.value("Decouple not insisted"))
     assert chosen.value("Decouple not insisted") is None

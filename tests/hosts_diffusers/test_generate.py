@@ -12,8 +12,10 @@ import torch
 from tiny import SCHEDULE
 from torch import Tensor, nn
 
-from lib_decouple.core import presence
+from lib_decouple.core import insist, presence
 from lib_decouple.core.maps import ImagePlan, MapReader
+from lib_decouple.core.presence import Curve
+from lib_decouple.core.presence import Level as CurveLevel
 from lib_decouple.hosts import diffusers_drafts
 from lib_decouple.hosts.base import Level, choose_layers, make_guide
 from lib_decouple.hosts.diffusers import (
@@ -588,7 +590,7 @@ class TestChoose:
         levels = ((1 - kept) / kept).sqrt().tolist()
         monkeypatch.setattr(diffusers_drafts, "levels", lambda first: [first, *levels[1:]])
         seen: list[Any] = []
-        monkeypatch.setattr(diffusers_drafts, "best", lambda drafts: seen.append(list(drafts)) or 0)
+        monkeypatch.setattr(insist, "best", lambda drafts: seen.append(list(drafts)) or 0)
         run = draw(sd1, CHOOSE, 2, guidance_scale=scale)
         for drafts, whole in zip(seen, run.images):
             assert torch.allclose(drafts[0].x0, whole, atol=2e-3 * float(whole.abs().max()))
@@ -608,3 +610,75 @@ class TestChoose:
     def test_one_that_only_looks_on_draws_the_seeds_that_were_asked_for(self, sd1: Any) -> None:
         assert draw(sd1, CHOOSE, 2, observe=True).choices == [None] * 2
         assert draw(sd1, replace(CHOOSE, look="tell"), 2).choices == [None] * 2
+
+
+INSIST = replace(CHOOSE, look="insist")
+
+
+class Scripted:
+    """A curve that accepts every draft, and tells each image's second entity as each run is scripted."""
+
+    draft = CurveLevel(1.6, -1.0, 1000.0)
+
+    def __init__(self, *runs: list[float]) -> None:
+        self.left = [chance for run in runs for _ in range(2) for own in run for chance in (0.9, own)]
+        """Each run of four steps is read twice."""
+
+    def accepts(self, scores: Any, sigma: float) -> bool:
+        return Curve((self.draft,), self.draft).accepts(scores, sigma)
+
+    def probability(self, score: float, sigma: float) -> float:
+        return self.left.pop(0)
+
+
+class TestInsist:
+    def test_what_lacks_an_entity_is_drawn_again_by_itself_from_its_next_seed(self, sd1: Any) -> None:
+        curve = Scripted([0.2, 0.9], [0.8])
+        picture = draw(sd1, INSIST, 2, curve=curve)
+        plain, again = draw(sd1, OFF, 2), draw(sd1, OFF, 1, seeds=seeds_to_draft(7, 2)[1:])
+        assert curve.left == []
+        assert torch.equal(picture.images[0], again.images[0])
+        assert torch.equal(picture.images[1], plain.images[1])
+        assert torch.equal(picture.latents[-1], torch.stack(list(picture.images)))
+        first, second = picture.choices
+        assert (first.drawn, [run.seed for run in first.runs]) == (seeds_to_draft(7, 2)[1], seeds_to_draft(7, 2))
+        assert (second.drawn, second.begun_again(), len(second.scores)) == (8, "", 1)
+        assert [list(one.chances.values())[1] for one in picture.told] == [0.8, 0.9]
+        assert picture.not_insisted == ""
+
+    @pytest.mark.parametrize(("restarts", "runs"), [(0, [[0.2]]), (1, [[0.2], [0.1]]), (8, [[0.2], [0.1], [0.15]])])
+    def test_the_surest_run_is_delivered(self, sd1: Any, restarts: int, runs: list[list[float]]) -> None:
+        curve = Scripted(*runs)
+        picture = draw(sd1, replace(INSIST, restarts=restarts), 1, curve=curve)
+        assert torch.equal(picture.images[0], draw(sd1, OFF, 1).images[0])
+        assert (picture.choices[0].drawn, len(picture.choices[0].runs), curve.left) == (7, len(runs), [])
+
+    @pytest.mark.parametrize("failing", ["drafts", "attempt"])
+    def test_what_fails_later_delivers_what_there_is_and_says_so(
+        self, sd1: Any, monkeypatch: Any, failing: str
+    ) -> None:  # fmt: skip
+        calls: list[int] = []
+
+        def fails_at_the_second(own: Any) -> Any:
+            def call(*given: Any, **more: Any) -> Any:
+                calls.append(1)
+                if len(calls) == 2:
+                    raise MemoryError("out of memory")
+                return own(*given, **more)
+
+            return call
+
+        where = (diffusers_drafts, "draft") if failing == "drafts" else (type(sd1), "__call__")
+        monkeypatch.setattr(*where, fails_at_the_second(getattr(*where)))
+        picture = draw(sd1, INSIST, 1, curve=Scripted([0.2]))
+        monkeypatch.undo()
+        assert torch.equal(picture.images[0], draw(sd1, OFF, 1).images[0])
+        assert "out of memory" in picture.not_insisted
+        assert picture.choices[0].drawn == 7
+
+    def test_without_a_curve_the_best_draft_is_drawn(self, sd1: Any) -> None:
+        insisted, chosen = draw(sd1, INSIST, 2), draw(sd1, CHOOSE, 2)
+        assert torch.equal(torch.stack(list(insisted.images)), torch.stack(list(chosen.images)))
+        assert insisted.choices == chosen.choices
+        assert "nobody has learned" in insisted.not_insisted
+        assert chosen.not_insisted == ""

@@ -54,10 +54,12 @@ NAMES = tuple(ARMS[2])
 
 for _count, _arms in ARMS.items():
     _arms["choose"] = Settings(enabled=True, gradient="none", look="choose").fixed()
+    _arms["insist"] = replace(_arms["choose"], look="insist")
     if _count > 1:
         _com = _arms["com"]
         _arms |= {
             "com choose": replace(_com, look="choose"),
+            "com insist": replace(_com, look="insist"),
             "com late": replace(_com, gradient="late"),
             "com presence": replace(_com, stop=PRESENCE),
             "com flagged": replace(_com, stop=PRESENCE, start=9, steps=16),
@@ -65,7 +67,8 @@ for _count, _arms in ARMS.items():
             "gated": _arms["intensity+com"],
             "peaked": replace(_com, stop="off"),
         }
-"""Beside them, tried: the best of four seeds by their drafts, unguided and guided; a late gradient; leaving images
+"""Beside them, tried: the best of four seeds by their drafts, and no more drafts than until one is accepted, with one
+restart, unguided and guided; a late gradient; leaving images
 alone that are whole by presence, and guiding none before that can be told (from step 9 of 20 on); and the losses of
 :mod:`trials` at another loss's settings."""
 

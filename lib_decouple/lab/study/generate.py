@@ -29,6 +29,7 @@ from ..model.detector import judge
 from ..model.scenes import ENTITIES
 from .arms import embedded
 from .files import whole_folder
+from .sample import shipped_curve
 
 COLOURS = ("#e4572e", "#2e86ab", "#f0b400", "#6a4c93", "#3a9d5d", "#c2185b", "#7a5c3e", "#4a4a4a")
 
@@ -218,6 +219,7 @@ def run(arguments: argparse.Namespace) -> int:
                 width=arguments.width,
                 negative_prompt=arguments.negative,
                 keep_maps=True,
+                curve=shipped_curve() if own else None,
                 doubts=print if arguments.decouple_debug else None,
                 progress=lambda done, _: bar.update(done - bar.n) and None,
                 **how,
@@ -259,6 +261,8 @@ def draw_pairs(draw: Callable[..., Picture], seeds: Sequence[int], batch: int) -
             print(f"out of memory; going on with {batch} at once")
             continue
         asides += [ours.stood_aside] if ours.stood_aside else []
+        if ours.not_insisted:
+            print(f"not insisted: {ours.not_insisted}")
         if ours.no_drafts:
             print(f"no drafts, the seeds asked for were drawn: {ours.no_drafts}")
         for i, seed in enumerate(chosen):

@@ -111,7 +111,7 @@ def draw(pipe: Any, task: Task) -> tuple[list[Verdict], Picture]:
         guidance_scale=task.cfg,
         observe=task.observe,
         keep_maps=task.keep_maps,
-        curve=shipped_curve() if task.settings.stop == PRESENCE else None,
+        curve=shipped_curve() if task.settings.stop == PRESENCE or task.settings.look == "insist" else None,
         loss=TRIALS[task.trial] if task.trial else None,
     )
     if picture.stood_aside:
