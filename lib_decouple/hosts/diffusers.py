@@ -196,10 +196,10 @@ def generate(
     it comes out as it would alone. A sampler with several denoiser calls a step is guided at the first.
     What the settings leave open is filled by the profile of the model's family. ``layers`` chooses
     among the layers of the level that the settings name (all of them when left out).
-    Unless ``settings.look`` is "off" the picture says which entity is there, in chances by the checkpoint's ``curve``;
-    at "choose" the noise is that of the best of several seeds, or each image's own where drafting fails; at "insist" that
-    of the first whose draft is accepted, and an image whose run tells midway that an entity is missing is drawn again
-    from the next, by itself and to its end.
+    Unless ``settings.look`` is "off" the picture says which entity is there, in chances by the checkpoint's ``curve``.
+    At "choose" the noise is that of the best of several seeds, or each image's own where drafting fails; at "insist"
+    that of the first whose draft is accepted, and an image whose run tells midway that an entity is missing is drawn
+    again from the next, by itself and to its end.
     A prompt longer than the text encoder's 75 tokens is encoded in chunks, as the WebUIs do.
     ``doubts`` has the first gradient held against finite differences, and is told where they disagree.
     ``tell_at``: falling noise levels at which to tell whatever the settings say, each at the first pass at or below it.
