@@ -465,8 +465,8 @@ def test_checkpoint_switched_in_the_session(forge, plain, name):
         forge.post("/sdapi/v1/options", {option: value})
     try:
         # XL's random weights bend the loss so much that it is a line over less: at 1e-3 half of the slope is left, at
-        # 1e-4 0.9983; below 1e-5 rounding is as much.
-        found = slopes(forge, size, lengths=(1e-3,) if name == "small-sd2" else (6e-5, 1.2e-4))
+        # 1e-4 0.95 to 0.9998; at 1e-5 rounding is up to 0.002.
+        found = slopes(forge, size, lengths=(1e-3,) if name == "small-sd2" else (4e-5, 8e-5))
         unguided, guided = forge.draw(**size), forge.draw({"size": 0.3}, **size)
         assert f"Model: {name}" in guided.infotexts[0]
         assert_guided(guided)

@@ -1,0 +1,62 @@
+"""AUTOMATIC1111 started with its flags for little memory; see conftest.py (DECOUPLE_A1111_ROOT).
+
+Without a GPU nothing is sent anywhere. So dtypes stand for the devices: what is away holds its weights in float64, and
+a call that meets such a weight fails as one that meets another device's. The hooks that send and fetch are the host's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+GUIDED = {"entities": ["cat", "dog"], "size": 0.3}
+GRADIENT = Path(__file__).with_name("in_host_gradient.py").read_text()
+AWAY = """
+from types import SimpleNamespace
+import torch
+from modules import lowvram, shared
+lowvram.cpu, lowvram.devices = torch.float64, SimpleNamespace(device=torch.float32)
+for module in {shared.sd_model.cond_stage_model.transformer, shared.sd_model.first_stage_model, shared.sd_model.model}:
+    module.to(torch.float64)
+lowvram.module_in_gpu = None
+if shared.cmd_opts.lowvram:  # those that have no hook stay on the device
+    unet = shared.sd_model.model.diffusion_model
+    hooked = [unet.time_embed, *unet.input_blocks, unet.middle_block, *unet.output_blocks]
+    shared.sd_model.model.to(torch.float32)
+    for module in hooked:
+        module.to(torch.float64)
+result = None
+"""
+LEFT_AWAY = """
+from modules import shared
+kinds = [str(one.dtype) for one in shared.sd_model.model.diffusion_model.parameters()]
+result = [kinds.count("torch.float64"), len(kinds)]
+"""
+
+
+@pytest.mark.parametrize("flag", ["--lowvram", "--medvram"])
+def test_what_is_sent_away_comes_back_for_the_gradient(start_a1111, flag):
+    with start_a1111(flag) as host:
+        plain = host.draw()
+        host.inside(AWAY)
+        assert host.draw().pixels == plain.pixels
+        away, parameters = host.inside(LEFT_AWAY)
+        assert 0.5 * parameters < away
+        guided = host.draw(GUIDED)
+        assert guided.value("Decouple stood aside") is None
+        assert guided.value("Decouple moved")
+        assert guided.pixels != plain.pixels
+        assert host.draw().pixels == plain.pixels
+        found = host.inside(GRADIENT, GIVEN={}, DECOUPLE={}, EXTENSIONS={}, PREPARE="", H=[1e-3])
+        assert found["slopes"] == pytest.approx([1, 1], abs=2e-3), found["info"]
+        kept = host.draw({**GUIDED, "recompute": "off"})
+        if flag == "--lowvram":  # nothing would bring the blocks back
+            assert flag in kept.value("Decouple stood aside")
+            assert kept.pixels == plain.pixels
+        else:
+            assert kept.pixels == guided.pixels
+        late = host.draw({**GUIDED, "gradient": "late"}, steps=12)
+        assert late.value("Decouple stood aside") is None
+        assert late.value("Decouple moved")
+        assert host.draw().pixels == plain.pixels
