@@ -59,4 +59,5 @@ def test_what_is_sent_away_comes_back_for_the_gradient(start_a1111, flag):
         late = host.draw({**GUIDED, "gradient": "late"}, steps=12)
         assert late.value("Decouple stood aside") is None
         assert late.value("Decouple moved")
+        assert not host.get("/decouple/v1/trace/last")["images"][0]["passes"][0]["exact_since"]
         assert host.draw().pixels == plain.pixels
