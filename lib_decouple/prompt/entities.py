@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .lexicon import Entry, begins_compound, entry, singulars, verbs
+from .lexicon import Entry, entry, second_words, singulars, verbs
 from .syntax import HOST, Dialect, Span, parse
 
 VISIBLE_FROM = 4
@@ -660,10 +660,12 @@ def _splits(last: _Unit, unit: _Unit, brackets: int) -> bool:
 
 def _names_style(clause: Sequence[Token], i: int) -> bool:
     """Whether the rest of the clause names a style."""
+    if clause[i].text not in ("style", "styled", "inspired", "in"):
+        return False
     words = [token.text for token in clause[i : i + 4]]
-    if words[0] in ("style", "styled", "inspired"):
+    if words[0] != "in":
         return i == 0 or words[1:2] in (["of"], ["by"])
-    return words[0] == "in" and "style" in words[1:4]
+    return "style" in words[1:4]
 
 
 def _names_artist(clause: Sequence[Token], i: int) -> bool:
@@ -677,7 +679,7 @@ def _names_artist(clause: Sequence[Token], i: int) -> bool:
 
 def _unit(clause: Sequence[Token], i: int) -> _Unit:
     """The longest compound that starts at ``i``, or the word itself."""
-    for length in (3, 2) if begins_compound(clause[i].text) else ():
+    for length in (3, 2) if i + 1 < len(clause) and _begin_compound(clause[i].text, clause[i + 1].text) else ():
         tokens = clause[i : i + length]
         if len(tokens) < length or any(token.owner or token.qualifier for token in tokens[:-1]):
             continue
@@ -697,6 +699,13 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
     return (
         unit._replace(brackets=token.brackets, qualifier=token.qualifier) if token.brackets or token.qualifier else unit
     )
+
+
+@lru_cache(maxsize=8192)
+def _begin_compound(first: str, second: str) -> bool:
+    """Whether a compound of the table begins so."""
+    seconds = second_words(first)
+    return bool(seconds) and (second in seconds or any(one in seconds for one in singulars(second)))
 
 
 def _single(token: Token) -> _Unit:
@@ -903,8 +912,14 @@ def _qualified(run: list[_Unit]) -> Iterator[Entity]:
 
 
 def _is_small(text: str, kinds: str) -> bool:
+    return _small_kind(text) in kinds
+
+
+@lru_cache(maxsize=8192)
+def _small_kind(text: str) -> str:
+    """Of a small word which of their kinds it is, of any other "-"."""
     found = entry(text)
-    return found.kind in kinds if found else text.endswith("n't") and "O" in kinds
+    return found.kind if found and found.kind in _SMALL else "O" if not found and text.endswith("n't") else "-"
 
 
 def _is_inflected(text: str) -> bool:

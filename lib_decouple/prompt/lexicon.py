@@ -48,22 +48,24 @@ def load() -> None:
     _table()
 
 
-def _first_from(word: str) -> bytes:
-    """The first line whose word is not before ``word``; the lines are sorted, and a tab comes before all letters."""
-    table = _table()
-    place = bisect_left(table, word.encode())
-    return table[place] if place < len(table) else b""
+def _place_of(word: str) -> int:
+    """Of the first line whose word is not before ``word``; the lines are sorted, and a tab comes before all letters."""
+    return bisect_left(_table(), word.encode())
 
 
 def _code(word: str) -> str | None:
-    name, _, code = _first_from(word).partition(b"\t")
+    table, place = _table(), _place_of(word)
+    name, _, code = table[place].partition(b"\t") if place < len(table) else (b"", b"", b"")
     return code.decode() if name == word.encode() else None
 
 
 @lru_cache(maxsize=8192)
-def begins_compound(word: str) -> bool:
-    """Whether some compound of the table has ``word`` as its first word."""
-    return len(word) <= LONGEST and _first_from(word + " ").startswith((word + " ").encode())
+def second_words(word: str) -> frozenset[str]:
+    """Those of the compounds of the table that have ``word`` as their first word."""
+    if len(word) > LONGEST:
+        return frozenset()
+    compounds = _table()[_place_of(word + " ") : _place_of(word + "!")]  # the sign behind the space
+    return frozenset(line.partition(b"\t")[0].split(b" ", 2)[1].decode() for line in compounds)
 
 
 @lru_cache(maxsize=8192)
