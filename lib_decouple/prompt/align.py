@@ -173,6 +173,11 @@ class Letters:
         found = (self._within(k, start, end) for k in range(first, last) if self.texts[k])
         return tuple(sorted(set(chain.from_iterable(found))))
 
+    def first_token(self, at: int) -> int:
+        """Position of the first token that holds the character ``at``."""
+        k = bisect_right(self.starts, at) - 1
+        return (self._owners[k][at - self.starts[k]] if self._owners[k] else self._positions[k])[0]
+
     def _within(self, k: int, start: int, end: int) -> tuple[int, ...]:
         """The same of the characters that word ``k`` has."""
         if not self._owners[k]:
@@ -205,11 +210,12 @@ class Reading:
     def _loosely(self) -> _Line:
         return _Line(self.words, self.letters, _loose)
 
-    def strictly(self, phrases: Iterable[str]) -> list[list[tuple[int, ...]]]:
-        """Of each of ``phrases`` the first of its :meth:`occurrences`; all at once, which is faster than one by one."""
+    def first_tokens(self, phrases: Iterable[str]) -> list[list[int]]:
+        """Of each of ``phrases`` the first token of each place that is the first of its :meth:`occurrences`; all at
+        once, which is faster than one by one."""
         keys = [_key(phrase) for phrase in phrases]
         self._strict.look_for(set(keys))
-        return [self._strict.places([key]) for key in keys]
+        return [self._strict.first_tokens(key) for key in keys]
 
     def occurrences(self, phrase: str) -> Iterator[list[tuple[int, ...]]]:
         """Places of ``phrase``, read ever more loosely; what a stricter reading finds, a looser one finds too."""
@@ -411,12 +417,14 @@ class _Line:
         for match in () if self.text.isascii() else UNSPACED.finditer(self.text):
             self._edges.update(match.span())
         self._places: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+        self._looked_for: dict[str, list[int]] = {}
+        """Where the places of each phrase begin."""
 
     def look_for(self, phrases: set[str]) -> None:
         """Find the places of the short ones of ``phrases`` in one pass."""
         short = {phrase for phrase in phrases if 0 < len(phrase) <= _SHORT}
         begins = {phrase[:length] for phrase in short for length in range(1, len(phrase) + 1)}
-        found: dict[str, list[tuple[int, ...]]] = {phrase: [] for phrase in short}
+        found: dict[str, list[int]] = {phrase: [] for phrase in short}
         ends = dict.fromkeys(short, 0)
         edges = sorted(self._edges)
         for k, start in enumerate(edges):
@@ -425,9 +433,15 @@ class _Line:
                 if phrase not in begins:
                     break
                 if phrase in short and start >= ends[phrase]:
-                    found[phrase].append(self._tokens(start, edges[n]))
+                    found[phrase].append(start)
                     ends[phrase] = edges[n]
-        self._places.update(((phrase,), places) for phrase, places in found.items())
+        self._looked_for.update(found)
+
+    def first_tokens(self, phrase: str) -> list[int]:
+        """The first token of each place of ``phrase``."""
+        if phrase in self._looked_for:
+            return [self._letters.first_token(self._where[start]) for start in self._looked_for[phrase]]
+        return [place[0] for place in self.places([phrase])]
 
     def places(self, phrases: Iterable[str]) -> list[tuple[int, ...]]:
         """Tokens of the places that read like one of ``phrases``, left to right, without overlap."""
@@ -500,6 +514,15 @@ def _ranges(positions: Sequence[int]) -> str:
 
 def _key(text: str) -> str:
     """``text`` as the tokenizer would compare it: composed, lower case, without white space."""
+    return _remembered_key(text) if len(text) <= _SHORT else _made_key(text)
+
+
+@lru_cache(maxsize=8192)
+def _remembered_key(text: str) -> str:
+    return _made_key(text)
+
+
+def _made_key(text: str) -> str:
     if text.isascii():
         return text.lower() if text.isalnum() else "".join(text.lower().split())
     return "".join(unicodedata.normalize("NFC", text).lower().split())

@@ -174,19 +174,23 @@ class _Context:
         for k, (part, _) in enumerate(later, start=1):
             turn = turn + 1 if k > 1 and later[k - 2][0] == part else 1
             turns[part, turn] = k
-        read = [(one, turns.get((one.span.part, one.turn), 0)) for one in self.found if one.tokens]
-        wanted: dict[int, set[str]] = {}
-        for one, k in read:
-            for reading in (0, k) if k else (0,):
-                wanted.setdefault(reading, set()).add(one.span.text.lower())
+        read = [
+            (one, one.span.text.lower(), turns.get((one.span.part, one.turn), 0) if one.turn else 0)
+            for one in self.found
+            if one.tokens
+        ]
+        wanted: dict[int, set[str]] = {0: {text for _, text, _ in read}}
+        for _, text, k in read:
+            if k:
+                wanted.setdefault(k, set()).add(text)
         numbers: dict[tuple[int, str], dict[int, int]] = {}
         for k, texts in wanted.items():
-            for text, places in zip(texts, self.readings[k].strictly(texts)):
-                numbers[k, text] = {place[0]: n for n, place in enumerate(places, start=1)}
+            for text, firsts in zip(texts, self.readings[k].first_tokens(texts)):
+                numbers[k, text] = {token: n for n, token in enumerate(firsts, start=1)}
         for one in self.found:
             one.occurrence = 0
-        for one, k in read:
-            text, start = one.span.text.lower(), one.span.part * align.PART
+        for one, text, k in read:
+            start = one.span.part * align.PART
             one.occurrence = numbers[k, text].get(start + one.tokens[0], 0)
             if one.occurrence and k:
                 one.occurrence += bisect_left(list(numbers[0, text]), start)
