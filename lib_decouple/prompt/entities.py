@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .lexicon import Entry, entry, second_words, singulars, verbs
+from .lexicon import Entry, entry, plain, second_words, singulars, verbs
 from .syntax import HOST, Dialect, Span, parse
 
 VISIBLE_FROM = 4
@@ -52,11 +52,13 @@ _SUBJECTS = frozenset(["i", "you", "he", "she", "it", "we", "they", "who", "whic
 _MAKING = frozenset(["made", "out", "crafted", "carved", "built", "sculpted", "constructed", "formed", "woven"])
 _DENIES = frozenset(["minus", "sans", "lacking", "lacks", "lack", "excluding", "exclude", "excludes", "except", "nor"])
 _DENIES |= {"neither", "zero", "0", "avoid", "avoiding", "omit", "omitting", "remove", "removing", "delete", "never"}
-_DENIES |= {"without", "no", "w/o"}
+_DENIES |= {"without", "no", "w/o", "absent", "neg"}
 """These deny the next noun; so do those of kind N."""
 _DENIES_BY = {
-    "of": ("free", "devoid", "instead", "empty", "bare", "void", "absence", "lack", "none", "clear"),
+    "of": ("free", "devoid", "instead", "empty", "bare", "void", "absence", "lack", "none", "clear", "absent"),
+    "from": ("free",),
     "than": ("rather", "other"),
+    "but": ("anything", "everything", "all"),
 }
 """These do behind one of the words named."""
 _NEGATABLE = frozenset(
@@ -65,6 +67,8 @@ _NEGATABLE = frozenset(
 _NEGATABLE |= {"own", "include", "contain", "show", "carry", "carrying", "draw", "add", "want", "use", "need", "see"}
 _NEGATABLE |= {"depict", "feature", "paint"}
 """Behind "not" and "n't", what hands the denial on to the next noun: a trophy that doesn't fit into a suitcase does."""
+_DENIES_BEFORE = frozenset(["excluded", "removed", "omitted", "absent", "forbidden", "prohibited"])
+"""These deny what stands before them: "a cat, dogs excluded"."""
 _DEFINITE = frozenset(["the", "this", "that", "these", "those", "his", "her", "its", "their", "my", "our", "your"])
 _JOINS = frozenset(["and", "vs", "versus", "or", "with"])
 _NO_THING = frozenset(["medium", "style", "artist", "series", "game", "song", "company", "meme", "source", "anime"])
@@ -72,6 +76,11 @@ _NO_THING |= {"manga", "franchise", "film", "movie", "color", "colour", "emotion
 """A qualifier of these says that the tag names no thing."""
 _IN_TAGS = frozenset("_-:/.'&!")
 """Signs within a tag's qualifier: "fate/stay_night", "nier:automata"."""
+_WRITTEN = frozenset(
+    ["text", "caption", "title", "word", "words", "label", "sign", "slogan", "says", "saying", "reads"]
+)
+_WRITTEN |= {"reading", "letters", "lettering", "inscription", "writing", "written", "subtitle", "quote", "logo"}
+"""Behind these and a colon, what stands in quotes is written in the picture."""
 _QUOTES = {
     '"': '"',
     "“": "”",
@@ -214,7 +223,7 @@ def mentions(found: Sequence[Clause]) -> list[list[Entity]]:
     return [
         [
             one._replace(part=clause.part) if clause.part else one
-            for one in _of_clause(clause.tokens)
+            for one in _of_clause(clause.tokens, k + 1 == len(found) or found[k + 1].sign.strip() not in ("", ","))
             if one.start >= denied.get(k, 0)
         ]
         for k, clause in enumerate(found)
@@ -279,6 +288,8 @@ def _written(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int
             tail = between[-1] if between else None
             led = tail is not None and tail.kind == "word" and not _is_small(tail.text.lower(), _ARTICLE)
             led = led and tail is not None and tail.text.lower() not in _JOINS
+            if tail is not None and tail.text == ":" and len(between) > 1:
+                led = between[-2].text.lower() in _WRITTEN
         if led:
             found.add(number)
     return found
@@ -331,6 +342,8 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             if tokens and text == "o" and prompt[tokens[-1].start : span.start].lower() == "w/":
                 tokens[-1] = tokens[-1]._replace(text="w/o", end=span.end)
                 continue
+            if gap == "" and k and _takes_away(prompt, spans[k - 1]):
+                tokens.append(Token("no", span.start - 1, span.start))
             owner = text.endswith("'s")
             text = text.removesuffix("'s")
             tokens.append(Token(text, span.start, span.start + len(text), span.text[0].isupper(), owner, brackets))
@@ -351,6 +364,14 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             part += span.kind in ("and", "break", "keyword")
     close("")
     return found
+
+
+def _takes_away(prompt: str, sign: Span) -> bool:
+    """Whether a hyphen stands before a word as in a search, "cat -dog", rather than within one or at a line's start."""
+    at = sign.start - 1
+    while at >= 0 and prompt[at] == " ":
+        at -= 1
+    return sign.text == "-" and at >= 0 and prompt[at] != "\n" and prompt[sign.start - 1] in " ,"
 
 
 def _shuts(prompt: str, spans: Sequence[Span], k: int) -> int:
@@ -381,9 +402,12 @@ def _denied_lists(found: Sequence[Clause]) -> dict[int, int]:
     negative prompt."""
     denied: dict[int, int] = {}
     for k, clause in enumerate(found):
-        if [token.text for token in clause.tokens] == ["negative", "prompt"]:
+        if k + 1 < len(found) and _heads_denied(clause, found[k + 1]):
             after = itertools.takewhile(lambda n: "\n" not in found[n].sign, range(k + 1, len(found)))
             denied.update({n: found[n].tokens[-1].end for n in after})
+        words = [token.text for token in clause.tokens]
+        if words[-1] in _DENIES_BEFORE and not any(_is_small(one, "PO") and one not in _BEING for one in words):
+            denied[k] = clause.tokens[-1].end
         if k in denied or not _ends_denied(clause.tokens):
             continue
         for n in range(k + 1, min(k + 6, len(found))):
@@ -401,6 +425,15 @@ def _denied_lists(found: Sequence[Clause]) -> dict[int, int]:
             if len(tokens) > 2 or any(_is_small(token.text, _SMALL) for token in tokens):
                 break
     return denied
+
+
+def _heads_denied(clause: Clause, after: Clause) -> bool:
+    """Whether a clause is the heading of what is to be left out: "negative prompt: …", "without: …"."""
+    words = [token.text for token in clause.tokens]
+    return words == ["negative", "prompt"] or (
+        after.sign.strip() == ":"
+        and (words[-1] in ("negative", "negatives", "neg") or _denies(clause.tokens, len(words) - 1))
+    )
 
 
 def _ends_denied(tokens: Sequence[Token]) -> bool:
@@ -421,10 +454,18 @@ def _denies(clause: Sequence[Token], i: int) -> bool:
         place = before == "place" and i > 1 and clause[i - 2].text == "in"
         return before in _DENIES_BY[text] or (place and text == "of")
     if text == "not" or text.endswith("n't"):
-        return after in _NEGATABLE
+        return after in _NEGATABLE or (text == "not" and _is_bare_noun(after))
+    if text == "missing":
+        return not _is_small(before, _ARTICLE)  # "a car missing its wheels"
     if before == "not" or before.endswith("n't"):
         return text in _NEGATABLE
     return text in _DENIES or _is_small(text, _DENIAL)
+
+
+def _is_bare_noun(text: str) -> bool:
+    """Whether a word can't but name a thing that is seen: "not dog", unlike "not scary"."""
+    found, _ = _noun(text)
+    return found is not None and found.noun >= 6 and _visible(found)
 
 
 class _Thing:
@@ -545,25 +586,25 @@ _SHORT = 40
 """Words of the longest clause whose entities are remembered: while somebody types, all clauses but one stay."""
 
 
-def _of_clause(clause: Sequence[Token]) -> Iterator[Entity]:
-    """The entities of one clause."""
+def _of_clause(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
+    """The entities of one clause, of which ``ends`` says whether more than a comma follows."""
     if len(clause) > _SHORT:
-        yield from _read(clause)
+        yield from _read(clause, ends)
         return
     at = clause[0].start
     told = [(text, start - at, end - at, *more) for text, start, end, *more in clause]
-    for one in _remembered(tuple(told)):
+    for one in _remembered(tuple(told), ends):
         text, start, end, head, noun, attributes, determiner, joined, part = one
         attributes = tuple([(word, begin + at) for word, begin in attributes])
         yield Entity(text, start + at, end + at, head, noun, attributes, determiner, joined, part)
 
 
 @lru_cache(maxsize=4096)
-def _remembered(clause: tuple[tuple[Any, ...], ...]) -> tuple[Entity, ...]:
-    return tuple(_read([Token(*one) for one in clause]))
+def _remembered(clause: tuple[tuple[Any, ...], ...], ends: bool) -> tuple[Entity, ...]:
+    return tuple(_read([Token(*one) for one in clause], ends))
 
 
-def _read(clause: Sequence[Token]) -> Iterator[Entity]:
+def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
     """The entities of one clause: it falls into runs of nouns and adjectives between verbs and small words."""
     run: list[_Unit] = []
     opened = named = skipped = made_of = joined = False
@@ -617,7 +658,7 @@ def _read(clause: Sequence[Token]) -> Iterator[Entity]:
         making = text in ("of", "from") and i > 1 and clause[i - 2].text in _MAKING
         made_of = making or (made_of and small and not run)
         run = []
-    yield from told("")
+    yield from told("." if ends else "")
 
 
 def _is_container(clause: Sequence[Token], i: int) -> bool:
@@ -645,9 +686,12 @@ def _is_activity(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
 
 def _leads(clause: Sequence[Token], i: int) -> bool:
     """Whether a participle stands between an article and a noun: "a sleeping cat"."""
-    if not i or not _is_small(clause[i - 1].text, _ARTICLE) or i + 1 == len(clause):
+    if i + 1 == len(clause) or _is_small(clause[i + 1].text, _SMALL):
         return False
-    return clause[i].text.endswith(("ing", "ed", "en")) and not _is_small(clause[i + 1].text, _SMALL)
+    found = entry(clause[i].text)
+    described = found is not None and found.adjective > found.noun + found.verb  # "left cat, right cat"
+    led = i > 0 and _is_small(clause[i - 1].text, _ARTICLE)
+    return (described and (led or not i)) or (led and clause[i].text.endswith(("ing", "ed", "en")))
 
 
 def _splits(last: _Unit, unit: _Unit, brackets: int) -> bool:
@@ -655,7 +699,8 @@ def _splits(last: _Unit, unit: _Unit, brackets: int) -> bool:
     found = last.entry
     if found is None:
         return brackets == 2 and unit.entry is not None and _visible(unit.entry)
-    return _may_head(last, True) and not found.described and _visible(found) and found.adjective <= found.noun
+    stuff = found.described and not (brackets == 2 and found.kind == "p")  # "(leather) (jacket)", but "(man) (woman)"
+    return _may_head(last, True) and not stuff and _visible(found) and found.adjective <= found.noun
 
 
 def _names_style(clause: Sequence[Token], i: int) -> bool:
@@ -704,7 +749,7 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
 @lru_cache(maxsize=8192)
 def _begin_compound(first: str, second: str) -> bool:
     """Whether a compound of the table begins so."""
-    seconds = second_words(first)
+    seconds, second = second_words(first), plain(second)
     return bool(seconds) and (second in seconds or any(one in seconds for one in singulars(second)))
 
 
@@ -722,7 +767,9 @@ def _single(token: Token) -> _Unit:
             found = _ADJECTIVE
         elif found and token.text[0].isdigit():
             return _Unit(last, token.end - len(last), token.end, found, plural, 1, False)
-    if found is None and (re.search(r"\d", token.text) or len(token.text) < 2 or token.text.endswith("less")):
+    if found is None and (
+        re.search(r"\d", token.text) or (len(token.text) < 2 and token.text.isascii()) or token.text.endswith("less")
+    ):
         found = _ADJECTIVE
     return _Unit(token.text, token.start, token.end, found, plural, 1, token.capital)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
 from bisect import bisect_left
 from functools import lru_cache
@@ -59,11 +60,20 @@ def _code(word: str) -> str | None:
     return code.decode() if name == word.encode() else None
 
 
+def plain(word: str) -> str:
+    """``word`` as the table writes it, without accents: "creme" of "crème"."""
+    if word.isascii():
+        return word
+    letters = unicodedata.normalize("NFD", word)
+    return "".join(char for char in letters if not unicodedata.combining(char))
+
+
 @lru_cache(maxsize=8192)
 def second_words(word: str) -> frozenset[str]:
     """Those of the compounds of the table that have ``word`` as their first word."""
     if len(word) > LONGEST:
         return frozenset()
+    word = plain(word)
     compounds = _table()[_place_of(word + " ") : _place_of(word + "!")]  # the sign behind the space
     return frozenset(line.partition(b"\t")[0].split(b" ", 2)[1].decode() for line in compounds)
 
@@ -71,7 +81,7 @@ def second_words(word: str) -> frozenset[str]:
 @lru_cache(maxsize=8192)
 def _entry_and_lemma(word: str) -> tuple[Entry | None, str]:
     """The entry of ``word``, and what it is an irregular form of, or ""."""
-    code, _, lemma = (_code(word) or "").partition("=") if len(word) <= LONGEST else ("", "", "")
+    code, _, lemma = (_code(plain(word)) or "").partition("=") if len(word) <= LONGEST else ("", "", "")
     if not code:
         return None, lemma
     visible, noun, verb, adjective = map(int, code[1:5])

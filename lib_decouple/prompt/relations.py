@@ -41,6 +41,15 @@ _HOLDS |= {
 _HOLDS |= {
     "smoke",
     "comb",
+    "knit",
+    "sew",
+    "weave",
+    "embroider",
+    "peel",
+    "stir",
+    "sharpen",
+    "polish",
+    "unfold",
     "brush",
     "hoist",
     "offer",
@@ -75,7 +84,7 @@ _AS = frozenset(["dressed", "disguised", "costumed", "cosplaying", "posing", "po
 _SENTENCES = {
     "worn": "worn by {}", "held": "held by {}", "ridden": "ridden by {}", "on": "{} is on it", "in": "{} is in it",
     "contents": "in {}", "lies on": "on {}", "part": "part of {}", "made": "what {} shows",
-    "likeness": "what {} is compared with",
+    "owner": "its {} is named", "likeness": "what {} is compared with",
     "place": "scenery", "weather": "weather",
 }  # fmt: skip
 
@@ -179,7 +188,7 @@ class _Reader:
             if owner and previous is not None and _is_part(one) and first < len(self.found):
                 # "a corgi's head": it is the head that is drawn, unless it is somewhere itself
                 _, its, on = self.found.pop()
-                self.found.append((previous, its or "part", on or one.text))
+                self.found.append((previous, its or "owner", on or one.text))
                 relation, other = (its, on) if its in ("on", "in") else ("", "")
             self.found.append((one, relation, other))
             if not relation:

@@ -213,6 +213,26 @@ def test_what_parts_words(prompt: str) -> None:
     assert suggest(prompt) == ["cat", "dog"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("(man)(woman)", ["man", "woman"]),
+        ("((tall) boy) ((short) girl)", ["boy", "girl"]),
+        ("(leather) (jacket)", ["jacket"]),
+        ('caption: "cat", a dog', ["dog"]),
+        ('prompt: "a cat and a dog"', ["cat", "dog"]),
+        ("a café, crème brûlée, two piñatas", ["café", "crème brûlée", "piñatas"]),
+        ("кошка и собака", []),
+        ("a robot and a human", ["robot", "human"]),
+        ("an eccentric, old scientist", ["scientist"]),
+        ("an alien, a general. A girl at a well", ["alien", "general", "girl", "well"]),
+        ("left cat, right cat", ["left cat", "right cat"]),
+    ],
+)
+def test_words_that_are_easily_lost(prompt: str, expected: list[str]) -> None:
+    assert suggest(prompt) == expected
+
+
 def test_an_adjective_in_brackets_is_still_said_of_its_noun() -> None:
     assert suggest("a (red:1.2) apple and a [tiny] (fire hydrant)") == ["apple", "fire hydrant"]
     assert suggest("(red) apple, (green) apple") == ["red apple", "green apple"]
@@ -233,6 +253,9 @@ def test_an_adjective_in_brackets_is_still_said_of_its_noun() -> None:
         *("a cat AND_PERP a dog :-1", "a cat except dogs"),
         *("a cat AND (dog:1.2) :-1 AND a bird :0", "a cat, avoid dogs"),
         *("a cat without a dog and a bird", "a dogless cat"),
+        *("a cat -dog", "a cat, -dog, -bird", "cat --no dog", "cat --neg dog", "a cat, not dog", "a cat, dogs excluded"),
+        *("a cat, without: dog, bird", "a cat | negative: dog", "a cat\nexclude: dogs, birds", "a cat missing its dog"),
+        *("a cat free from dogs", "anything but a dog, a cat", "a cat; the dog is removed", "a cat, absent any dogs"),
         *("a cat, (no dogs:1.3)", "a cat, (dog BREAK bird:-1)", "a cat does not have a dog", "a cat BREAK (dog:0.0)"),
     ],
 )  # fmt: skip
@@ -249,6 +272,12 @@ def test_what_the_prompt_takes_away(prompt: str) -> None:
         ("a man without a hat and a dog", ["man", "dog"]),
         ("(dog:0.1), (cat:+.5)", ["dog", "cat"]),
         ("a cat, no humans, a hill", ["cat", "hill"]),
+        ("- cat\n- dog", ["cat", "dog"]),
+        ("-cat\n -dog", ["cat", "dog"]),
+        ("a cat - a dog, a well-fed pig", ["cat", "dog", "pig"]),
+        ("a cat with its collar removed", ["cat", "collar"]),
+        ("a clown, not scary, with a dog", ["clown", "dog"]),
+        ("a missing cat, nothing but a dog", ["cat", "dog"]),
     ],
 )
 def test_what_says_no_to_nothing_takes_nothing_away(prompt: str, expected: list[str]) -> None:
