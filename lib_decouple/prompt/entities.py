@@ -36,9 +36,6 @@ VISIBLE_FROM = 4
 CONCRETE_FROM = 3
 """The same for a noun that is mostly a living being, an artifact, a plant, food or a natural object."""
 
-RARELY = 2
-"""The same behind "a": what can be counted is seldom the abstract sense."""
-
 SURELY = 7
 """The same for an -ing form after a noun: "an apartment building", but "a motorcycle hanging on a wall"."""
 
@@ -70,9 +67,27 @@ _NEGATABLE |= {"depict", "feature", "paint"}
 _DENIES_BEFORE = frozenset(["excluded", "removed", "omitted", "absent", "forbidden", "prohibited"])
 """These deny what stands before them: "a cat, dogs excluded"."""
 _DEFINITE = frozenset(["the", "this", "that", "these", "those", "his", "her", "its", "their", "my", "our", "your"])
+POSSESSIVE = frozenset(["his", "her", "its", "their", "my", "your", "our", "whose"])
 _JOINS = frozenset(["and", "vs", "versus", "or", "with"])
 _NO_THING = frozenset(["medium", "style", "artist", "series", "game", "song", "company", "meme", "source", "anime"])
-_NO_THING |= {"manga", "franchise", "film", "movie", "color", "colour", "emotion", "cosplay", "font", "brand", "band"}
+_NO_THING |= {
+    "manga",
+    "franchise",
+    "theme",
+    "pose",
+    "gesture",
+    "genre",
+    "concept",
+    "film",
+    "movie",
+    "color",
+    "colour",
+    "emotion",
+    "cosplay",
+    "font",
+    "brand",
+    "band",
+}
 """A qualifier of these says that the tag names no thing."""
 _IN_TAGS = frozenset("_-:/.'&!")
 """Signs within a tag's qualifier: "fate/stay_night", "nier:automata"."""
@@ -100,7 +115,8 @@ _NUMBERED = re.compile(r"\d+([a-z]+)")
 _ADJECTIVE = Entry("-", 0, 0, 0, 9)
 _NOUN = Entry("x", 0, 9, 0, 0)
 _PERSON = Entry("p", 9, 9, 0, 0)
-_CONTAINER = Entry("t", 9, 9, 0, 0)
+_OTHERWISE = {"can": Entry("t", 9, 9, 0, 0), "back": Entry("b", 9, 9, 0, 0)}
+"""Small words that are things where they aren't small words."""
 _TOWARDS = frozenset(
     ["next", "close", "due", "opposite", "similar", "compared", "adjacent", "tied", "chained", "attached"]
 )
@@ -607,6 +623,7 @@ def _remembered(clause: tuple[tuple[Any, ...], ...], ends: bool) -> tuple[Entity
 def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
     """The entities of one clause: it falls into runs of nouns and adjectives between verbs and small words."""
     run: list[_Unit] = []
+    opener = ""
     opened = named = skipped = made_of = joined = False
     determiner = ""
     alive: bool | None = None  # of the noun that was denied last
@@ -619,12 +636,15 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
             if skipped and alive is not None and alive != lives and determiner not in ("", "any"):
                 skipped = False  # "without a hat and a dog"
             alive = lives if skipped else None
-            if not skipped:
+            game = opener in _PLAYS and not determiner and one.head is not None and one.head.kind == "x"
+            if not skipped and not game and (one.noun, determiner) != ("camera", "the"):
                 yield one._replace(determiner=determiner, joined=joined)
 
     while i < len(clause) and not _names_style(clause, i):
         text = clause[i].text
-        small = (_is_small(text, _SMALL) and not _is_container(clause, i)) or _denies(clause, i)
+        small = (_is_small(text, _SMALL) and not _is_container(clause, i) and not _is_part(clause, i)) or (
+            _denies(clause, i) or _measures(clause, i)
+        )
         unit = _unit(clause, i)
         if not small and unit.tokens == 1 and _is_verb(clause, i, run):
             if _is_activity(clause, i, run):
@@ -653,12 +673,17 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
         opened = article or text == "'s" or (opened and small and not run)
         joined = text in _JOINS or (joined and article and not run)
         denied = (text not in ("'s", "(") and _denies(clause, i - 1)) or (small and _names_artist(clause, i - 1))
-        skipped = denied or (skipped and (small or text in _NEGATABLE) and (not run or text in ("and", "or", "nor")))
+        skipped = denied or (
+            skipped and (small or text in _NEGATABLE) and (not run or text in ("and", "or", "nor", "of"))
+        )
         alive = alive if skipped and not denied else None
         making = text in ("of", "from") and i > 1 and clause[i - 2].text in _MAKING
         made_of = making or (made_of and small and not run)
-        run = []
+        run, opener = [], text
     yield from told("." if ends else "")
+
+
+_PLAYS = frozenset(["play", "plays", "playing", "played"])
 
 
 def _is_container(clause: Sequence[Token], i: int) -> bool:
@@ -669,6 +694,31 @@ def _is_container(clause: Sequence[Token], i: int) -> bool:
     ended = not after or _is_small(after, "PO")
     relates = before == "that" and i > 1 and not _is_small(clause[i - 2].text, _SMALL)  # "a robot that can swim"
     return (_is_small(before, _ARTICLE) and not relates) or (ended and not _is_small(before, _SMALL))
+
+
+def _is_part(clause: Sequence[Token], i: int) -> bool:
+    """Whether "back" is a part of a body or of a thing here: "a turtle's back", "the back of a truck"."""
+    if clause[i].text != "back" or not i:
+        return False
+    owned = clause[i - 1].owner or clause[i - 1].text in POSSESSIVE
+    return owned or (clause[i - 1].text == "the" and clause[i + 1 : i + 2] != [] and clause[i + 1].text == "of")
+
+
+_MEASURES = frozenset(["foot", "feet", "inch", "inches", "yard", "yards", "meter", "meters", "metre", "metres", "mile"])
+_MEASURES |= {"miles", "cm", "mm", "km", "ft", "steps", "pounds", "ounces"}
+_BY = (["in", "front"], ["in", "diameter"], ["in", "height"], ["in", "length"])
+_MEASURED = frozenset(["away", "from", "off", "above", "below", "behind", "tall", "high", "long", "wide", "deep"])
+
+
+def _measures(clause: Sequence[Token], i: int) -> bool:
+    """Whether a word says how far or how big: "a few feet away", "ten feet tall"."""
+    return (
+        clause[i].text in _MEASURES
+        and i > 0
+        and (_is_small(clause[i - 1].text, _ARTICLE) or clause[i - 1].text.isdigit())
+        and i + 1 < len(clause)
+        and (clause[i + 1].text in _MEASURED or [token.text for token in clause[i + 1 : i + 3]] in _BY)
+    )
 
 
 def _is_said_to_be(clause: Sequence[Token], i: int) -> bool:
@@ -734,6 +784,8 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
         found, plural = _noun(text)
         if plural and i and clause[i - 1].text in _ONE and verbs(tokens[-1].text):
             continue  # "a bus stops"
+        if found and not _visible(found) and _is_deed(clause, i, length):
+            continue  # "a dog paddle on a board"
         if found and not all(_describes(token.text) for token in tokens):
             last = tokens[-1]
             return _Unit(
@@ -744,6 +796,15 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
     return (
         unit._replace(brackets=token.brackets, qualifier=token.qualifier) if token.brackets or token.qualifier else unit
     )
+
+
+def _is_deed(clause: Sequence[Token], i: int, length: int) -> bool:
+    """Whether words that elsewhere are a compound are one being here, and what it does."""
+    being, deed = entry(clause[i].text), entry(clause[i + length - 1].text)
+    if length != 2 or being is None or deed is None or i + length == len(clause):
+        return False
+    lives = being.kind in "ap" and _visible(being) and being.noun >= 6
+    return lives and deed.verb >= 3 and _is_small(clause[i + length].text, "PD")
 
 
 @lru_cache(maxsize=8192)
@@ -759,7 +820,7 @@ def _single(token: Token) -> _Unit:
         counted = found if found and _visible(found) and len(match[1]) > 2 else _ADJECTIVE
         counted = _PERSON if match[1] in ("other", "others") else counted
         return _Unit(token.text, token.start, token.end, counted, False, 1, False)
-    found, plural = (_CONTAINER, False) if token.text == "can" else _noun(token.text)
+    found, plural = (_OTHERWISE[token.text], False) if token.text in _OTHERWISE else _noun(token.text)
     if found is None and "-" in token.text:
         last = token.text.rpartition("-")[2]
         found, plural = _noun(last)
@@ -802,7 +863,8 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     follows = _is_small(after, _SMALL) or (entry(after) or _NOUN).adjective >= 8
     if before in _ONE and (not after or _is_small(after, _SMALL)) and (entry(text) or _ADJECTIVE).noun:
         return False  # "a saw"
-    if found is not None and not plural and found.verb and _is_told(clause, i) and _is_small(after, _ARTICLE):
+    told = found is not None and not plural and found.verb > 0 and _is_told(clause, i)
+    if told and _is_small(after, _ARTICLE) and after != "that":
         return True
     for form, verb in verbs(text):
         if form == "ing":
@@ -826,7 +888,8 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
         return False
     if _follows_modal(clause, i):
         return True
-    if noun and noun.plural and noun.entry and noun.entry.kind in "ap" and found.verb >= 2:
+    many = noun is not None and (noun.plural or noun.text in _MANY)
+    if noun and many and (noun.entry is None or noun.entry.kind in "apg") and found.verb >= 2:
         return True  # "gulls circle"
     if found.verb < 3:
         return False
@@ -836,8 +899,7 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     return before in _SUBJECTS or (
         follows
         and (
-            (before == "to" and (i < 2 or clause[i - 2].text not in _TOWARDS))
-            or (noun is not None and (noun.plural or only))
+            (before == "to" and (i < 2 or clause[i - 2].text not in _TOWARDS)) or (noun is not None and (many or only))
         )
     )
 
@@ -857,6 +919,9 @@ def _follows_modal(clause: Sequence[Token], i: int) -> bool:
         at -= 1
     return at >= 0 and clause[at].text in _MODALS and not _is_container(clause, at)
 
+
+_MANY = frozenset(["people", "police", "folk", "cattle"])
+"""Plurals that don't look it."""
 
 _ONE = frozenset(["a", "an", "another", "one", "each", "every"])
 
@@ -905,7 +970,8 @@ def _of_run(
         run = run[:-1]
     head = len(run) - 1
     while head >= 0 and not (
-        _may_head(run[head], _is_led(run, head, opened)) or (opened and determiner and _stands_alone(run, boundary))
+        _may_head(run[head], _is_led(run, head, opened))
+        or (opened and determiner and head == len(run) - 1 and _stands_alone(run, boundary))
     ):
         if run[head].entry is None and not _is_inflected(run[head].text):
             return
@@ -923,8 +989,7 @@ def _of_run(
             return
         counted = opened and boundary != "of"
         piece = counted and named and found.kind == "s" and not found.described and determiner in _ONE  # "a plank"
-        rarely = counted and determiner in _ONE and found.kind in "xr" and found.visible >= RARELY  # "a ruby"
-        if found.kind != "m" and not piece and not rarely and not _visible(found, counted):
+        if found.kind != "m" and not piece and not _visible(found, counted):
             return
     first = head
     while first and _modifies(run[first - 1], unit):
@@ -1002,10 +1067,17 @@ def _may_head(unit: _Unit, led: bool) -> bool:
 
 def _stands_alone(run: Sequence[_Unit], boundary: str) -> bool:
     """Whether a word that is mostly an adjective is the noun between an article and a small word: "the safe with"."""
-    found = run[0].entry
-    if len(run) > 1 or found is None or not found.noun or found.kind not in _CONCRETE or boundary in ("", "and", "or"):
+    found = run[-1].entry
+    if (
+        found is None
+        or not found.noun
+        or found.described
+        or found.kind not in _CONCRETE
+        or boundary in ("", "and", "or")
+    ):
         return False
-    return _visible(found)
+    described = all(unit.entry and unit.entry.adjective > unit.entry.noun for unit in run[:-1])
+    return described and _visible(found)
 
 
 def _modifies(unit: _Unit, head: _Unit) -> bool:

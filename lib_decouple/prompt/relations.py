@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from .align import Piece, Reading, place, words
-from .entities import Clause, Entity, Token, located
+from .entities import POSSESSIVE, Clause, Entity, Token, located
 from .lexicon import entry
 from .syntax import HOST, Dialect, Span, parse
 
@@ -70,7 +70,6 @@ _SIDES = frozenset(["left", "right", "side", "sides", "front", "edge", "way", "o
 _FILLED = frozenset(
     ["filled", "full", "covered", "topped", "decorated", "stuffed", "packed", "loaded", "adorned", "laden"]
 )
-_POSSESSIVE = frozenset(["his", "her", "its", "their", "my", "your", "our", "whose"])
 _SHOWS = frozenset(
     ["statue", "sculpture", "figurine", "figure", "doll", "statuette", "bust", "carving", "mural", "toy"]
 )
@@ -219,7 +218,7 @@ class _Reader:
             relation = before if kept else "worn" if inside and before in ("part", "held") and _is_worn(one) else ""
         if not relation and living and (_is_worn(one) or _is_part(one)):
             tagged = not words and not inside and not one.determiner
-            if tagged or one.determiner in _POSSESSIVE or "whose" in words:
+            if tagged or one.determiner in POSSESSIVE or "whose" in words:
                 return ("part" if _is_part(one) else "worn"), living.text
         other = living if relation in ("worn", "held", "ridden") else anchor
         if previous is not None and words[:1] == ["of"]:
