@@ -57,7 +57,9 @@ def _image(
     names = list(readings[0]["scores"])
     if lacking := set(names) - set(scores):
         raise ValueError(f"curve: {judge} gives no score for {min(lacking)!r} of image {row['id']}")
+    own = row["trace"].get("draft")
     return {
+        **({} if own is None else {"draft": [own[name] for name in names]}),
         "sigmas": [reading["sigma"] for reading in readings],
         "scores": {"peak": [[reading["scores"][name] for name in names] for reading in readings]},
         "missing": [scores[name] < border for name in names],

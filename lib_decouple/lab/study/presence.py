@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...core import losses
+from ...core.drafts import LEVELS
 from ...core.presence import Curve, Level, presence
 from ...hosts import curves
 from ...hosts.checkpoints import CHECKPOINT
@@ -160,6 +161,23 @@ def scored(pipe: Any, task: Task) -> list[dict[str, Any]]:
     return found
 
 
+DRAFTED = Settings(enabled=True, gradient="none", look="choose", drafts=2).fixed()
+"""What a draft's scores are learned from: unguided, the better of two seeds, so that low scores are there too."""
+
+
+def drafted(pipe: Any, task: Task) -> list[dict[str, Any]]:
+    """Of each image the scores ``[entity]`` of the draft that it was drawn from, and which entities are missing."""
+    verdicts, picture = draw(pipe, task)
+    return [
+        {
+            "missing": [entity in verdict.missing for entity in case.entities],
+            "draft": [choice.scores[choice.drawn][entity] for entity in case.entities],
+        }
+        for case, verdict, choice in zip(task.cases, verdicts, picture.choices)
+        if choice
+    ]
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Draw, score, write presence.json and presence.md."""
     counts = [int(part) for part in arguments.counts.split(",")]
@@ -187,7 +205,13 @@ def run(arguments: argparse.Namespace) -> int:
         report["reliability"] = [row for count, own in raw.items() for row in reliability(curve, count, own)]
         text += "\n" + reliability_as_markdown(report["reliability"])
     elif raw:
-        learned = learn([image for own in raw.values() for image in own])
+        tasks = [
+            Task((count, "drafts"), group, DRAFTED, arguments.steps)
+            for count in counts
+            for group in chunks(cases(arguments.split, count, arguments.n), 25)
+        ]
+        drafts = [image for _, found in draw_all(drafted, tasks, arguments.jobs) for image in found]
+        learned = learn([image for own in raw.values() for image in own], drafts)
         written = json.dumps(curves.as_dict(learned, hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()), indent=1)
         write_whole(arguments.out / "curve.json", written)
         if arguments.ship:
@@ -202,8 +226,9 @@ TELLS = 0.7
 """A noise level belongs to a curve when its area, over all entities of all images, is at least this."""
 
 
-def learn(images: Sequence[dict[str, Any]]) -> Curve:
-    """The curve of the noise levels at which the score tells, each fitted by maximum likelihood.
+def learn(images: Sequence[dict[str, Any]], drafts: Sequence[dict[str, Any]] = ()) -> Curve:
+    """The curve of the noise levels at which the score tells, each fitted by maximum likelihood; of those of the
+    ``images`` and the ``drafts`` that have a draft's scores, what those tell, if anything.
 
     Raises ValueError when nothing is missing, or no level tells.
     """
@@ -218,7 +243,16 @@ def learn(images: Sequence[dict[str, Any]]) -> Curve:
             levels.append(Level(sigma, middle, slope))
     if not levels:
         raise ValueError(f"images: at no noise level is the area under the curve at least {TELLS}")
-    return Curve(tuple(levels))
+    return Curve(tuple(levels), _of_drafts([image for image in (*images, *drafts) if "draft" in image]))
+
+
+def _of_drafts(images: Sequence[dict[str, Any]]) -> Level | None:
+    """What a draft's score tells; None where too little to draw on it."""
+    score = np.array([value for image in images for value in image["draft"]])
+    there = ~np.array([flag for image in images for flag in image["missing"]], dtype=bool)
+    if there.all() or not there.any() or area(there, score) < TELLS:
+        return None
+    return Level(LEVELS[-1], *_logistic(score, there))
 
 
 def _logistic(score: np.ndarray, there: np.ndarray) -> tuple[float, float]:

@@ -53,6 +53,26 @@ def test_a_curve_finds_the_odds_that_made_the_data() -> None:
     assert level.slope == pytest.approx(8, rel=0.1)
 
 
+def test_what_drafts_tell_is_learned_of_theirs_alone() -> None:
+    rng = np.random.default_rng(0)
+    made = []
+    for middle in (0.4, 0.6):
+        scores = rng.uniform(0, 1, (4000, 2))
+        there = rng.uniform(size=scores.shape) < 1 / (1 + np.exp(-8 * (scores - middle)))
+        made.append((scores.tolist(), (~there).tolist()))
+    runs = images(*made[0])
+    drafts = [{"draft": own, "missing": flags} for own, flags in zip(*made[1])]
+    found = learn(runs, drafts)
+    assert found.levels == learn(runs).levels
+    assert learn(runs).draft is None
+    assert found.draft is not None
+    assert (found.draft.sigma, found.draft.slope) == (1.6, pytest.approx(8, rel=0.1))
+    assert found.draft.middle == pytest.approx(0.6, abs=0.02)
+    assert learn([{**run, **draft} for run, draft in zip(images(*made[1]), drafts)]).draft == found.draft
+    told_nothing = [{**one, "draft": [0.5, 0.5]} for one in drafts]
+    assert learn(runs, told_nothing).draft is None
+
+
 def test_nothing_is_learned_where_nothing_tells_or_nothing_is_missing() -> None:
     with pytest.raises(ValueError, match="nothing is missing"):
         learn(images([[0.1, 0.2]], [[False, False]]))

@@ -14,6 +14,7 @@ from .... import __version__
 from ....core.memory import OUT_OF_MEMORY
 from ....core.presence import Presence
 from ....core.trace import ImageTrace
+from ....hosts.seeds import Choice
 from ....settings import Settings
 from ..plan import BackendPart, Job, Sampling
 from ..prompts import Prompt
@@ -98,14 +99,15 @@ class Local:
             tell_at=TOLD_AT,
         )
         seconds = (time.perf_counter() - started) / len(jobs)
-        made = zip(picture.images, picture.traces, tokens, picture.readings)
+        made = zip(picture.images, picture.traces, tokens, picture.readings, picture.choices)
         return [
             Drawn(
                 as_png(image), trace.entities, own, seconds, trace.passes if settings.enabled else 0,
-                {**(summary(trace) or {}), "presence": readings(told)}, picture.stood_aside, self.about(),
+                {**(summary(trace) or {}), "presence": readings(told), **drafted(choice)}, picture.stood_aside,
+                self.about(),
                 mean_maps(trace) if self.maps else None,
             )
-            for image, trace, own, told in made
+            for image, trace, own, told, choice in made
         ]  # fmt: skip
 
     def seconds_a_step(self) -> float:
@@ -137,6 +139,11 @@ def summary(trace: ImageTrace) -> dict[str, Any] | None:
             name: [round(look.before.intensity[name], 4) for look in (looks[0], looks[-1])] for name in trace.entities
         },
     }
+
+
+def drafted(choice: Choice | None) -> dict[str, Any]:
+    """What the draft scored that an image was drawn from; nothing where none was made."""
+    return {} if choice is None else {"draft": choice.scores[choice.drawn]}
 
 
 def readings(told: Sequence[Presence]) -> list[dict[str, Any]]:
