@@ -8,7 +8,7 @@ from lib_decouple.hosts.seeds import seeds_to_draft
 from tests.browser import chromium, find, write
 from tests.hosts.conftest import Picture
 from tests.hosts.test_choose import seeds as seeds_of
-from tests.hosts.test_seeing_page import drawn, idle, infotexts, opened, own, summary, text, until
+from tests.hosts.test_seeing_page import drawn, idle, infotexts, is_open, opened, own, summary, text, until
 
 CLOSE = """
 [...document.querySelectorAll("#txt2img_gallery button")]
@@ -35,6 +35,15 @@ def page(request):
 
 def seeds(page):
     return seeds_of(Picture([], infotexts(page)))
+
+
+def drafted(page):
+    """The cards; of a run that is made where there are none."""
+    if not find(page, CARDS):
+        if not is_open(page, "drafts_page"):
+            summary(page, "drafts_page").click()
+        drawn(page)
+    return until(lambda: find(page, CARDS))
 
 
 def shown(page):
@@ -74,6 +83,7 @@ def test_drafts_are_shown_ranked_with_their_pictures(page):
 
 
 def test_they_fit_a_phone_and_a_finger(page):
+    drafted(page)
     fits = "return document.documentElement.scrollWidth <= innerWidth"
     assert page.execute_script(fits)
     for card in find(page, CARDS):
@@ -82,6 +92,7 @@ def test_they_fit_a_phone_and_a_finger(page):
 
 
 def test_the_one_that_is_pressed_is_drawn_alone_by_the_keyboard_too(page):
+    drafted(page)
     for number, press in ((4, "keyboard"), (2, "click")):
         seed, _ = shown(page)[number]
         card = find(page, CARDS)[number]
@@ -124,11 +135,12 @@ def test_what_is_told_of_a_picture_stands_in_the_gallery(page):
 
 
 def test_drafts_that_are_no_longer_kept_are_not_drawn(page):
+    card = drafted(page)[1]
     page.webui.post("/sdapi/v1/options", {"decouple_keep_traces": 1})
     try:
         page.webui.draw({})  # pushes them out
         before = infotexts(page)
-        page.execute_script("arguments[0].click()", find(page, CARDS)[1])
+        page.execute_script("arguments[0].click()", card)
         until(lambda: "is not kept" in text(page, "drafts_page"))
         assert idle(page)
         assert infotexts(page) == before
