@@ -42,9 +42,9 @@ class Draft:
 
     @property
     def weakest(self) -> float:
-        """The lowest score; below all others where it is no number, or there is none."""
-        found = min(self.scores.values(), default=math.nan)
-        return -1.0 if math.isnan(found) else found
+        """The lowest score; below all others where one is no number, or there is none."""
+        known = self.scores.values()
+        return -1.0 if any(map(math.isnan, known)) else min(known, default=-1.0)
 
 
 def levels(first: float) -> list[float]:

@@ -59,8 +59,8 @@ class Presence:
 
     @property
     def weakest(self) -> str:
-        """The entity of the lowest score."""
-        return min(self.scores, key=self.scores.__getitem__)
+        """The entity of the lowest score, or of one that is no number."""
+        return min(self.scores, key=lambda name: (not math.isnan(self.scores[name]), self.scores[name]))
 
     def words(self) -> str:
         """``cat ✓, dog probably missing``; where nothing is known of the model, only which is the ``weakest: dog``,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lib_decouple.core.presence import Curve, Helping, Level, colliding, presence, read
+from lib_decouple.core.presence import Curve, Helping, Level, Presence, colliding, presence, read
 
 CURVE = Curve((Level(4.0, 0.3, 10.0), Level(1.0, 0.5, 20.0)))
 
@@ -108,3 +108,8 @@ def test_an_image_once_whole_stays_so_and_above_the_curve_nothing_is_known() -> 
     assert helping.whole == {0}
     helping.note([0, 1], [low, low], 1.0)
     assert helping.whole == {0}
+
+
+@pytest.mark.parametrize("scores", [{"cat": math.nan, "dog": 0.1}, {"dog": 0.1, "cat": math.nan}])
+def test_a_score_that_is_no_number_is_the_weakest(scores):
+    assert Presence(0.5, scores, None).weakest == "cat"
