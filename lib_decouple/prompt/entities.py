@@ -96,6 +96,8 @@ _WRITTEN = frozenset(
 )
 _WRITTEN |= {"reading", "letters", "lettering", "inscription", "writing", "written", "subtitle", "quote", "logo"}
 """Behind these and a colon, what stands in quotes is written in the picture."""
+_IS_WRITTEN = (["written"], ["painted"], ["printed"], ["engraved"], ["carved"], ["spelled"], ["stamped"])
+"""What stands in quotes before these is, too."""
 _QUOTES = {
     '"': '"',
     "“": "”",
@@ -289,7 +291,7 @@ def _written(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int
     found: set[int] = set()
     words: list[Span] = []
     at = 0
-    for number, (start, _) in enumerate(quoted):
+    for number, (start, end) in enumerate(quoted):
         begin = quoted[number - 1][1] if number else -1
         while at < len(spans) and spans[at].start < start:
             if spans[at].start > begin:
@@ -306,6 +308,7 @@ def _written(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int
             led = led and tail is not None and tail.text.lower() not in _JOINS
             if tail is not None and tail.text == ":" and len(between) > 1:
                 led = between[-2].text.lower() in _WRITTEN
+            led = led or prompt[end + 1 : end + 12].lower().split()[:1] in _IS_WRITTEN
         if led:
             found.add(number)
     return found
@@ -700,7 +703,8 @@ def _is_part(clause: Sequence[Token], i: int) -> bool:
     """Whether "back" is a part of a body or of a thing here: "a turtle's back", "the back of a truck"."""
     if clause[i].text != "back" or not i:
         return False
-    owned = clause[i - 1].owner or clause[i - 1].text in POSSESSIVE
+    lies = i > 1 and clause[i - 2].text == "on"  # "an otter on its back"
+    owned = clause[i - 1].owner or (clause[i - 1].text in POSSESSIVE and not lies)
     return owned or (clause[i - 1].text == "the" and clause[i + 1 : i + 2] != [] and clause[i + 1].text == "of")
 
 
@@ -872,7 +876,7 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
             if not solid or found is None or before in _BEING:
                 return not plural
             sure = found.visible >= SURELY or (found.kind == "m" and (after == "of" or not follows))
-            sure = sure and not (_is_small(after, "P") and run and run[-1].entry and run[-1].entry.kind in "ap")
+            sure = sure and not (noun and noun.entry and noun.entry.kind in "ap")  # "a girl painting"
             if noun and (_is_small(after, _ARTICLE) or not sure):
                 return True
         elif form == "ed":
@@ -889,8 +893,8 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     if _follows_modal(clause, i):
         return True
     many = noun is not None and (noun.plural or noun.text in _MANY)
-    if noun and many and (noun.entry is None or noun.entry.kind in "apg") and found.verb >= 2:
-        return True  # "gulls circle"
+    if noun and many and found.verb >= (2 if noun.entry and noun.entry.kind in "apg" else 8):
+        return True  # "gulls circle", "women in bikinis ride horses"
     if found.verb < 3:
         return False
     # "a cat sit on a mat" is a slip of the pen, "a cake stand on a mat" a thing

@@ -102,7 +102,7 @@ def singulars(word: str) -> tuple[str, ...]:
         found.append(head + space + irregular)
     if last.endswith("men"):
         found.append(head + space + last[:-2] + "an")
-    if len(last) > 3 and last.endswith("s") and not last.endswith(("ss", "us", "is")):
+    if len(last) > 3 and last.endswith("s") and not last.endswith(("ss", "us")):
         if last.endswith("ies"):
             found.append(head + space + last[:-3] + "y")
         if re.search(r"(?:s|x|z|ch|sh|o)es$", last):

@@ -78,6 +78,10 @@ def test_the_plainest_prompts(prompt: str, expected: list[str]) -> None:
         ("a tiger staring at the camera, a boy with a camera", ["tiger", "boy", "camera"]),
         ("a rock in a wide plain", ["rock", "plain"]),
         ("a white faced owl", ["owl"]),
+        ("a cat on its back, a parking lot, two wine glasses", ["cat", "parking lot", "wine glasses"]),
+        ("boys in sandals ride ponies past taxis", ["boys", "sandals", "ponies", "taxis"]),
+        ("men filming cats, a cook slicing a leek", ["men", "cats", "cook", "leek"]),
+        ("a banner with 'buy a fish' printed on it", ["banner"]),
         ("a thief cracks the safe with a drill", ["thief", "safe", "drill"]),
     ],
 )

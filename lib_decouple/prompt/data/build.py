@@ -331,7 +331,7 @@ def build(files: dict[str, str], terms: str) -> str:
     synsets, senses = read_synsets(files), read_senses(files)
     judge = Judge(synsets, senses, files["data.adj"])
     ours = dict(line.split("\t") for line in terms.splitlines() if line and not line.startswith("#"))
-    small = {word for word, code in ours.items() if code[0] in "DPON"} - {"can"}
+    small = {word for word, code in ours.items() if code[0] in "DPON"} - {"can", "lot"}
     table: dict[str, str] = {}
     for word, found in senses.items():
         words = word.split("_")
