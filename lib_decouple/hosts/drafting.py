@@ -107,12 +107,13 @@ class ChoosingSampler:
 
     def _take_up(self, numbers: Sequence[int]) -> Tensor:
         """The noise of each image's number; the batch's seeds are those that it is of."""
+        self.numbers = list(numbers)
+        choices = [self._choice(image) for image in range(len(numbers))]
         drawn = [own[number] for own, number in zip(self.seeds, numbers)]
         made = self._noise(drawn)
         noise: Tensor = made.next()
-        self._take(drawn)
-        self.numbers, self.sampling.p.rng = list(numbers), made
-        self.sampling.choices = [self._choice(image) for image in range(len(numbers))]
+        self._take(drawn)  # what may fail is behind us: the seeds that are told are those that are drawn
+        self.sampling.p.rng, self.sampling.choices = made, choices
         return noise
 
     def _choice(self, image: int) -> Choice | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -141,7 +142,9 @@ def test_a_wrong_line_is_told(tmp_path: Path, line: str, told: str) -> None:
         labelled(tmp_path / "truth.jsonl")
 
 
-def told_run(folder: Path, seed: int = 0, images: int = 200, checkpoint: str = "") -> Store:
+def told_run(
+    folder: Path, seed: int = 0, images: int = 200, checkpoint: str = "", drafted: bool = False
+) -> Store:  # fmt: skip
     """A finished run of scripted presence: a whole entity peaks high below noise level 2, a missing one nowhere."""
     rng, store = np.random.default_rng(seed), Store(folder, create=True)
     for number in range(images):
@@ -160,7 +163,7 @@ def told_run(folder: Path, seed: int = 0, images: int = 200, checkpoint: str = "
             {
                 "prompt_id": str(number), "prompt": "a cat and a dog", "entities": ["cat", "dog"], "count": 2,
                 "arm": "plain", "seed": number, "file": f"{number}.png", "checkpoint": checkpoint,
-                "trace": {"presence": readings},
+                "trace": {"presence": readings, **({"draft": readings[1]["scores"]} if drafted else {})},
             }
         )  # fmt: skip
         store.put_scores("detector", {image: dict(zip(("cat", "dog"), map(float, there)))})
@@ -194,6 +197,20 @@ def test_a_curve_is_learned_from_a_run_and_told_by_from_then_on(
     assert "| 2 | 1.5 | 200 |" in capsys.readouterr().out  # the other half's 100 images, two entities each
     assert main(command) == 0
     assert (tmp_path / "run" / "curves" / f"{digest}.json").is_file()
+    assert curve.draft is None  # nothing was drafted
+
+
+def test_what_a_draft_tells_is_learned_where_the_run_drafted(tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    weights.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    told_run(tmp_path / "run", checkpoint=digest[:10], drafted=True)
+    command = ["evaluate", "calibrate", str(tmp_path / "run"), "--curve", "detector", "--checkpoint", str(weights)]
+    assert main(command) == 0
+    curve = curves.find(digest, tmp_path / "run" / "curves")
+    assert curve is not None
+    assert curve.draft is not None
+    assert curve.draft == dataclasses.replace(curve.levels[0], sigma=1.6)  # the scores are those of 1.5
 
 
 @pytest.mark.parametrize(
