@@ -421,7 +421,7 @@ def _denied_lists(found: Sequence[Clause]) -> dict[int, int]:
     negative prompt."""
     denied: dict[int, int] = {}
     for k, clause in enumerate(found):
-        if k + 1 < len(found) and _heads_denied(clause, found[k + 1]):
+        if k not in denied and k + 1 < len(found) and _heads_denied(clause, found[k + 1]):
             after = itertools.takewhile(lambda n: "\n" not in found[n].sign, range(k + 1, len(found)))
             denied.update({n: found[n].tokens[-1].end for n in after})
         words = [token.text for token in clause.tokens]
@@ -862,7 +862,7 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     before = clause[i - 1].text if i else ""
     after = clause[i + 1].text if i + 1 < len(clause) else ""
     found, plural = _noun(text)
-    noun = next((unit for unit in reversed(run) if not _is_adverb(unit)), None)  # "a wizard slowly conjures"
+    noun = next((unit for unit in run[:-4:-1] if not _is_adverb(unit)), None)  # "a wizard slowly conjures"
     noun = noun if noun and _may_head(noun, True) else None
     follows = _is_small(after, _SMALL) or (entry(after) or _NOUN).adjective >= 8
     if before in _ONE and (not after or _is_small(after, _SMALL)) and (entry(text) or _ADJECTIVE).noun:
@@ -945,7 +945,7 @@ def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit], ve
     before = clause[i - 1].text if i else ""
     if verb.verb >= 3 and _is_small(after, _ARTICLE) and not _is_small(before, "D"):
         return True
-    if not run or run[-1].plural or not _may_head(run[-1], True):
+    if not 0 < len(run) <= _MOST_ATTRIBUTES or run[-1].plural or not _may_head(run[-1], True):
         return False
     first = i - sum(unit.tokens for unit in run)
     leader = clause[first - 1].text if first > 0 else ""
@@ -957,6 +957,8 @@ def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit], ve
 
 def _is_second(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     """Whether the word follows the second of two things: "a hedgehog and a tortoise race"."""
+    if len(run) > _MOST_ATTRIBUTES:
+        return False
     first = i - sum(unit.tokens for unit in run)
     return first > 1 and clause[first - 1].text in _ONE and clause[first - 2].text == "and"
 

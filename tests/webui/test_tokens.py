@@ -251,6 +251,8 @@ PATTERNS = [
     "a red cat and a dog, ", "\\", "[", "(", ")", "]", "[a:b:3] ", "[a:", "a|", "|", ":", "{", "{a|b} ", "a AND ",
     "a BREAK ", '"a" ', "'a ", "#", "<a:1>", "<a:", "__a__ ", "猫 ", "😀", "a-", "a \\(b\\), ", "a AND_PERP ", "no ",
     "(a:1.1) ", "no a, ", "a cat and ", "cat ", "1", "1.", ",", "a'", "a\u0301", "a\n", "_", "a red cat, a blue cat, ",
+    "slowly ", "a slowly run ", "no: ", "without: a, ", "neg: a\n", " -a", "   -a", "Tall Zorb ", "dogs excluded, ",
+    "can ", "a cat can slowly ", "text: \"a\" ", "\"a\" written ", "negative prompt ", "é ", "a's back ", "people ",
     " ", "[[", "([", "$$", "~", "a @2 ", "w/o ", "man with a hat, ",
 ]  # fmt: skip
 
