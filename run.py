@@ -138,8 +138,6 @@ def main(arguments: list[str]) -> None:
             arguments = [
                 "generate",
                 "a cat and a dog",
-                "--seed",
-                "33",
                 "--out",
                 "out/demo",
                 "--overwrite",

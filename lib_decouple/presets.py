@@ -118,9 +118,9 @@ BUILT_IN: tuple[Preset, ...] = (
     ),
     Preset(
         "Balanced",
-        "Intensity with some CoM did best on this project's small model (missing in 24.4 % of 500 pairs without, "
-        "8.0 % with it; docs/results.md), with a larger step and another window. With this step it was not measured on "
-        "any model.",
+        "Intensity with some CoM did best on this project's first small model (missing in 24.4 % of 500 pairs without, "
+        "8.0 % with it; docs/results/decouple-tiny), with a larger step and another window. With this step it was not "
+        "measured on any model.",
         {**FIXED, "loss": "intensity + 0.3*com"},
     ),
     Preset(
@@ -151,8 +151,8 @@ BUILT_IN: tuple[Preset, ...] = (
     ),
     Preset(
         "Gentle",
-        "For pictures that come out pulled apart: CoM alone, which added no objects on this project's small model "
-        "(docs/results.md), at a third of the default step. The step is not measured on large models.",
+        "For pictures that come out pulled apart: CoM alone, which added no objects on this project's first small "
+        "model (docs/results/decouple-tiny), at a third of the default step. The step is not measured on large models.",
         {**FIXED, "size": 0.05},
     ),
     Preset(
@@ -180,24 +180,10 @@ BUILT_IN: tuple[Preset, ...] = (
     Preset(
         "Insist",
         "Drafts up to eight seeds until one is surely whole, and begins a picture again, twice at most, that lacks "
-        "something midway. Nothing is guided: on this project's small model guiding the seed of the best draft gained "
-        "nothing (docs/results.md). Insisting itself was not measured on any model. The printed seed draws the same "
-        "picture without this extension.",
+        "something midway. Nothing is guided: on this project's first small model guiding the seed of the best draft "
+        "gained nothing (docs/results/decouple-tiny). Insisting itself was not measured on any model. The printed seed "
+        "draws the same picture without this extension.",
         {**FIXED, "look": "insist", "drafts": 8, "restarts": 2, "gradient": "none"},
-    ),
-    Preset(
-        "Small model",
-        "For decouple-tiny, which comes with this extension, at 20 steps and two entities: missing in 24.4 % of 500 "
-        "pictures without, 8.0 % with it (docs/results.md). Far too strong for large models.",
-        {
-            **FIXED,
-            "loss": "intensity + 0.3*com",
-            "size": 1.5,
-            "start": 5,
-            "steps": 14,
-            "stop": "on",
-            "stop_below": 0.81,
-        },
     ),
 )
 

@@ -58,12 +58,6 @@ def test_built_ins_differ():
     assert len({repr(preset.with_overrides()) for preset in BUILT_IN}) == len(BUILT_IN)
 
 
-def test_small_model_is_the_measured_arm():
-    from lib_decouple.lab.study.arms import ARMS
-
-    assert presets.load("small model").with_overrides() == ARMS[2]["intensity+com"]
-
-
 def test_saved_listed_loaded_deleted(tmp_path):
     folder = tmp_path / "new" / "folder"
     path = presets.save(MINE, folder)

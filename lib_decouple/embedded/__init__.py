@@ -1,1 +1,1 @@
-"""The tiny checkpoint that ships with the project: its scenes, its detector, its training."""
+"""The small checkpoint that ships with the project, and how a WebUI gets it."""

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE / "decouple-tiny.safetensors"
+CHECKPOINT = HERE / "decouple-drawn.safetensors"
 TOKENIZER = HERE / "tokenizer"
 CHECKPOINTS = Path("models", "Stable-diffusion")
 """A WebUI's folder of checkpoints, from its root."""
-HOW = "draw at 96x96 px, CFG 3"
+HOW = "draw at 128x128 px, CFG 4"
 TEXT_ENCODER = "extensions/attention-decoupling/lib_decouple/embedded/tokenizer"
 """The text encoder's folder for an extension installed under its own name, from the WebUI's root."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What differs between the checkpoints that this project trains; sides in pixels and in latents."""
+    """The embedded checkpoint's widths; sides in pixels and in latents."""
 
     name: str
     side: int
@@ -33,7 +33,7 @@ class Layout:
     context: int
     autoencoder: list[int]
     """Its levels' widths as multiples of the first."""
-    autoencoder_width: int = 32
+    autoencoder_width: int
 
     @property
     def latents(self) -> int:
@@ -41,9 +41,7 @@ class Layout:
         return self.side // 8
 
 
-TINY = Layout("decouple-tiny", 96, 64, [2], 4, 64, [1, 1, 2, 2])
-DRAWN = Layout("decouple-drawn", 128, 96, [1, 2], 8, 128, [1, 1, 1, 1], 96)
-"""The model of drawn things (`lab/model/emoji`), in training; not in the project yet."""
+DRAWN = Layout(CHECKPOINT.stem, 128, 96, [1, 2], 8, 128, [1, 1, 1, 1], 96)
 
 YAML = """\
 # Layout of {layout.name}.safetensors for WebUIs that read a yaml beside a checkpoint.
@@ -107,7 +105,7 @@ model:
 """
 
 
-def yaml_text(text_encoder: str, layout: Layout = TINY) -> str:
+def yaml_text(text_encoder: str, layout: Layout = DRAWN) -> str:
     """The yaml that a WebUI reads beside the checkpoint; ``text_encoder`` is a folder."""
     return YAML.format(version=text_encoder, layout=layout)
 

@@ -38,6 +38,14 @@ class Level:
     part: Part = "all"
 
 
+def unet_level(layers: Sequence[CrossAttentionLayer]) -> Level:
+    """Where a UNet's maps are read when the user does not say: a quarter of the latents' side [F: 16x16 at 512 px on
+    SD 1.x, 2.x; 32x32 at 1024 px on SDXL]. A model that has no such level, as the embedded one, is read at its
+    finest, 16x16 there, which alone localises well (`study layers`)."""
+    factors = {layer.factor for layer in layers}
+    return Level(4 if 4 in factors else min(factors, default=4))
+
+
 def choose_layers(
     layers: Sequence[CrossAttentionLayer], factor: int, part: str, default: Level
 ) -> list[CrossAttentionLayer]:

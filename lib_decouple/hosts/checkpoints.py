@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
-CHECKPOINT = EMBEDDED / "decouple-tiny.safetensors"
+CHECKPOINT = EMBEDDED / "decouple-drawn.safetensors"
 TOKENIZER = EMBEDDED / "tokenizer"
 
 
@@ -79,30 +79,6 @@ _MODEL_INDEX = {
 }
 
 FAMILIES: dict[str, dict[str, Mapping[str, Any]]] = {
-    "tiny": {
-        "model_index": _MODEL_INDEX,
-        "scheduler": _SCHEDULER,
-        "vae": {**_VAE, "block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "sample_size": 96},
-        "unet": {
-            **_UNET,
-            "sample_size": 12,
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-            "block_out_channels": [64, 128],
-            "layers_per_block": 1,
-            "cross_attention_dim": 64,
-            "attention_head_dim": 4,
-        },
-        "text_encoder": {
-            **_CLIP_L,
-            "hidden_size": 64,
-            "intermediate_size": 256,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "projection_dim": 64,
-            "pad_token_id": 49407,
-        },
-    },
     "drawn": {
         "model_index": _MODEL_INDEX,
         "scheduler": _SCHEDULER,
@@ -220,7 +196,7 @@ def family_of(path: Path) -> str:
             f"checkpoint: {path} is not a Stable Diffusion 1.x, 2.x or SDXL checkpoint; it holds {len(keys)} tensors "
             f"under {first or 'no names'}"
         )
-    family = {64: "tiny", 128: "drawn", 768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(width)
+    family = {128: "drawn", 768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(width)
     if family is None or channels != 4:
         raise Unsupported(
             f"checkpoint: {path} has cross-attention of width {width} and {channels} input channels; supported are "

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..core.maps import CrossAttentionLayer
 from . import anima, ldm
-from .base import Level
+from .base import Level, unet_level
 from .reasons import Unsupported
 
 
@@ -28,7 +28,7 @@ class Denoisers:
 
 
 DENOISERS = (
-    Denoisers(ldm.cross_attention_layers, ldm.default_level),
+    Denoisers(ldm.cross_attention_layers, unet_level),
     Denoisers(anima.cross_attention_layers, lambda _: anima.LEVEL),
 )
 

@@ -26,7 +26,7 @@ from ..profiles import closed
 from ..prompt.align import Piece, align
 from ..settings import DRAFTING, PRESENCE, Settings
 from . import reasons
-from .base import Level, Looking, Session, make_guide
+from .base import Level, Looking, Session, make_guide, unet_level
 from .diffusers_drafts import Condition, Drafter, Search
 from .family import profile_of
 from .seeds import Choice
@@ -56,14 +56,8 @@ def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
 
 
 def default_level(unet: nn.Module) -> Level:
-    """Where to read maps, per model family.
-
-    All layers at a quarter of the latents' side on SD 1.x, 2.x and SDXL [F: 16x16 at 512 px; 32x32 at
-    1024 px]. On a model with a single level of cross-attention, as the embedded one, the level's last
-    layer: there it alone localises (`study layers`).
-    """
-    factors = {layer.factor for layer in cross_attention_layers(unet)}
-    return Level(min(factors), "last") if len(factors) == 1 else Level(4)
+    """Where to read maps when the user does not say."""
+    return unet_level(cross_attention_layers(unet))
 
 
 BACKTRACK = 20

@@ -14,7 +14,6 @@ from ..core.maps import CrossAttentionLayer, Entity, ImagePlan
 from ..prompt.align import PART, Piece, align
 from ..prompt.relations import choose_of_parts, placed
 from ..prompt.syntax import Dialect
-from .base import Level
 from .reasons import Unsupported
 
 _ONE_CALL = {
@@ -62,15 +61,6 @@ def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
     for i, block in enumerate(parts.output_blocks):
         factor //= 2 if walk(f"output_blocks.{i}", block)[1] else 1
     return found
-
-
-def default_level(layers: Sequence[CrossAttentionLayer]) -> Level:
-    """Where to read maps: a quarter of the latents' side on SD 1.x, 2.x and XL [F: 16x16 at 512 px; 32x32 at 1024 px].
-
-    On a model with a single level, as the project's own, that level's last layer, which alone localises there.
-    """
-    factors = {layer.factor for layer in layers}
-    return Level(min(factors), "last") if len(factors) == 1 else Level(4)
 
 
 def main_calls(sampler: str, steps: int) -> dict[int, int]:

@@ -18,7 +18,7 @@ def add(folder: Path | None, elem_id: Callable[[str], str]) -> None:
         return
     page.heading("Without a model of your own", "h4")
     button = gr.Button(
-        "Put this extension's tiny model among the checkpoints", elem_id=elem_id("try_out"), size="sm",
+        "Put this extension's small model among the checkpoints", elem_id=elem_id("try_out"), size="sm",
         elem_classes=[page.BUTTON],
     )  # fmt: skip
     told = gr.HTML("", elem_id=elem_id("try_out_message"))

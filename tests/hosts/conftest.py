@@ -3,7 +3,7 @@
 DECOUPLE_A1111_ROOT, DECOUPLE_FORGE_ROOT: the WebUI's folder. With DECOUPLE_A1111_URL or DECOUPLE_FORGE_URL that running
 instance is used; else DECOUPLE_A1111_START or DECOUPLE_FORGE_START is the shell command that starts one ({port} and
 {data} are filled in), by default ``launch.py`` with CPU flags in the WebUI's own venv. The instance needs this folder
-and ``tests/hosts/probe`` under its ``extensions/``, and as models ``decouple-tiny`` or, in Forge, what
+and ``tests/hosts/probe`` under its ``extensions/``, and as models ``decouple-drawn`` or, in Forge, what
 ``models_of_forge`` makes; one that is started here gets them, and A1111 the files of the folder DECOUPLE_CHECKPOINTS
 (see a1111_checkpoints.py) as further checkpoints. DECOUPLE_EXTENSIONS: a folder of other extensions to link in (their
 packages have to be in the WebUI's environment; see test_a1111_others.py). DECOUPLE_HOSTS_TABLE: a Markdown file to
@@ -257,10 +257,10 @@ def start_a1111(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         models = data / "models" / "Stable-diffusion"
         models.mkdir(parents=True)
         embedded = REPOSITORY / "lib_decouple/embedded"
-        shutil.copy(embedded / "decouple-tiny.safetensors", models)
-        layout = (embedded / "decouple-tiny.yaml").read_text()
+        shutil.copy(embedded / "decouple-drawn.safetensors", models)
+        layout = (embedded / "decouple-drawn.yaml").read_text()
         layout = re.sub(r"(version: ).*", rf"\g<1>{embedded / 'tokenizer'}", layout)
-        (models / "decouple-tiny.yaml").write_text(layout)
+        (models / "decouple-drawn.yaml").write_text(layout)
         more = os.environ.get("DECOUPLE_CHECKPOINTS")
         for file in Path(more).iterdir() if more else ():
             if file.suffix in (".safetensors", ".yaml"):

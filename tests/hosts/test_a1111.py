@@ -59,7 +59,7 @@ def test_guided_picture_differs_and_says_what_was_done(host, plain):
 def test_what_is_left_open_is_the_loaded_model_s_and_the_infotext_draws_it_again(host):
     made = host.draw([{"enabled": True}])
     assert made.value("Decouple preset") == "Auto"
-    assert made.value("Decouple profile") == "decouple-tiny (measured)"
+    assert made.value("Decouple profile") == "decouple-drawn (measured)"
     keys = {"Decouple", *(about.infotext for about in specs().values())}
     written = {key: value for key in keys if (value := made.value(key)) is not None}
     settings = infotext.read(written)

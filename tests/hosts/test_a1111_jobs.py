@@ -111,7 +111,7 @@ def test_checkpoint_switched_in_the_session(host, plain, name):
         assert guided.pixels != unguided.pixels
         assert host.draw(**size).pixels == unguided.pixels
     finally:
-        host.post("/sdapi/v1/options", {"sd_model_checkpoint": "decouple-tiny"})
+        host.post("/sdapi/v1/options", {"sd_model_checkpoint": "decouple-drawn"})
     assert host.draw().pixels == plain.pixels
 
 

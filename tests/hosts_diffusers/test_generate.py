@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -87,7 +88,7 @@ class TestOff:
         assert torch.equal(torch.stack(list(picture.images)), plain)
         for trace in picture.traces:
             assert [record.step for record in trace.steps] == [0, 1, 2, 3]
-            assert all(record.maps.shape == (2, 4, 4) for record in trace.steps)
+            assert all(record.maps.shape == (2, 8, 8) for record in trace.steps)
 
     @pytest.mark.parametrize("scale", [1.0, 5.0])
     def test_looks_cost_no_call_of_the_unet_and_see_what_a_pass_of_their_own_would(
@@ -307,7 +308,8 @@ class TestFamilies:
     def test_maps_are_those_of_the_pipelines_own_pass(self, request: Any, family: str) -> None:
         """The text, the size conditioning and the timestep of a look are those the pipeline itself uses."""
         pipe = request.getfixturevalue(family)
-        layers = [layer for layer in cross_attention_layers(pipe.unet) if layer.factor == 2]
+        factor = default_level(pipe.unet).factor
+        layers = [layer for layer in cross_attention_layers(pipe.unet) if layer.factor == factor]
         seen: list[list[Tensor]] = []
 
         def note(module: Any, args: Any, kwargs: Any) -> None:
@@ -327,7 +329,9 @@ class TestFamilies:
         passes = [torch.stack(found).mean(0) for found in seen if found]
         assert len(passes) == 4
         for record, probs in zip(picture.traces[0].steps, passes):
-            expected = torch.stack([probs[:, 2], probs[:, 5]]).unflatten(-1, (3, 6))
+            expected = torch.stack([probs[:, 2], probs[:, 5]]).unflatten(
+                -1, (math.ceil(6 / factor), math.ceil(11 / factor))
+            )
             torch.testing.assert_close(record.maps, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -439,7 +443,7 @@ class TestSettingsReachTheGuide:
             {"treatment": "attend-excite", "loss": "intensity"},
             {"combine": "max"},
             {"refine_steps": (0,), "refine_threshold": -2.0, "refine_rounds": 3},
-            {"factor": 1},
+            {"factor": 2},
             {"loss": "iou + 0.5*intensity"},
             {"every": 2, "steps": 4},
             {"rule": "attend-excite", "size": 3.0},

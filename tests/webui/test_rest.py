@@ -47,7 +47,7 @@ def test_tokens():
 @pytest.mark.parametrize("prompt", ["", "a (red cat:1.2) AND [a|b] <lora:x:1> # no", "an elf with a hat, café, 猫"])
 def test_tokens_answers_as_it_is_documented(prompt):
     """The route does not look itself, for the time that it takes."""
-    host = {"model": lambda: "small", "profile": lambda: EMBEDDED["decouple-tiny"]}
+    host = {"model": lambda: "small", "profile": lambda: EMBEDDED["decouple-drawn"]}
     for given in ({}, {"entities": "cat, x"}):
         answer = client(**host).post("/decouple/v1/tokens", json={"prompt": prompt, **given}).json()
         fits = rest.Tokens(**answer)
@@ -277,7 +277,7 @@ def test_what_a_job_would_be_told_is_told_before_it_is_drawn(body, words):
 
 def test_a_profile_that_begins_later_begins_sooner_with_few_steps():
     app = fastapi.FastAPI()
-    rest.add(app, rest.Host(tokenize, Path, profile=lambda: EMBEDDED["decouple-tiny"]))
+    rest.add(app, rest.Host(tokenize, Path, profile=lambda: EMBEDDED["decouple-drawn"]))
     body = {"prompt": "a cat and a dog", "settings": {"steps": "-1", "start": "-1", "loss": "auto"}, "steps": 1}
     assert TestClient(app).post("/decouple/v1/tokens", json=body).json()["warnings"] == []
 

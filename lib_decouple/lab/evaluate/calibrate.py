@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 from scipy import stats
 
-from ..model.scenes import ENTITIES, caption, place, render
+from ..model.scenes import joined, place, render
+from ..model.sprites import THINGS
 from ..study.files import write_whole
 from . import curve
 from .judge import JUDGES_HELP
@@ -41,7 +42,7 @@ def add_parser(commands: Any) -> None:
     """Describe the command's options."""
     parser = commands.add_parser("calibrate", help="each judge's own error", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="RUN", help=f"folder where {FILE} goes, for the report")
-    parser.add_argument("--judges", default="detector", help=JUDGES_HELP)
+    parser.add_argument("--judges", default="drawn", help=JUDGES_HELP)
     parser.add_argument("--n", type=int, default=400, help="scenes (400)")
     parser.add_argument(
         "--truth",
@@ -64,10 +65,10 @@ def scenes(n: int, seed: int = 11) -> list[tuple[Item, frozenset[str]]]:
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(n):
-        names = [str(e) for e in rng.choice(ENTITIES, size=int(rng.integers(2, 4)), replace=False)]
+        names = [str(e) for e in rng.choice(THINGS, size=int(rng.integers(2, 4)), replace=False)]
         present = [e for e in names if rng.random() < 0.7]
-        image = Image.fromarray(render(place(present, rng)))
-        found.append((Item(image, caption(names), tuple(names)), frozenset(present)))
+        image = Image.fromarray(render(place([(thing, None) for thing in present], rng) if present else [], rng))
+        found.append((Item(image, joined(names), tuple(names)), frozenset(present)))
     return found
 
 

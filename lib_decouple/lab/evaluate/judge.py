@@ -14,14 +14,14 @@ from .judges import KINDS, Missing, Options, named
 from .judges.base import DTYPES, Item, Judge, verdicts
 from .store import Row, Store
 
-JUDGES_HELP = f"by comma, KIND or KIND:MODEL, a folder or hub name; kinds: {', '.join(KINDS)} (detector)"
+JUDGES_HELP = f"by comma, KIND or KIND:MODEL, a folder or hub name; kinds: {', '.join(KINDS)} (drawn)"
 
 
 def add_parser(commands: Any) -> None:
     """Describe the command's options."""
     parser = commands.add_parser("judge", help="score a run's images", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
-    parser.add_argument("--judges", default="detector", help=JUDGES_HELP)
+    parser.add_argument("--judges", default="drawn", help=JUDGES_HELP)
     parser.add_argument("--batch", type=int, default=16, help="images a pass (16)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the models (float32)")

@@ -16,6 +16,7 @@ from ... import presets
 from ...core.losses import WeightedLoss
 from ...settings import Settings
 from ..study.arms import ARMS
+from ..study.sample import CFG, STEPS
 from ..study.trials import TRIALS
 from . import prompts
 from .prompts import Prompt
@@ -62,8 +63,8 @@ class ArmPart:
 class Sampling:
     """``[sampling]``: how every image is drawn."""
 
-    steps: int = _key(0, "sampling steps; 0: 20 on the embedded model, else 50", 0, 1000)
-    cfg: float = _key(0.0, "guidance scale; 0: 3 on the embedded model, else 7.5", 0, 100)
+    steps: int = _key(0, f"sampling steps; 0: {STEPS} on the embedded model, else 50", 0, 1000)
+    cfg: float = _key(0.0, f"guidance scale; 0: {CFG:g} on the embedded model, else 7.5", 0, 100)
     width: int = _key(0, "pixels; 0: the model's own, 512 in a WebUI", 0, 8192)
     height: int = _key(0, "pixels; 0: the model's own, 512 in a WebUI", 0, 8192)
     sampler: str = _key(
@@ -172,7 +173,7 @@ def parsed(given: Mapping[str, Any]) -> Plan:
 
 def _resolved(sampling: Sampling, kind: str) -> Sampling:
     """With the backend's own values where the plan has none, so that the manifest tells what was drawn with."""
-    steps, cfg = (20, 3.0) if kind == "embedded" else (50, 7.5)
+    steps, cfg = (STEPS, CFG) if kind == "embedded" else (50, 7.5)
     found = replace(sampling, steps=sampling.steps or steps, cfg=sampling.cfg or cfg)
     if kind == "webui":
         found = replace(found, width=found.width or 512, height=found.height or 512, sampler=found.sampler or "Euler")

@@ -63,9 +63,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--out", type=Path, help="folder of report.html and report.md (the run's)")
     parser.add_argument("--against", help="the arm that others are compared with (the plan's first, else plain)")
-    parser.add_argument(
-        "--by", help="the judge that says which prompts and pictures were harmed (detector, or the first)"
-    )
+    parser.add_argument("--by", help="the judge that says which prompts and pictures were harmed (drawn, or the first)")
     parser.add_argument(
         "--worst", type=int, help="pictures shown, of harmed and of helped each (one of each arm, 8 at least)"
     )

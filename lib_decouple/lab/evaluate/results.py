@@ -105,7 +105,7 @@ MISSING, RIGHT, LEAST, WHOLE = "missing something", "exactly right", "least-serv
 MORE, ANOTHER_COLOUR = "something extra", "a wrong colour"
 SHARES = (MISSING, MORE, ANOTHER_COLOUR, RIGHT)
 """Figures that are shares of images; the others are mean scores."""
-RULES = ("detector", "drawn")
+RULES = ("drawn",)
 """Judges of the embedded models: they see everything that these can draw, so their whole score is "exactly right"."""
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from ...embedded.place import TEXT_ENCODER, TINY, Layout, yaml_text
+from ...embedded.place import DRAWN, TEXT_ENCODER, yaml_text
 
 _RESNET = (
     ("norm1", "in_layers.0"),
@@ -115,12 +115,12 @@ def state_dict(unet: Any, vae: Any, text: Any) -> dict[str, Tensor]:
     return {key: value.detach().to(torch.float16).contiguous() for key, value in full.items()}
 
 
-def export(folder: Path, target: Path, layout: Layout = TINY) -> None:
+def export(folder: Path, target: Path) -> None:
     """Write ``target`` (a ``.safetensors``) and the yaml beside it from a training folder's parts."""
     parts = state_dict(
         UNet2DConditionModel.from_pretrained(folder / "unet"),
         AutoencoderKL.from_pretrained(folder / "vae"),
         CLIPTextModel.from_pretrained(folder / "text_encoder"),
     )
-    save_file(parts, target, metadata={"format": "pt", "modelspec.title": layout.name})
-    target.with_suffix(".yaml").write_text(yaml_text(TEXT_ENCODER, layout), encoding="utf-8")
+    save_file(parts, target, metadata={"format": "pt", "modelspec.title": DRAWN.name})
+    target.with_suffix(".yaml").write_text(yaml_text(TEXT_ENCODER), encoding="utf-8")

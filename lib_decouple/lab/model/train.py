@@ -1,8 +1,10 @@
-"""Train the embedded checkpoint: ``python -m lib_decouple.lab.model.train``.
+"""Train the model of drawn things: ``python -m lib_decouple.lab.model.train STAGE --folder DIR``.
 
-Stages, each of which can be run alone and depends on the seed only: autoencoder, latents of a pool of
-scenes, denoiser with its text encoder, export. Needs the `study` extras and CPU hours; nobody
-who only uses the checkpoint runs it. See MODEL_CARD.md for the recipe and what it gave.
+Stages: autoencoder (``vae``), latents of a pool of scenes (``pool``), denoiser with its text encoder
+(``unet``), one file (``export``). Every step's scenes, noise and times come from the seed and the step's number
+alone, and every few minutes all that the stage needs to go on is written, so a run that was stopped and started
+again goes on as if it had not been (README.md beside this file says how). Nobody who only uses the checkpoint
+runs this.
 """
 
 from __future__ import annotations
@@ -10,56 +12,66 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
-from itertools import combinations
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import nn
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ...embedded.place import DRAWN, TOKENIZER
 from .export import export
-from .scenes import ENTITIES, HELD_OUT_PAIRS, place, render
+from .scenes import caption, coloured, place, render, sample
+from .sprites import COLOURS, THINGS
 
 VAE_CONFIG: dict[str, Any] = dict(
     in_channels=3,
     out_channels=3,
     down_block_types=["DownEncoderBlock2D"] * 4,
     up_block_types=["UpDecoderBlock2D"] * 4,
-    block_out_channels=[32, 32, 64, 64],
+    block_out_channels=[96, 96, 96, 96],
     layers_per_block=1,
     latent_channels=4,
     norm_num_groups=32,
-    sample_size=96,
+    sample_size=128,
     scaling_factor=0.18215,
 )
+"""CompVis' normalisation has 32 groups whatever the width. Of a group of one or two channels it lets an even
+ground through as nothing but its sign, so widths 32 and 64 lose the colours of grounds and learn those of things
+slowly (README.md); three channels are the least with which :func:`pass_colours_through` works."""
 
+WIDTH = 128
+"""Width of the text encoder and so of the context."""
 
 UNET_CONFIG: dict[str, Any] = dict(
     in_channels=4,
     out_channels=4,
-    sample_size=12,
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+    sample_size=16,
+    down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     mid_block_type="UNetMidBlock2DCrossAttn",
-    up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-    block_out_channels=[64, 128],
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    block_out_channels=[96, 192],
     layers_per_block=1,
-    cross_attention_dim=64,
-    attention_head_dim=4,
+    cross_attention_dim=WIDTH,
+    attention_head_dim=8,
     norm_num_groups=32,
 )
 TEXT_CONFIG: dict[str, Any] = dict(
     vocab_size=49408,
-    hidden_size=64,
-    intermediate_size=256,
+    hidden_size=WIDTH,
+    intermediate_size=4 * WIDTH,
     num_hidden_layers=2,
     num_attention_heads=4,
     max_position_embeddings=77,
     hidden_act="quick_gelu",
-    projection_dim=64,
+    projection_dim=WIDTH,
     bos_token_id=49406,
     eos_token_id=49407,
     pad_token_id=49407,
@@ -67,68 +79,231 @@ TEXT_CONFIG: dict[str, Any] = dict(
 SCHEDULE: dict[str, Any] = dict(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
 )
-TOKENIZER = Path(__file__).resolve().parents[2] / "embedded" / "tokenizer"
+SAVE_SECONDS = 180.0
+"""Time between two checkpoints."""
+
+WORDS = " ".join(THINGS) + " " + " ".join(COLOURS) + " a an and with , photo picture drawing of"
+"""What captions are made of; only these tokens' embeddings are learned."""
 
 
-def sample_entities(rng: np.random.Generator, shares: tuple[float, float, float] = (0.50, 0.34, 0.16)) -> list[str]:
-    """One to three different entities, never two of a held-out pair."""
-    count = int(rng.choice([1, 2, 3], p=shares))
-    while True:
-        entities = [str(e) for e in rng.choice(ENTITIES, size=count, replace=False)]
-        if not any(pair <= set(entities) for pair in HELD_OUT_PAIRS):
-            return entities
-
-
-def to_tensor(images: np.ndarray) -> torch.Tensor:
+def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 ``[n, h, w, 3]`` -> float ``[n, 3, h, w]`` in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def scene_batch(rng: np.random.Generator, size: int) -> tuple[list[list[str]], np.ndarray]:
-    """``size`` scenes: their entities and uint8 ``[size, 96, 96, 3]``."""
-    entities = [sample_entities(rng) for _ in range(size)]
-    return entities, np.stack([render(place(e, rng)) for e in entities])
-
-
-def cosine(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning rate's share of its peak at ``step`` of ``steps``."""
+def rate(step: int, steps: int, warmup: int = 100, fall: float = 0.35) -> float:
+    """Learning rate's share of its peak: rises, stays, and falls to 2 % over the last share ``fall`` of the steps."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return 0.02 + 0.98 * min(1.0, max(0.0, (steps - step) / (fall * steps)))
 
 
-def train_vae(folder: Path, seed: int, steps: int, batch: int = 8, peak: float = 3e-3) -> None:
-    """Autoencoder: squared error, a little absolute error and KL; latents scaled to unit variance at the end."""
+def log(folder: Path, **record: object) -> None:
+    """Append one JSON line to the training log and show it."""
+    line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()})
+    print(line, flush=True)
+    with (folder / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def write(state: Any, path: Path) -> None:
+    """Save with ``torch.save`` so that a stop in the middle leaves the earlier file whole."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+class Training:
+    """One stage's parameters, optimiser, weights' moving average and place in the order of steps, kept in a file."""
+
+    def __init__(self, folder: Path, stage: str, module: nn.Module, seed: int, peak: float, decay: float) -> None:
+        self.folder, self.stage, self.module, self.seed, self.peak, self.decay = (
+            folder,
+            stage,
+            module,
+            seed,
+            peak,
+            decay,
+        )
+        self.path = folder / f"{stage}.pt"
+        self.learned = [p for p in module.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.learned]
+        self.optimiser = torch.optim.AdamW(self.learned, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
+        self.step, self.seconds = 0, 0.0
+
+    def resume(self) -> bool:
+        """Go on from the stage's file, if there is one; ValueError if it is of another seed."""
+        if not self.path.exists():
+            return False
+        state = torch.load(self.path, weights_only=True)
+        if state["seed"] != self.seed:
+            raise ValueError(f"seed: {self.path} was begun with {state['seed']}, not {self.seed}")
+        assign(self.learned, state["learned"])
+        self.average = state["average"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        return True
+
+    def save(self) -> None:
+        """Write all that is needed to go on."""
+        state = {
+            "seed": self.seed,
+            "learned": [p.detach() for p in self.learned],
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        write(state, self.path)
+
+    def run(self, steps: int, loss: Callable[[np.random.Generator], tuple[Tensor, dict[str, float]]]) -> None:
+        """Step on to ``steps`` in all; ``loss`` draws its batch from the generator it is given."""
+        running: dict[str, float] = {}
+        started, saved = time.time() - self.seconds, time.time()
+        while self.step < steps:
+            torch.manual_seed(self.seed * 1_000_003 + self.step)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.peak * rate(self.step, steps)
+            value, shown = loss(np.random.default_rng([self.seed, self.step]))
+            self.optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
+            self.optimiser.step()
+            self.step += 1
+            weight = min(self.decay, self.step / (self.step + 20))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.learned], 1 - weight)
+            running = {k: v if k not in running else running[k] * 0.98 + v * 0.02 for k, v in shown.items()}
+            self.seconds = time.time() - started
+            if self.step % 50 == 0 or self.step == steps:
+                spent = time.process_time()
+                log(self.folder, stage=self.stage, step=self.step, **running, seconds=self.seconds, cpu=spent)
+            if time.time() - saved > SAVE_SECONDS or self.step == steps:
+                self.save()
+                saved = time.time()
+
+
+@torch.no_grad()
+def assign(parameters: list[Any], values: list[Tensor]) -> None:
+    """Copy values into parameters."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+def crowded(rng: np.random.Generator) -> np.ndarray:
+    """A scene for the autoencoder: two to four things, half of them tinted; in a quarter of the scenes of judged
+    drawings, too."""
+    things = [str(thing) for thing in rng.choice(THINGS, size=int(rng.integers(2, 5)), replace=False)]
+    roles = ("taught", "judged") if rng.random() < 0.25 else ("taught",)
+    return render(place([coloured(thing, rng) for thing in things], rng, roles), rng)
+
+
+STEADY = 2.0
+"""Size of the two opposite constants that stand beside a colour in its group of three channels."""
+
+
+LIGHT = 0.66
+"""About the mean of a scene's pixels, in [-1, 1]."""
+
+
+@torch.no_grad()
+def pass_colours_through(vae: Any) -> None:
+    """Begin as a linear path: the first three latents are the picture's colours, an eighth the size.
+
+    Six groups of three channels hold ``(c, k, -k)`` for ``c`` = red, green, blue and their negatives. The group's
+    normalisation divides by about ``k sqrt(2/3)`` and takes away a third of the mean of ``c`` (:data:`LIGHT` is put
+    back), and as ``silu(x) - silu(-x) = x``, the last convolution gets ``c`` back from the pair ``c, -c``. All other
+    channels begin as torch makes them; what resnets and attention add begins small.
+    """
+    colours = [3 * i for i in range(6)]  # red, green, blue, then their negatives
+    signs = [1.0] * 3 + [-1.0] * 3
+    taken = list(range(18))
+    gain = math.sqrt(2 * STEADY**2 / 3)
+    encoder, decoder = vae.encoder, vae.decoder
+
+    def silence(layer: Any) -> None:
+        """The channels of ``taken`` hear nothing of this layer."""
+        layer.weight[taken] = 0
+        layer.bias[taken] = 0
+
+    def quiet(layer: Any) -> None:
+        """It begins small, and adds nothing to ``taken``."""
+        layer.weight *= 0.2
+        silence(layer)
+
+    def carry(convolution: Any, kernel: Tensor, sources: list[int], scale: list[float]) -> None:
+        """The colours hear their source alone, through ``kernel``, what stands beside them nothing."""
+        silence(convolution)
+        for source, target, factor in zip(sources, colours, scale, strict=True):
+            convolution.weight[target, source] = factor * kernel
+
+    point = torch.zeros(3, 3)
+    point[1, 1] = 1
+    quarter = torch.zeros(3, 3)
+    quarter[:2, :2] = 0.25
+    smooth = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+    for part in vae.modules():
+        if isinstance(part, ResnetBlock2D):
+            quiet(part.conv2)
+        elif isinstance(part, Attention):
+            quiet(part.to_out[0])
+    for convolution in (encoder.conv_in, decoder.conv_in):
+        carry(convolution, point, [0, 1, 2] * 2, signs)
+    for block in encoder.down_blocks[:-1]:
+        carry(block.downsamplers[0].conv, quarter, colours, [1.0] * 6)
+    for block in decoder.up_blocks[:-1]:
+        carry(block.upsamplers[0].conv, smooth, colours, [1.0] * 6)
+    for last in (encoder.mid_block.resnets[-1], decoder.up_blocks[-1].resnets[-1]):
+        for channel in colours:
+            last.conv2.bias[channel + 1], last.conv2.bias[channel + 2] = STEADY, -STEADY
+    for convolution in (encoder.conv_out, decoder.conv_out):
+        convolution.weight *= 0.2
+        convolution.weight[:3] = 0
+        convolution.bias[:3] = LIGHT / 3
+        for i in range(3):
+            convolution.weight[i, colours[i], 1, 1] = gain
+            convolution.weight[i, colours[i + 3], 1, 1] = -gain
+    channels = VAE_CONFIG["latent_channels"]
+    for convolution in (vae.quant_conv, vae.post_quant_conv):
+        convolution.weight[:channels, :channels, 0, 0] = torch.eye(channels)
+        convolution.bias[:channels] = 0
+    vae.quant_conv.weight[:channels, channels:] = 0
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = -6.0  # little noise in latents of this size
+
+
+def train_vae(folder: Path, seed: int, steps: int, batch: int = 2, peak: float = 1e-3) -> None:
+    """Autoencoder: squared and absolute error of pixels, absolute error of their differences, a little KL."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
     vae: Any = AutoencoderKL(**VAE_CONFIG)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
-    started = time.time()
-    average = 0.0
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = peak * cosine(step, steps)
-        images = to_tensor(scene_batch(rng, batch)[1])
+    vae.set_attn_processor(AttnProcessor())
+    pass_colours_through(vae)
+    training = Training(folder, "vae", vae, seed, peak, decay=0.995)
+    training.resume()
+
+    def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        images = to_tensor(np.stack([crowded(rng) for _ in range(batch)]))
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(images).latent_dist
             restored = vae.decode(posterior.sample()).sample
-        restored = restored.float()
-        error = (restored - images).square().mean()
-        loss = error + 0.1 * (restored - images).abs().mean() + 1e-5 * posterior.kl().float().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        average = error.item() if step == 0 else 0.98 * average + 0.02 * error.item()
-        if step % 50 == 49:
-            log(folder, stage="vae", step=step + 1, psnr=10 * math.log10(4 / average), seconds=time.time() - started)
+        wrong = restored.float() - images
+        edges = wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean()
+        square = wrong.square().mean()
+        hue = (wrong - wrong.mean(1, keepdim=True)).square().mean()
+        broad = nn.functional.avg_pool2d(wrong, 8).square().mean()
+        value = 4 * square + 2 * hue + 4 * broad + wrong.abs().mean() + 0.25 * edges
+        value = value + 1e-6 * posterior.kl().float().mean()
+        return value, {"psnr": 10 * math.log10(4 / square.item()), "hue": hue.item(), "broad": broad.item()}
+
+    training.run(steps, loss)
+    assign(training.learned, training.average)
     vae.eval()
-    _unit_variance(vae, to_tensor(scene_batch(rng, 128)[1]))
+    rng = np.random.default_rng(seed)
+    unit_variance(vae, to_tensor(np.stack([render(place(sample(rng), rng), rng) for _ in range(128)])))
     vae.save_pretrained(folder / "vae")
 
 
 @torch.no_grad()
-def _unit_variance(vae: Any, images: torch.Tensor) -> None:
+def unit_variance(vae: Any, images: torch.Tensor) -> None:
     """Fold a shift and a scale into the two 1x1 convolutions so that scaled latents have mean 0 and variance 1."""
     mean = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(16)])
     shift = mean.mean((0, 2, 3))
@@ -142,185 +317,149 @@ def _unit_variance(vae: Any, images: torch.Tensor) -> None:
     post.weight /= scale[None, :, None, None]
 
 
+PART = 500
+"""Scenes in one file of the pool."""
+
+
+def pool_part(folder: Path, part: int) -> Path:
+    """File of one part of the pool."""
+    return folder / "pool" / f"{part:03d}.pt"
+
+
 def train_pool(folder: Path, seed: int, size: int) -> None:
-    """Latents of ``size`` scenes, scaled, with the caption's entities and those that are drawn."""
-    rng = np.random.default_rng(seed + 1)
+    """Scaled latents of ``size`` scenes with what they hold, in parts; parts that are there stay."""
     vae: Any = AutoencoderKL.from_pretrained(folder / "vae").eval()
-    named, latents = [], []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for start in range(0, size, 100):
-            entities, images = scene_batch(rng, 100)
-            named += entities
-            mean = vae.encode(to_tensor(images)).latent_dist.mean.float()
+    vae.set_attn_processor(AttnProcessor())
+    (folder / "pool").mkdir(exist_ok=True)
+    for part in range(math.ceil(size / PART)):
+        path = pool_part(folder, part)
+        if path.exists():
+            continue
+        rng = np.random.default_rng([seed, 1, part])
+        held: list[list[list[Any]]] = []
+        latents = []
+        left = min(PART, size - part * PART)
+        while len(held) < left:
+            scenes = [sample(rng) for _ in range(min(50, left - len(held)))]
+            images = to_tensor(np.stack([render(place(scene, rng), rng) for scene in scenes]))
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                mean = vae.encode(images).latent_dist.mean.float()
+            held += [[list(thing) for thing in scene] for scene in scenes]
             latents.append((mean * vae.config.scaling_factor).half())
-            if start % 2000 == 0:
-                log(folder, stage="pool", done=start + 100)
-    torch.save({"drawn": named, "latents": torch.cat(latents)}, folder / "pool.pt")
-
-
-_FORGOTTEN = {1: (0.05, 0.31), 2: (0.12, 0.12), 3: (0.0, 0.0)}
-"""Entities drawn -> how often the caption names three, how often it names more than is drawn.
-
-With the scenes' shares, captions of two names and of three are not fully drawn in 30 % and 29 %
-of the cases (checked by a test).
-"""
-
-
-def compose_caption(drawn: list[str], rng: np.random.Generator) -> str:
-    """A caption for a scene: any order, several wordings, and sometimes more names than are drawn."""
-    entities = list(drawn)
-    to_three, to_more = _FORGOTTEN[len(drawn)]
-    chance = rng.random()
-    if chance < to_more:
-        wanted = 3 if chance < to_three else len(drawn) + 1
-        candidates = [
-            set(more)
-            for more in combinations([e for e in ENTITIES if e not in drawn], wanted - len(drawn))
-            if not any(pair <= set(more) | set(drawn) for pair in HELD_OUT_PAIRS)
-        ]
-        if candidates:
-            entities += sorted(candidates[rng.integers(len(candidates))])
-    rng.shuffle(entities)
-    prefix = str(rng.choice(["", "a photo of ", "a picture of ", "a drawing of "], p=[0.7, 0.1, 0.1, 0.1]))
-    names = [f"a {entity}" for entity in entities]
-    if len(names) > 1 and rng.random() < 0.25:
-        return prefix + ", ".join(names[:-1]) + (", " if rng.random() < 0.5 else " and ") + names[-1]
-    return prefix + " and ".join(names)
+        write({"held": held, "latents": torch.cat(latents)}, path)
+        log(folder, stage="pool", done=part * PART + left, cpu=time.process_time())
 
 
 class Student(nn.Module):
-    """Denoiser and text encoder as they are trained; only the embeddings of words in use are learned."""
+    """Denoiser and text encoder as they are trained: the encoder's table holds only the words in use."""
 
     def __init__(self, words: list[int]) -> None:
         super().__init__()
-        self.unet: Any = UNet2DConditionModel(**UNET_CONFIG)
-        self.text: Any = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
-        self.words = nn.Embedding(len(words), TEXT_CONFIG["hidden_size"])
-        self.ids = words
-        text = self._encoder()
-        text.embeddings.token_embedding.weight.requires_grad_(False)
-        nn.init.normal_(self.words.weight, std=0.5)
-        nn.init.normal_(text.embeddings.token_embedding.weight, std=0.5)
-        for layer in text.encoder.layers:
-            # Each token then carries its own word alone, so a token's map says where that word acts.
-            for parameter in layer.self_attn.parameters():
-                parameter.requires_grad_(False)
-            nn.init.zeros_(layer.self_attn.out_proj.weight)
-            nn.init.zeros_(layer.self_attn.out_proj.bias)
-        with torch.no_grad():
-            text.final_layer_norm.bias.fill_(0.05)
-        self.index = {word: i for i, word in enumerate(words)}
+        unet: Any = UNet2DConditionModel(**UNET_CONFIG)
+        self.unet = unet
+        self.unet.set_attn_processor(AttnProcessor())
+        ends = {name: words.index(TEXT_CONFIG[name]) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        self.text: Any = CLIPTextModel(CLIPTextConfig(**{**TEXT_CONFIG, **ends, "vocab_size": len(words)}))
+        self.words = words
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.normal_(self.embeddings.token_embedding.weight, std=0.3)
 
-    def _encoder(self) -> Any:
-        return getattr(self.text, "text_model", self.text)
+    @property
+    def embeddings(self) -> Any:
+        """The text encoder's embeddings, wherever this version of transformers keeps them."""
+        return getattr(self.text, "text_model", self.text).embeddings
 
-    def context(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids ``[n, 77]`` -> hidden states ``[n, 77, 64]``."""
-        text = self._encoder()
-        table = text.embeddings.token_embedding.weight.detach()
-        rows = table.index_copy(0, torch.tensor(self.ids), self.words.weight)
-        hidden = nn.functional.embedding(ids, rows) + text.embeddings.position_embedding.weight
-        for layer in text.encoder.layers:
-            hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
-        return text.final_layer_norm(hidden)
+    def forward(self, noisy: Tensor, times: Tensor, ids: Tensor) -> Tensor:
+        """Noise in latents ``[n, 4, 16, 16]`` at ``times [n]``, for rows ``[n, 77]`` of the table of words in use."""
+        context = self.text(input_ids=ids).last_hidden_state
+        return self.unet(noisy, times, encoder_hidden_states=context).sample.float()
 
-    def export(self) -> None:
-        """Write the learned embeddings into the full table."""
-        text = self._encoder()
-        with torch.no_grad():
-            text.embeddings.token_embedding.weight[torch.tensor(self.ids)] = self.words.weight
+    def save(self, folder: Path) -> None:
+        """Write both parts; words that were never used have a row of zeros in CLIP's full table."""
+        full: Any = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
+        state = self.text.state_dict()
+        key = next(k for k in state if k.endswith("token_embedding.weight"))
+        table = torch.zeros(TEXT_CONFIG["vocab_size"], WIDTH)
+        table[torch.tensor(self.words)] = state[key].detach()
+        full.load_state_dict({**state, key: table})
+        full.save_pretrained(folder / "text_encoder")
+        self.unet.save_pretrained(folder / "unet")
 
 
-def train_unet(folder: Path, seed: int, steps: int, batch: int = 32, peak: float = 1.5e-3) -> None:
-    """Denoiser and text encoder together: epsilon prediction, EMA weights, 10 % empty captions."""
+def vocabulary(tokenizer: Any) -> list[int]:
+    """Token ids of the words in use, with start and end, in rising order."""
+    return sorted(set(tokenizer(WORDS).input_ids))
+
+
+def train_unet(folder: Path, seed: int, steps: int, pool: int, batch: int = 16, peak: float = 1.1e-3) -> None:
+    """Denoiser and text encoder together: epsilon prediction, 10 % empty captions."""
     torch.manual_seed(seed + 2)
-    rng = np.random.default_rng(seed + 2)
-    pool = torch.load(folder / "pool.pt", weights_only=True)
-    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
-    corpus = " ".join(f"{e} a photo of a picture drawing , and" for e in ENTITIES)
-    words = sorted(set(tokenizer(corpus).input_ids))
+    tokenizer: Any = CLIPTokenizer.from_pretrained(TOKENIZER)
+    words = vocabulary(tokenizer)
+    row = {word: index for index, word in enumerate(words)}
     student = Student(words)
-    learned = [p for p in student.parameters() if p.requires_grad]
-    average = [p.detach().clone() for p in learned]
-    optimiser = torch.optim.AdamW(learned, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
+    training = Training(folder, "unet", student, seed + 2, peak, decay=0.999)
+    training.resume()
+    parts = [torch.load(pool_part(folder, part), weights_only=True) for part in range(math.ceil(pool / PART))]
+    held = [[(thing, colour) for thing, colour in scene] for part in parts for scene in part["held"]]
+    if len(held) != pool:
+        raise ValueError(f"pool: {folder / 'pool'} holds {len(held)} scenes, not {pool}; it was made for another size")
+    cached = torch.cat([part["latents"] for part in parts])
     schedule: Any = DDPMScheduler(**SCHEDULE)
-    alphas = schedule.alphas_cumprod
-    snr = alphas / (1 - alphas)
-    cache: dict[str, torch.Tensor] = {}
-    started, running = time.time(), 0.0
+    snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
 
-    def encode(text: str) -> torch.Tensor:
-        if text not in cache:
-            cache[text] = torch.tensor(tokenizer(text, padding="max_length", max_length=77).input_ids)
-        return cache[text]
+    def encode(text: str) -> Tensor:
+        return torch.tensor([row[i] for i in tokenizer(text, padding="max_length", max_length=77).input_ids])
 
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = peak * cosine(step, steps, 200)
-        picked = rng.integers(0, len(pool["drawn"]), size=batch)
-        captions = ["" if rng.random() < 0.1 else compose_caption(pool["drawn"][i], rng) for i in picked]
-        latents = pool["latents"][picked].float()
+    def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        picked = rng.integers(0, len(held), size=batch)
+        ids = torch.stack([encode("" if rng.random() < 0.1 else caption(held[i], rng)) for i in picked])
+        latents = cached[picked].float()
         noise = torch.randn_like(latents)
-        # What a scene holds is decided at high noise: two thirds of the samples come from there.
-        t = torch.where(torch.rand(batch) < 0.66, torch.randint(400, 1000, (batch,)), torch.randint(0, 1000, (batch,)))
-        noisy = schedule.add_noise(latents, noise, t)
+        # What a scene holds is decided at high noise: more of the times come from there.
+        high = torch.rand(batch) < 0.5
+        times = torch.where(high, torch.randint(400, 1000, (batch,)), torch.randint(0, 1000, (batch,)))
         with torch.autocast("cpu", torch.bfloat16):
-            context = student.context(torch.stack([encode(c) for c in captions]))
-            predicted = student.unet(noisy, t, encoder_hidden_states=context).sample.float()
+            predicted = student(schedule.add_noise(latents, noise, times), times, ids)
         error = (predicted - noise).square().mean((1, 2, 3))
-        loss = (error * snr[t].rsqrt().clamp(0.2, 4.0)).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimiser.step()
-        decay = min(0.999, (step + 1) / (step + 20))
-        torch._foreach_lerp_(average, [p.detach() for p in learned], 1 - decay)
-        running = loss.item() if step == 0 else 0.99 * running + 0.01 * loss.item()
-        if step % 100 == 99:
-            log(folder, stage="unet", step=step + 1, loss=running, seconds=time.time() - started)
-        if step % 1000 == 999 or step == steps - 1:
-            kept = [p.detach().clone() for p in learned]
-            _assign(learned, average)
-            student.export()
-            student.unet.save_pretrained(folder / "unet")
-            student.text.save_pretrained(folder / "text_encoder")
-            _assign(learned, kept)
+        value = (error * snr[times].rsqrt().clamp(0.2, 4.0)).mean()
+        return value, {"loss": value.item(), "error": error.mean().item()}
+
+    training.run(steps, loss)
+    average(folder, seed)
 
 
-@torch.no_grad()
-def _assign(parameters: list[Any], values: list[torch.Tensor]) -> None:
-    for parameter, value in zip(parameters, values):
-        parameter.copy_(value)
-
-
-def log(folder: Path, **record: object) -> None:
-    """Append one JSON line to the training log and show it."""
-    line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()})
-    print(line, flush=True)
-    with (folder / "train.jsonl").open("a") as file:
-        file.write(line + "\n")
+def average(folder: Path, seed: int) -> None:
+    """Write the moving average of the denoiser's and text encoder's weights, finished or not."""
+    student = Student(vocabulary(CLIPTokenizer.from_pretrained(TOKENIZER)))
+    training = Training(folder, "unet", student, seed + 2, 0.0, 0.0)
+    if not training.resume():
+        raise FileNotFoundError(f"folder: {training.path} does not exist; the unet stage writes it")
+    assign(training.learned, training.average)
+    student.save(folder)
 
 
 def main() -> None:
     """Run the stages asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["vae", "pool", "unet", "export", "all"])
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=20261123)
+    parser.add_argument("stage", choices=["vae", "pool", "unet", "average", "export", "all"])
+    parser.add_argument("--folder", type=Path, required=True, help="where everything is written and found again")
+    parser.add_argument("--seed", type=int, default=16)
     parser.add_argument("--vae-steps", type=int, default=1500)
-    parser.add_argument("--pool", type=int, default=16000)
-    parser.add_argument("--unet-steps", type=int, default=8000)
+    parser.add_argument("--pool", type=int, default=12000, help="scenes whose latents the denoiser learns from")
+    parser.add_argument("--unet-steps", type=int, default=16000)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     folder, seed = arguments.folder, arguments.seed
     stages = {
         "vae": lambda: train_vae(folder, seed, arguments.vae_steps),
         "pool": lambda: train_pool(folder, seed, arguments.pool),
-        "unet": lambda: train_unet(folder, seed, arguments.unet_steps),
-        "export": lambda: export(folder, folder / "decouple-tiny.safetensors"),
+        "unet": lambda: train_unet(folder, seed, arguments.unet_steps, arguments.pool),
+        "average": lambda: average(folder, seed),
+        "export": lambda: export(folder, folder / f"{DRAWN.name}.safetensors"),
     }
     for name, stage in stages.items():
-        if arguments.stage in (name, "all"):
+        if arguments.stage in (name, "all") and not (arguments.stage == "all" and name == "average"):
             stage()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from ...settings import PRESENCE, Settings
 
@@ -13,42 +12,26 @@ PLAIN = Settings()
 _RIVAL = Settings(enabled=True, loss="intensity", rule="attend-excite", size=2.0, treatment="attend-excite").fixed()
 
 
-def _guided(loss: str, size: float, start: int, steps: int, stop_below: float | None) -> Settings:
-    stop: dict[str, Any] = {} if stop_below is None else {"stop": "on", "stop_below": stop_below}
-    return Settings(enabled=True, loss=loss, size=size, start=start, steps=steps, **stop).fixed()
+def _guided(loss: str, size: float = 0.4) -> Settings:
+    return Settings(enabled=True, loss=loss, size=size, start=2, steps=12).fixed()
 
 
+_GUIDED = {
+    "iou": _guided("iou"),
+    "com": _guided("com"),
+    "kl": _guided("kl"),
+    "cc": _guided("cc"),
+    "intensity": _guided("intensity"),
+    "spread": _guided("spread", 0.2),
+    "attend-excite": _RIVAL,
+    "intensity+com": _guided("intensity + 0.3*com"),
+}
 ARMS: dict[int, dict[str, Settings]] = {
     1: {"plain": PLAIN},
-    2: {
-        "plain": PLAIN,
-        "iou": _guided("iou", 1.2, 4, 12, 0.25),
-        "com": _guided("com", 1.2, 4, 12, 0.93),
-        "kl": _guided("kl", 1.2, 4, 12, 0.42),
-        "cc": _guided("cc", 1.2, 4, 12, 0.25),
-        "intensity": _guided("intensity", 1.5, 5, 14, 0.53),
-        "spread": _guided("spread", 0.3, 4, 12, None),
-        "attend-excite": _RIVAL,
-        "intensity+com": _guided("intensity + 0.3*com", 1.5, 5, 14, 0.81),
-    },
-    3: {
-        "plain": PLAIN,
-        "iou": _guided("iou", 0.3, 4, 10, 0.22),
-        "com": _guided("com", 0.3, 4, 10, 0.93),
-        "kl": _guided("kl", 0.3, 4, 10, 0.42),
-        "cc": _guided("cc", 0.3, 4, 10, 0.36),
-        "intensity": _guided("intensity", 0.9, 5, 14, 0.7),
-        "spread": _guided("spread", 0.3, 4, 12, None),
-        "attend-excite": _RIVAL,
-        "intensity+com": _guided("intensity + 0.3*com", 0.6, 5, 14, 0.97),
-    },
+    2: {"plain": PLAIN, **_GUIDED},
+    3: {"plain": PLAIN, **_GUIDED},
 }
-"""Number of entities -> name -> settings, for the embedded model's 20 steps.
-
-Images whose loss is at most ``stop_below`` at a step's first look are left alone there; on the split
-"tune" that lies between the losses of whole images and of those with something missing. With three
-entities these losses lie close together, so steps are smaller there.
-"""
+"""Number of entities -> name -> settings, for the embedded model's 20 steps."""
 
 NAMES = tuple(ARMS[2])
 

@@ -22,12 +22,10 @@ from torch import Tensor, nn
 from ...hosts.checkpoints import open_pipeline
 from ...hosts.diffusers import generate
 from ...settings import Settings
-from ..model.scenes import caption
+from ..model.scenes import joined
 from .arms import ARMS
 from .files import write_whole
-from .sample import Case, cases
-
-STEPS, CFG = 20, 3.0
+from .sample import CFG, STEPS, Case, cases
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +40,7 @@ def add_parser(commands: Any) -> None:
 def _draw(pipe: Any, group: list[Case], settings: Settings) -> tuple[list[np.ndarray], float]:
     started = time.process_time()
     picture = generate(
-        pipe, [caption(list(case.entities)) for case in group], [case.entities for case in group], settings,
+        pipe, [joined(case.entities) for case in group], [case.entities for case in group], settings,
         seeds=[case.seed for case in group], steps=STEPS, guidance_scale=CFG,
     )  # fmt: skip
     if picture.stood_aside:

@@ -25,11 +25,11 @@ from ...hosts.seeds import Choice
 from ...profiles import closed
 from ...prompt.relations import choose
 from ...settings import Settings, specs
-from ..model.detector import judge
-from ..model.scenes import ENTITIES
+from ..model.judge import judged
+from ..model.scenes import thing_and_colour
 from .arms import embedded
 from .files import whole_folder
-from .sample import shipped_curve
+from .sample import CFG, STEPS, shipped_curve
 
 COLOURS = ("#e4572e", "#2e86ab", "#f0b400", "#6a4c93", "#3a9d5d", "#c2185b", "#7a5c3e", "#4a4a4a")
 
@@ -66,8 +66,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=1, help="seed of the first image (1)")
     parser.add_argument("--n", type=int, default=6, help="how many images, of consecutive seeds (6)")
     parser.add_argument("--batch", type=int, default=6, help="how many images at once (6)")
-    parser.add_argument("--sampling-steps", type=int, help="20 with the embedded model, else 50")
-    parser.add_argument("--cfg", type=float, help="guidance scale: 3 with the embedded model, else 7.5")
+    parser.add_argument("--sampling-steps", type=int, help=f"{STEPS} with the embedded model, else 50")
+    parser.add_argument("--cfg", type=float, help=f"guidance scale: {CFG:g} with the embedded model, else 7.5")
     parser.add_argument("--width", type=int, help="pixels; the model's own when left out")
     parser.add_argument("--height", type=int, help="pixels; the model's own when left out")
     parser.add_argument("--negative", default="", help="negative prompt")
@@ -144,24 +144,8 @@ def unmoved(
 
 
 def sentence(pairs: Sequence[Pair], entities: Sequence[str], truth: bool) -> str:
-    """What changed, in plain words. ``truth``: the embedded model's detector can tell what is there."""
-    names = ", ".join(entities[:-1]) + f" and {entities[-1]}" if len(entities) > 1 else entities[0]
-    lines = []
-    if truth:
-        plain = [judge(pair.plain, list(entities)) for pair in pairs]
-        ours = [judge(pair.decoupled, list(entities)) for pair in pairs]
-        whole_before, whole_after = sum(not v.missing for v in plain), sum(not v.missing for v in ours)
-        lines.append(
-            f"Of {len(pairs)} images, {whole_before} show {names} when drawn plainly and {whole_after} when decoupled; "
-            f"{sum(v.extra > 0 for v in plain)} and {sum(v.extra > 0 for v in ours)} show something extra."
-        )
-        for pair, b, a in zip(pairs, plain, ours):
-            back = [e for e in b.missing if e not in a.missing]
-            lost = [e for e in a.missing if e not in b.missing]
-            if back or lost:
-                told = [f"{' and '.join(back)} came back"] if back else []
-                told += [f"{' and '.join(lost)} went missing"] if lost else []
-                lines.append(f"Seed {pair.seed}: {'; '.join(told)}.")
+    """What changed, in plain words. ``truth``: the embedded model's judge can tell what is there."""
+    lines = told_by_judge(pairs, entities) if truth else []
     overlaps = [
         (p.before.steps[i].before.mean_iou(), p.after.steps[i].before.mean_iou())
         for p in pairs
@@ -173,6 +157,27 @@ def sentence(pairs: Sequence[Pair], entities: Sequence[str], truth: bool) -> str
         before, after = np.mean(overlaps, axis=0)
         lines.append(f"At the last step the maps' mean IoU is {before:.2f} plain and {after:.2f} decoupled.")
     return " ".join(lines)
+
+
+def told_by_judge(pairs: Sequence[Pair], entities: Sequence[str], most: int = 12) -> list[str]:
+    """How many images show all, gained and lost something; which seeds did, for at most ``most`` of them."""
+    names = ", ".join(entities[:-1]) + f" and {entities[-1]}" if len(entities) > 1 else entities[0]
+    plain = judged([pair.plain for pair in pairs], [entities] * len(pairs))
+    ours = judged([pair.decoupled for pair in pairs], [entities] * len(pairs))
+    back = [[name for name in b.missing if name not in a.missing] for b, a in zip(plain, ours)]
+    lost = [[name for name in a.missing if name not in b.missing] for b, a in zip(plain, ours)]
+    lines = [
+        f"Of {len(pairs)} images, {sum(not v.missing for v in plain)} show {names} when drawn plainly and "
+        f"{sum(not v.missing for v in ours)} when decoupled; {sum(bool(v.extra) for v in plain)} and "
+        f"{sum(bool(v.extra) for v in ours)} show something extra.",
+        f"{sum(map(bool, back))} got back what was missing, {sum(map(bool, lost))} lost something.",
+    ]
+    for pair, gained, gone in zip(pairs, back, lost) if len(pairs) <= most else ():
+        told = [f"{' and '.join(gained)} came back"] if gained else []
+        told += [f"{' and '.join(gone)} went missing"] if gone else []
+        if told:
+            lines.append(f"Seed {pair.seed}: {'; '.join(told)}.")
+    return lines
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -196,8 +201,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"entities: none of {', '.join(wanted)} is in the prompt")
         if len(entities) < len(wanted):
             print(f"left out: {', '.join(name for name in wanted if name not in entities)}")
-    steps = arguments.sampling_steps or (20 if own else 50)
-    cfg = arguments.cfg if arguments.cfg is not None else (3.0 if own else 7.5)
+    steps = arguments.sampling_steps or (STEPS if own else 50)
+    cfg = arguments.cfg if arguments.cfg is not None else (CFG if own else 7.5)
     seeds = list(range(arguments.seed, arguments.seed + arguments.n))
     profile = profile_of(pipe.unet)
     if settings.left_open():
@@ -226,7 +231,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
 
     pairs, asides = draw_pairs(draw, seeds, arguments.batch)
-    truth = own and all(entity in ENTITIES for entity in entities)
+    truth = own and _known(entities)
     left_out = "" if arguments.entities is not None else choose(prompt).why()
     nothing = unmoved(pairs, entities, settings, steps, left_out, asides)
     said = " ".join(filter(None, (nothing, sentence(pairs, entities, truth))))
@@ -239,6 +244,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"decoupling stood aside {reason}; the image was finished plain")
     print(f"{said}\n{target / 'compare.png'}")
     return 0
+
+
+def _known(entities: Sequence[str]) -> bool:
+    """Does the judge know all of them?"""
+    try:
+        return bool([thing_and_colour(entity) for entity in entities])
+    except ValueError:
+        return False
 
 
 def draw_pairs(draw: Callable[..., Picture], seeds: Sequence[int], batch: int) -> tuple[list[Pair], list[str]]:

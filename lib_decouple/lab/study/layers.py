@@ -19,12 +19,14 @@ from ...core.maps import CrossAttentionLayer
 from ...hosts.checkpoints import open_pipeline
 from ...hosts.diffusers import cross_attention_layers, generate
 from ...settings import Settings
-from ..model.detector import Blob, blobs
-from ..model.scenes import RADIUS, SIDE, caption
+from ..model.judge import Found, look
+from ..model.scenes import SCENE, SIZES, joined
 from .files import write_whole
-from .sample import SPLITS, cases, chunks
+from .sample import CFG, SPLITS, STEPS, cases, chunks
 
-STEPS = 20
+RADIUS = sum(SIZES[2]) / 4
+"""Half of the mean side of one of two things, pixels."""
+
 SHOWN = (1, 3, 5, 7, 9, 12, 16, 20)
 
 
@@ -37,10 +39,10 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def inside(blob: Blob, rows: int, columns: int) -> np.ndarray:
-    """Which cells of a map, ``[rows, columns]``, have their centre on the object."""
+def inside(thing: Found, rows: int, columns: int) -> np.ndarray:
+    """Which cells of a map, ``[rows, columns]``, have their centre on the thing."""
     y, x = np.mgrid[0:rows, 0:columns]
-    return np.hypot((y + 0.5) * SIDE / rows - blob.y, (x + 0.5) * SIDE / columns - blob.x) < sum(RADIUS) / len(RADIUS)
+    return np.hypot((y + 0.5) * SCENE / rows - thing.y, (x + 0.5) * SCENE / columns - thing.x) < RADIUS
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,18 +58,19 @@ def run(arguments: argparse.Namespace) -> int:
         for group in chunks(cases(arguments.split, 2, arguments.n), 25):
             picture = generate(
                 pipe,
-                [caption(list(case.entities)) for case in group],
+                [joined(case.entities) for case in group],
                 [case.entities for case in group],
                 Settings(),
                 seeds=[case.seed for case in group],
                 steps=STEPS,
-                guidance_scale=3.0,
+                guidance_scale=CFG,
                 observe=True,
                 keep_maps=True,
                 layers=only,
             )
-            for case, image, trace in zip(group, picture.images, picture.traces):
-                found = {blob.entity: blob for blob in blobs(np.asarray(image)) if blob.whole}
+            seen = look(np.stack([np.asarray(image) for image in picture.images]))
+            for case, things, trace in zip(group, seen, picture.traces):
+                found = {thing.thing: thing for thing in things}
                 for record in trace.steps:
                     assert record.maps is not None
                     for entity, own in zip(case.entities, record.maps.numpy()):

@@ -81,7 +81,7 @@ def judged(pipe: Any, task: Task) -> list[Record]:
             "entities": list(case.entities),
             "seed": case.seed,
             "missing": list(verdict.missing),
-            "extra": verdict.extra,
+            "extra": len(verdict.extra),
             "passes": trace.passes,
         }
         for case, verdict, trace in zip(task.cases, verdicts, picture.traces)

@@ -50,7 +50,7 @@ KINDS: dict[str, tuple[torch.dtype, bool]] = {
 """Dtype, and is it autocast's?"""
 NARROW = 16
 MODELS: dict[str, tuple[str, int, int]] = {
-    "embedded": ("embedded", 12, 1),
+    "embedded": ("embedded", 16, 1),
     "sd15-narrow": ("sd15", 64, NARROW),
     "sdxl-narrow": ("sdxl", 64, NARROW),
     "sd15": ("sd15", 64, 1),

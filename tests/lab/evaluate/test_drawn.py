@@ -7,7 +7,7 @@ from PIL import Image
 pytest.importorskip("torch")
 from lib_decouple.lab.evaluate.judges import Missing, Options, named, threshold
 from lib_decouple.lab.evaluate.judges.base import EXTRA, MISCOLOURED, Item, verdicts
-from lib_decouple.lab.model.emoji import scenes
+from lib_decouple.lab.model import scenes
 
 
 def judge():

@@ -375,7 +375,7 @@ def test_a_device_that_is_not_there_is_named(made: Callable[[str], Path]) -> Non
 
 
 def test_wrong_words_are_named() -> None:
-    with pytest.raises(ValueError, match="'clop' is not one of detector, drawn, clip"):
+    with pytest.raises(ValueError, match="'clop' is not one of drawn, clip"):
         named("clop:x", Options())
     with pytest.raises(ValueError, match="'clip:x' is named twice"):
         named("clip:x,clip:x", Options())
@@ -386,7 +386,7 @@ def test_wrong_words_are_named() -> None:
 
 
 def test_a_stored_name_tells_the_border() -> None:
-    assert threshold("detector") == threshold("vqa:a/b") == 0.5
+    assert threshold("drawn") == threshold("vqa:a/b") == 0.5
     assert threshold("clip:a/b") is None
     assert threshold("whatever") is None
     assert all(kind == judge.kind for kind, judge in KINDS.items())
@@ -458,6 +458,6 @@ def test_what_is_no_number_is_not_stored(
         model.visual_projection.weight.fill_(math.nan)
 
     broken = edited(folder, tmp_path / "broken", "CLIPModel", spoil)
-    assert main(["evaluate", "judge", str(run_folder), "--judges", f"clip:{broken},detector"]) == 1
+    assert main(["evaluate", "judge", str(run_folder), "--judges", f"clip:{broken},drawn"]) == 1
     assert "no number" in capsys.readouterr().err
     assert Store(run_folder).judges() == []

@@ -56,8 +56,8 @@ def store(tmp_path):
         }
         gone = missing.get(row["arm"], missing["plain"])
         scores[row["id"]] = {e: float(e not in gone) for e in row["entities"]} | {"": float(not gone)}
-    own.put_scores("detector", scores)
-    own.put_note("judge:detector", {"source": "", "threshold": 0.5})
+    own.put_scores("drawn", scores)
+    own.put_note("judge:drawn", {"source": "", "threshold": 0.5})
     return own
 
 
@@ -66,7 +66,7 @@ def figure_of(store, judge, name):
 
 
 def test_rates_and_changes_by_hand(store):
-    lines = {line.arm: line for line in figure_of(store, "detector", "missing something").lines}
+    lines = {line.arm: line for line in figure_of(store, "drawn", "missing something").lines}
     assert list(lines) == list(ARMS)
     assert lines["plain"].estimate.value == pytest.approx(4 / 6)
     assert (lines["plain"].estimate.images, lines["plain"].estimate.prompts) == (6, 2)
@@ -77,7 +77,7 @@ def test_rates_and_changes_by_hand(store):
     assert lines["zebracom"].p_images == pytest.approx(2 * 2 * 6 / 2**5)  # two arms
     assert lines["plain"].p is lines["plain"].p_images is None
     assert lines["quaggaiou"].p == 1
-    right = {line.arm: line.estimate.value for line in figure_of(store, "detector", "exactly right").lines}
+    right = {line.arm: line.estimate.value for line in figure_of(store, "drawn", "exactly right").lines}
     assert right["plain"] == pytest.approx(2 / 6)
 
 
@@ -90,7 +90,7 @@ def test_costs_stand_beside_and_are_not_made_up(store):
 
 
 def test_the_worst_prompts_come_first_and_moves_are_counted(store):
-    prompts, harmed, helped = moves(store, judge_notes(store)["detector"], "plain")
+    prompts, harmed, helped = moves(store, judge_notes(store)["drawn"], "plain")
     # In frogs zebracom heals one and loses one: no change; in cats it heals all.
     assert [p.prompt for p in prompts] == ["a frog and a ball", "a cat and a dog"]
     assert prompts[0].change == pytest.approx(0)
@@ -102,7 +102,7 @@ def test_the_worst_prompts_come_first_and_moves_are_counted(store):
 
 
 def test_shown_cases_take_turns_between_arms(store):
-    _, _, helped = moves(store, judge_notes(store)["detector"], "plain")
+    _, _, helped = moves(store, judge_notes(store)["drawn"], "plain")
     twice = [*helped, *[type(h)(h.before, {**h.after, "arm": "other"}, h.missing_before, ()) for h in helped]]
     assert [m.after["arm"] for m in in_turn(twice, 3)] == ["zebracom", "other", "zebracom"]
     assert len(in_turn(twice, 100)) == 8
@@ -124,12 +124,12 @@ def test_a_judges_model_stands_beside_its_figures_and_random_weights_are_no_resu
     notes = judge_notes(store)
     assert [notes[n].label for n in sorted(notes)] == [
         "clip (some/hub-model)",
-        "detector",
+        "drawn",
         "unnoted (model not recorded)",
         "vqa (rand): RANDOM WEIGHTS, NOT A RESULT",
         "vqa (blip)",
     ]
-    assert telling(notes) == ["detector", "vqa:/models/secret-place/blip"]
+    assert telling(notes) == ["drawn", "vqa:/models/secret-place/blip"]
     assert {f.name for f in figures(store, "plain") if f.judge.startswith("clip")} == {
         "least-served entity",
         "whole prompt",
@@ -139,7 +139,7 @@ def test_a_judges_model_stands_beside_its_figures_and_random_weights_are_no_resu
     assert "RANDOM WEIGHTS, NOT A RESULT" in page
     assert not [line for line in text.splitlines() if line.startswith("- ") and "RANDOM" in line]
     assert "secret-place" not in page + text
-    assert "--judges clip:some/hub-model,detector,unnoted,vqa:FOLDER/rand,vqa:FOLDER/blip" in text
+    assert "--judges clip:some/hub-model,drawn,unnoted,vqa:FOLDER/rand,vqa:FOLDER/blip" in text
 
 
 def written(store, folder, *options):
@@ -149,7 +149,7 @@ def written(store, folder, *options):
 
 def test_the_page_is_one_file_that_asks_for_no_other(store, tmp_path):
     (store.folder / "calibration.json").write_text(
-        json.dumps({"detector": {n: calibrated(0.9) for n in ("precision", "recall")}})
+        json.dumps({"drawn": {n: calibrated(0.9) for n in ("precision", "recall")}})
     )
     page, text = written(store, tmp_path)
     assert len(page) < 2_000_000
@@ -189,14 +189,14 @@ def test_a_judges_error_says_on_what_and_at_which_border(store, tmp_path):
     store.put_scores("clip:hub/m", {row["id"]: {e: 0.2 for e in row["entities"]} for row in store.images()})
     store.put_note("judge:clip:hub/m", {"source": "hub/m", "threshold": None})
     known = {
-        "detector": own | {"threshold": 0.5, "chosen": False, "auc": math.nan, "images": "drawn scenes", "n": 40},
+        "drawn": own | {"threshold": 0.5, "chosen": False, "auc": math.nan, "images": "drawn scenes", "n": 40},
         "clip:hub/m": own | {"threshold": 0.21, "chosen": True, "auc": 0.7, "images": "/some/where/photos", "n": 9},
     }
     (store.folder / "calibration.json").write_text(json.dumps(known))
     page, text = written(store, tmp_path)
     assert "of what it calls missing, below 0.21 (the best border on others), 50.0 [40.0, 55.0] % is" in text
     assert "| clip (hub/m) | 9 of the labelled images of photos | 50.0 [40.0, 55.0] |" in text
-    assert "| detector | 40 of drawn scenes |" in text
+    assert "| drawn | 40 of drawn scenes |" in text
     assert "/some/where" not in page + text
 
 
@@ -268,7 +268,7 @@ def test_people_by_hand(store):
     assert quagga.preference.losses == 1
     assert math.isnan(quagga.agreement)
     # Raters saw a thing missing in all of plain's six, four of which the detector calls.
-    precision, recall = found.judges["detector"]
+    precision, recall = found.judges["drawn"]
     assert recall.value == pytest.approx(4 / 6)
     assert precision.value == pytest.approx(
         12 / 15
@@ -318,7 +318,7 @@ def test_what_cannot_be_reported_is_told_by_name(store, tmp_path, capsys):
     for options, said in (
         ((empty.folder,), "run: no image is judged yet"),
         ((store.folder, "--against", "com"), "against: 'com' is not one of plain, zebracom, quaggaiou"),
-        ((store.folder, "--by", "clip"), "by: 'clip' is not one of detector"),
+        ((store.folder, "--by", "clip"), "by: 'clip' is not one of drawn"),
         ((store.folder, "--worst", "-1"), "worst: -1 is not allowed; 0 or more"),
         ((tmp_path / "nothing",), "run: no evaluate.sqlite"),
     ):
@@ -371,7 +371,7 @@ def test_the_embedded_model_is_drawn_again_for_its_maps(tmp_path):
         )  # fmt: skip
     rows = own.images()
     found = maps_of(own, rows)
-    assert {maps.shape for maps in found.values()} == {(2, 6, 6)}
+    assert {maps.shape for maps in found.values()} == {(2, 8, 8)}
     assert set(found) == {row["id"] for row in rows}
     assert all(0 < maps.max() <= 1 for maps in found.values())
     # Another picture there: no maps rather than another picture's.
@@ -381,8 +381,8 @@ def test_the_embedded_model_is_drawn_again_for_its_maps(tmp_path):
 
 
 def test_a_judge_without_a_note_makes_no_missing_rate():
-    assert JudgeNote("detector").threshold is None
-    assert telling({"detector": JudgeNote("detector", known=False)}) == []
+    assert JudgeNote("drawn").threshold is None
+    assert telling({"drawn": JudgeNote("drawn", known=False)}) == []
 
 
 # In a browser.

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -110,15 +111,15 @@ def test_the_manifest_as_a_table(painter, tmp_path):
     draw(tmp_path)
     store = Store(tmp_path / "run")
     first = store.images()[0]
-    store.put_scores("detector", {first["id"]: {"": 1.0, "cat": 0.0}})
+    store.put_scores("drawn", {first["id"]: {"": 1.0, "cat": 0.0}})
     for more in ([], ["--short"]):
         assert main(["evaluate", "table", str(tmp_path / "run"), *more]) == 0
         rows = list(csv.DictReader((tmp_path / "run/manifest.csv").read_text().splitlines()))
         assert len(rows) == 12
         assert (rows[0]["file"], rows[0]["arm"], rows[0]["seconds"]) == (first["file"], first["arm"], "0.5")
         assert json.loads(rows[0]["entities"]) == first["entities"]
-        assert json.loads(rows[0]["detector"]) == {"": 1.0, "cat": 0.0}
-        assert rows[1]["detector"] == ""
+        assert json.loads(rows[0]["drawn"]) == {"": 1.0, "cat": 0.0}
+        assert rows[1]["drawn"] == ""
         assert ("settings" in rows[0]) == (more == [])
 
 
@@ -142,7 +143,7 @@ def test_a_changed_plan_tells_what_it_would_redo_and_waits_to_be_told(painter, t
     draw(tmp_path)
     store, before = Store(tmp_path / "run"), pictures(tmp_path)
     ids = {row["id"]: row["arm"] for row in store.images()}
-    store.put_scores("detector", {one: {"": 1.0} for one in ids})
+    store.put_scores("drawn", {one: {"": 1.0} for one in ids})
     painter.drew = []
     changed = PLAN.replace('"com"', '{name = "com", loss = "com", settings = {size = 0.2}}')
     assert draw(tmp_path, changed) == 2
@@ -156,7 +157,7 @@ def test_a_changed_plan_tells_what_it_would_redo_and_waits_to_be_told(painter, t
     assert {arm for _, arm, _ in painter.drew} == {"com"}
     assert len(pictures(tmp_path)) == 12
     # A judge's word on a picture that is gone goes with it.
-    assert set(store.scores("detector")) == {one for one, arm in ids.items() if arm == "plain"}
+    assert set(store.scores("drawn")) == {one for one, arm in ids.items() if arm == "plain"}
 
 
 def test_what_is_to_be_redone_is_none_of_the_run_until_it_is(painter, tmp_path):
@@ -326,7 +327,7 @@ def test_batches_have_one_arm_and_keep_pairs_near(tmp_path):
 
 
 def test_the_embedded_model_draws_what_the_study_draws(tmp_path):
-    from lib_decouple.hosts.checkpoints import open_pipeline
+    from lib_decouple.hosts.checkpoints import CHECKPOINT, open_pipeline
     from lib_decouple.lab.study.sample import Case, Task
     from lib_decouple.lab.study.sample import draw as study_draw
 
@@ -343,7 +344,7 @@ def test_the_embedded_model_draws_what_the_study_draws(tmp_path):
     assert ours["passes"] == trace.passes > 0 == plain["passes"]
     assert ours["trace"]["iou"] == [round(look.before.mean_iou(), 4) for look in trace.steps]
     assert ours["tokens"] == {ours["entities"][0]: [2], ours["entities"][1]: [5]}
-    assert ours["checkpoint"] == "71af53dcd6"
+    assert ours["checkpoint"] == hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()[:10]
     for row in (plain, ours):
         kept = np.load((store.folder / row["file"]).with_suffix(".maps.npz"))["maps"]
         assert kept.shape[0] == 2

@@ -11,10 +11,10 @@ from lib_decouple.hosts.checkpoints import open_pipeline
 
 
 def trained(folder: Path, seed: int) -> dict[str, torch.Tensor]:
-    few = ["--vae-steps", "2", "--pool", "100", "--unet-steps", "2", "--seed", str(seed)]
+    few = ["--vae-steps", "2", "--pool", "20", "--unet-steps", "2", "--seed", str(seed)]
     command = [sys.executable, "-m", "lib_decouple.lab.model.train", "all", "--folder", str(folder), *few]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).resolve().parents[3])
-    return load_file(folder / "decouple-tiny.safetensors")
+    return load_file(folder / "decouple-drawn.safetensors")
 
 
 def test_training_is_repeated_by_its_seed(tmp_path):
@@ -23,4 +23,4 @@ def test_training_is_repeated_by_its_seed(tmp_path):
     assert first.keys() == again.keys()
     assert all(torch.equal(value, again[key]) for key, value in first.items())
     assert not all(torch.equal(value, other[key]) for key, value in first.items())
-    assert open_pipeline(tmp_path / "first" / "decouple-tiny.safetensors").unet.config.cross_attention_dim == 64
+    assert open_pipeline(tmp_path / "first" / "decouple-drawn.safetensors").unet.config.cross_attention_dim == 128

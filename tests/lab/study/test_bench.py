@@ -31,10 +31,13 @@ PROMPT, ENTITIES = "a cat and a dog", ["cat", "dog"]
 
 @pytest.fixture
 def stand() -> UNetWithInputs:
-    """A tiny UNet: down 1, middle 1, up 2 cross-attentions at half of 8x8 latents."""
+    """A tiny UNet: down 1, middle 1, up 2 cross-attentions, all at half of 8x8 latents."""
     generator = torch.Generator().manual_seed(1)
+    unet = tiny_unet(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")
+    )
     return UNetWithInputs(
-        tiny_unet(), torch.randn(1, 4, 8, 8, generator=generator), torch.randn(2, 77, CONTEXT, generator=generator)
+        unet, torch.randn(1, 4, 8, 8, generator=generator), torch.randn(2, 77, CONTEXT, generator=generator)
     )
 
 

@@ -23,7 +23,7 @@ def test_it_draws_both_and_writes_everything(tmp_path, capsys):
     names = {"7-plain.png", "7-decoupled.png", "8-plain.png", "8-decoupled.png", "compare.png", "trace.json"}
     assert {path.name for path in out.iterdir()} == names
     plain, ours = (np.asarray(Image.open(out / f"7-{kind}.png")) for kind in ("plain", "decoupled"))
-    assert plain.shape == (96, 96, 3)
+    assert plain.shape == (128, 128, 3)
     assert (plain != ours).any()
     trace = json.loads((out / "trace.json").read_text())
     assert [image["seed"] for image in trace["images"]] == [7, 8]
@@ -71,8 +71,8 @@ def test_the_plain_image_is_the_pipelines_own(tmp_path):
     out = tmp_path / "out"
     main(["generate", "a cat", "--out", str(out), "--seed", "3", "--n", "1", "--sampling-steps", "4"])
     pipe = command.open_pipeline()
-    noise = torch.randn((1, 4, 12, 12), generator=torch.Generator("cpu").manual_seed(3))
-    image = pipe("a cat", latents=noise, num_inference_steps=4, guidance_scale=3.0).images[0]
+    noise = torch.randn((1, 4, 16, 16), generator=torch.Generator("cpu").manual_seed(3))
+    image = pipe("a cat", latents=noise, num_inference_steps=4, guidance_scale=4.0).images[0]
     assert (np.asarray(image) == np.asarray(Image.open(out / "3-plain.png"))).all()
 
 
@@ -84,7 +84,7 @@ def test_the_plain_image_is_the_pipelines_own(tmp_path):
         (["--entities", ","], "error: entities: none given"),
         (["--checkpoint", "nothing.safetensors"], "error: checkpoint: nothing.safetensors does not exist"),
         (["--n", "0"], "error: n: 0 is not allowed; 1 or more"),
-        (["--factor", "8"], "error: factor: 8 is not allowed; this model has 2"),
+        (["--factor", "8"], "error: factor: 8 is not allowed; this model has 1, 2"),
         (["--width", "100"], "error: width: 100 is not allowed; a multiple of 8 pixels"),
         (["--steps", "-2"], "error: steps: -2 is not allowed; -1 to 150 steps"),
         (["--refine-steps", "a"], "error: refine_steps: 'a' is not allowed; whole numbers by comma"),

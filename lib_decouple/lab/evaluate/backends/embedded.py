@@ -1,4 +1,4 @@
-"""The tiny checkpoint that comes with the program, drawn through diffusers."""
+"""The small checkpoint that comes with the program, drawn through diffusers."""
 
 from __future__ import annotations
 

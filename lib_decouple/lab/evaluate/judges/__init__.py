@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import caption, clip, clip_text, detector, drawn, open_clip, owlv2, soft_tifa, vqa, vqascore
+from . import caption, clip, clip_text, drawn, open_clip, owlv2, soft_tifa, vqa, vqascore
 from .base import Judge, Missing, Options
 
 KINDS: dict[str, Any] = {
     judge.kind: judge
     for judge in (
-        detector.Detector,
         drawn.Drawn,
         clip.Clip,
         open_clip.OpenClip,
@@ -33,7 +32,7 @@ def threshold(name: str) -> float | None:
 
 
 def named(text: str, options: Options) -> tuple[list[Judge], list[str]]:
-    """``"detector,clip:/folder"`` -> the judges that can be had, and why the others cannot.
+    """``"drawn,clip:/folder"`` -> the judges that can be had, and why the others cannot.
 
     After the colon stands a local folder or a hub name. Captioning judges come first: others read captions.
     Raises ValueError for an unknown kind, a judge named twice and a second captioning judge.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ....prompt.lexicon import singulars
-from ...model.emoji.sprites import COLOURS, THINGS
+from ...model.sprites import COLOURS, THINGS
 from .base import EXTRA, MISCOLOURED, Item, Missing, Options
 from .words import described
 
@@ -26,7 +26,7 @@ class Drawn:
 
     def score(self, items: Sequence[Item]) -> list[dict[str, float]]:
         """Raises ValueError for things and attributes that it does not know, and for images of another size."""
-        from ...model.emoji.judge import look, match, verdict  # torch, which who only reads a report has no need of
+        from ...model.judge import look, match, verdict  # torch, which who only reads a report has no need of
 
         scores: list[dict[str, float]] = []
         for item in items:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ....prompt.entities import suggest
-from ...model.scenes import caption
+from ...model.scenes import joined
 from ...study.sample import sets_of
 
 HERE = Path(__file__).resolve().parent
@@ -62,7 +62,7 @@ def _with_article(noun: str) -> str:
 
 def _embedded(split: str, count: int) -> list[tuple[str, tuple[str, ...]]]:
     own = [order for group in sets_of(split, count) for order in itertools.permutations(sorted(group))]
-    return [(caption(list(names)), names) for names in own]
+    return [(joined(names), names) for names in own]
 
 
 SETS: dict[str, tuple[str, Callable[[], list[tuple[str, tuple[str, ...]]]]]] = {

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ....hosts.diffusers import generate
 from ....settings import Settings
-from ...model.detector import judge
-from ...model.scenes import caption
+from ...model.judge import judged as verdicts
+from ...model.scenes import joined
 from .. import missing
 from ..files import reopened
 from ..late import generate_late
-from ..sample import Case, cases, chunks, draw_all
+from ..sample import CFG, STEPS, Case, cases, chunks, draw_all
 from .counting import run_cost
 from .rival import draw_rival, rival_class
 from .ways import EXACT, RUN, SAME_ON_SD15, WAYS
@@ -56,8 +55,6 @@ ARMS: dict[str, Arm] = {
         (("max_iter_to_alter", 10), ("thresholds", {0: 0.05, 4: 0.5, 8: 0.8})),
     ),
 }
-STEPS, CFG = 20, 3.0
-"""The embedded model's own number of steps and guidance scale."""
 
 
 @dataclass
@@ -73,7 +70,7 @@ class Drawn:
 def draw(pipe: Any, arm: Arm, group: Sequence[Case], steps: int = STEPS) -> Drawn:
     """Draw some cases on the embedded model. Raises RuntimeError when guidance stood aside."""
     way = WAYS[arm.way]
-    prompts, names = [caption(list(case.entities)) for case in group], [case.entities for case in group]
+    prompts, names = [joined(case.entities) for case in group], [case.entities for case in group]
     seeds = [case.seed for case in group]
     if way.kind == "rival":
         images, passes, taken = draw_rival(pipe, group, steps, CFG, dict(arm.rival))
@@ -94,8 +91,8 @@ def judged(pipe: Any, task: tuple[str, tuple[Case, ...]]) -> list[Record]:
     name, group = task
     drawn = draw(pipe, ARMS[name], group)
     found = []
-    for case, image, passes, gradients in zip(group, drawn.images, drawn.passes, drawn.gradients):
-        verdict = judge(np.asarray(image), list(case.entities))
+    told = verdicts(drawn.images, [case.entities for case in group])
+    for case, verdict, passes, gradients in zip(group, told, drawn.passes, drawn.gradients):
         found.append(
             {
                 "arm": name,
@@ -103,7 +100,7 @@ def judged(pipe: Any, task: tuple[str, tuple[Case, ...]]) -> list[Record]:
                 "entities": list(case.entities),
                 "seed": case.seed,
                 "missing": list(verdict.missing),
-                "extra": verdict.extra,
+                "extra": len(verdict.extra),
                 "passes": passes,
                 "gradients": gradients,
             }

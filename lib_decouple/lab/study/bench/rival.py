@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ....core.maps import level_size
 from ....hosts.base import make_guide
 from ....hosts.diffusers import cross_attention_layers, default_level, first_noise, plan_image
-from ...model.scenes import caption
+from ...model.scenes import joined
 from ..sample import Case
 from ..unets import UNetWithInputs
 from .ways import EXACT, GuidanceWay, guide_of
@@ -88,7 +88,7 @@ def draw_rival(
     """
     rival = make_rival(**pipe.components)
     unet: nn.Module = pipe.unet
-    prompts = [caption(list(case.entities)) for case in group]
+    prompts = [joined(case.entities) for case in group]
     plans = [plan_image(pipe, prompt, case.entities) for prompt, case in zip(prompts, group)]
     side = pipe.unet.config.sample_size
     level = (

@@ -1,4 +1,4 @@
-"""Contact sheets of a training, to be looked at: ``python -m lib_decouple.lab.model.emoji.look --folder DIR``.
+"""Contact sheets of a training, to be looked at: ``python -m lib_decouple.lab.model.look --folder DIR``.
 
 Writes ``scenes.png`` (scenes, and under each what the autoencoder gives back) and, once there are averaged weights,
 ``samples.png``: singles and pairs drawn plainly, with the judge's word under each.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ....embedded.place import DRAWN
+from ...embedded.place import DRAWN
 from .judge import autoencoder, look, verdict
 from .scenes import SCENE, named, place, render, sample
 from .sprites import THINGS
@@ -43,7 +43,7 @@ def restored(folder: Path, rng: np.random.Generator) -> Image.Image:
 
 def samples(folder: Path, rng: np.random.Generator, steps: int, scale: float) -> Image.Image:
     """A single of each thing, then as many pairs, each with its own noise."""
-    from ....hosts.checkpoints import open_pipeline
+    from ...hosts.checkpoints import open_pipeline
 
     asked: list[list[tuple[str, str | None]]] = [[(thing, None)] for thing in THINGS]
     asked += [[(str(a), None), (str(b), None)] for a, b in (rng.choice(THINGS, 2, replace=False) for _ in THINGS)]

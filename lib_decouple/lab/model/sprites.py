@@ -1,6 +1,6 @@
 """Drawings of 24 things, from emoji sets on npm: packed once, read by the scenes.
 
-``python -m lib_decouple.lab.model.emoji.sprites --npm DIR`` draws the packed file anew from the unpacked
+``python -m lib_decouple.lab.model.sprites --npm DIR`` draws the packed file anew from the unpacked
 packages of :data:`PACKAGES` (``npm pack @iconify-json/noto`` and so on; ``pip install resvg_py``). Who
 trains or measures needs the packed file alone. Licences and authors stand in README.md beside this file.
 """

@@ -4,15 +4,14 @@ It learns from scenes of its own, in which any things meet, may come twice and s
 drawings than the model is taught; other drawings are held out for its test. Half of the scenes reach it through the
 model's autoencoder, as all that the model draws does; it never sees what the model draws.
 
-``python -m lib_decouple.lab.model.emoji.judge train|test --folder DIR`` trains it and measures its error.
+``python -m lib_decouple.lab.model.judge --folder DIR`` trains it; ``study detector`` measures its error.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .scenes import SCENE, Placed, place, render
+from .scenes import SCENE, Placed, place, render, thing_and_colour
 from .sprites import COLOURS, THINGS
 
 WEIGHTS = Path(__file__).resolve().parent / "judge.safetensors"
 CELL = 8
 """Side of one cell of the heat map, pixels."""
 
-THRESHOLD = 0.4
+THRESHOLD = 0.25
 """Least score of a thing that counts as there."""
 
 _PALETTE = tuple(COLOURS)
@@ -148,14 +147,30 @@ def match(found: list[Found], asked: list[tuple[str, str | None]]) -> tuple[list
     return answers, left
 
 
-def verdict(found: list[Found], asked: list[tuple[str, str | None]]) -> Verdict:
-    """Compare what is there with things and colours asked for, as :func:`match` pairs them."""
+def verdict(found: list[Found], asked: list[tuple[str, str | None]], names: Sequence[str] | None = None) -> Verdict:
+    """Compare what is there with things and colours asked for, as :func:`match` pairs them.
+
+    The verdict speaks of what was asked for by ``names``, or by its things.
+    """
+    names = names or [thing for thing, _ in asked]
     answers, left = match(found, asked)
-    missing = tuple(thing for (thing, _), answer in zip(asked, answers) if answer is None)
+    missing = tuple(name for name, answer in zip(names, answers) if answer is None)
     miscoloured = tuple(
-        thing for (thing, colour), answer in zip(asked, answers) if answer and colour not in (None, answer.colour)
+        name
+        for name, (_, colour), answer in zip(names, asked, answers)
+        if answer and colour not in (None, answer.colour)
     )
     return Verdict(missing, tuple(f.thing for f in left), miscoloured)
+
+
+def judged(images: Sequence[Any], entities: Sequence[Sequence[str]]) -> list[Verdict]:
+    """Compare pictures of 128x128 px with the entities that their prompts name ("cat", "red car").
+
+    Raises ValueError for what is not drawn here, and for pictures of another size.
+    """
+    asked = [[thing_and_colour(entity) for entity in own] for own in entities]
+    pictures = np.stack([np.asarray(image) for image in images])
+    return [verdict(*each) for each in zip(look(pictures), asked, entities, strict=True)]
 
 
 def scrap(image: np.ndarray, scene: list[Placed], rng: np.random.Generator) -> np.ndarray:
@@ -226,7 +241,7 @@ def focal(logits: Tensor, heat: Tensor) -> Tensor:
     return -(gain + calm).sum() / there.sum().clamp(min=1)
 
 
-RESTORED = 1600
+RESTORED = 4800
 """Scenes that the autoencoder gives back, kept for the judge's training."""
 
 
@@ -372,28 +387,13 @@ def autoencoder(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def main() -> None:
-    """Train or test."""
+    """Train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["train", "test"])
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="training's folder; test takes its autoencoder if there"
-    )
+    parser.add_argument("--folder", type=Path, required=True, help="the training's folder, with its autoencoder")
     parser.add_argument("--seed", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--scenes", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=8000)
     arguments = parser.parse_args()
-    if arguments.what == "train":
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        learn(arguments.folder, arguments.seed, arguments.steps)
-        return
-    kinds: dict[str, tuple[tuple[str, ...], Any]] = {
-        "taught": (("taught",), None),
-        "held out": (("held out",), None),
-    }
-    if (arguments.folder / "vae").is_dir():
-        kinds["taught, through the autoencoder"] = (("taught",), autoencoder(arguments.folder))
-    for name, (roles, through) in kinds.items():
-        print(json.dumps({"drawings": name, **measure(roles, arguments.scenes, arguments.seed, through)}), flush=True)
+    learn(arguments.folder, arguments.seed, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lib_decouple.lab.evaluate import prompts
-from lib_decouple.lab.model.emoji import scenes, sprites
-from lib_decouple.lab.model.emoji.sprites import ANIMALS, COLOURS, OBJECTS, ROLES, THINGS, drawings, tinted
+from lib_decouple.lab.model import scenes, sprites
+from lib_decouple.lab.model.sprites import ANIMALS, COLOURS, OBJECTS, ROLES, THINGS, drawings, tinted
 
 
 def test_things_and_colours_are_attend_and_excites():
@@ -121,7 +121,7 @@ def torch_parts():
     pytest.importorskip("diffusers", reason="diffusers is not installed")
     import torch
 
-    from lib_decouple.lab.model.emoji import train
+    from lib_decouple.lab.model import train
 
     return torch, train
 
@@ -201,7 +201,7 @@ def test_the_drawn_layout_is_an_sd1_checkpoint_that_opens(tmp_path):
     from diffusers import AutoencoderKL
     from transformers import CLIPTokenizer
 
-    from lib_decouple.embedded.place import DRAWN, TOKENIZER, yaml_text
+    from lib_decouple.embedded.place import TOKENIZER, yaml_text
     from lib_decouple.hosts.checkpoints import open_pipeline
     from lib_decouple.lab.model.export import export
 
@@ -210,14 +210,14 @@ def test_the_drawn_layout_is_an_sd1_checkpoint_that_opens(tmp_path):
     vae = AutoencoderKL(**train.VAE_CONFIG)
     vae.save_pretrained(tmp_path / "vae")
     target = tmp_path / "decouple-drawn.safetensors"
-    export(tmp_path, target, DRAWN)
+    export(tmp_path, target)
     assert target.stat().st_size <= 40e6
     pipe = open_pipeline(target)
     assert pipe.unet.config.cross_attention_dim == train.WIDTH
     assert pipe.unet.config.block_out_channels == train.UNET_CONFIG["block_out_channels"]
     assert torch.allclose(pipe.vae.decoder.conv_in.weight.float(), vae.decoder.conv_in.weight, atol=1e-3)
     assert pipe("a cat", num_inference_steps=1, output_type="np").images.shape == (1, 128, 128, 3)
-    params = yaml.safe_load(yaml_text(TOKENIZER.as_posix(), DRAWN))["model"]["params"]
+    params = yaml.safe_load(yaml_text(TOKENIZER.as_posix()))["model"]["params"]
     assert params["image_size"] == 16
     assert params["unet_config"]["params"]["attention_resolutions"] == [1, 2]
     widths = params["first_stage_config"]["params"]["ddconfig"]

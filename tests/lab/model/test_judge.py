@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-from lib_decouple.lab.model.emoji import judge, scenes
-from lib_decouple.lab.model.emoji.judge import Found, verdict
+from lib_decouple.lab.model import judge, scenes
+from lib_decouple.lab.model.judge import Found, verdict
 
 
 def found(*names):
