@@ -24,8 +24,8 @@ from scipy import stats
 
 from ..model.scenes import joined, place, render
 from ..model.sprites import THINGS
-from ..study.files import write_whole
 from . import curve
+from .files import write_whole
 from .judge import JUDGES_HELP
 from .judges import Missing, Options, named
 from .judges.base import DTYPES, Item, Judge, verdicts

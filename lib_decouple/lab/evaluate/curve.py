@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.optimize import minimize
+
+from ...core.drafts import LEVELS
+from ...core.presence import Curve, Level
 from ...hosts import curves
-from ..study.files import write_whole
-from ..study.presence import learn, reliability, reliability_as_markdown
 from .backends.base import HASH_DIGITS, sha256
+from .files import write_whole
 from .judges import threshold
+from .statistics import area
 from .store import Row, Store
 
 AT_LEAST = 50
@@ -111,3 +116,87 @@ def write(
     file = folder / f"{digest}.json"
     write_whole(file, json.dumps({**curves.as_dict(curve, digest), "learned": about}, indent=1) + "\n")
     return file, reliability_as_markdown(held)
+
+
+TELLS = 0.7
+"""A noise level belongs to a curve when its area, over all entities of all images, is at least this."""
+
+
+def learn(images: Sequence[dict[str, Any]], drafts: Sequence[dict[str, Any]] = ()) -> Curve:
+    """The curve of the noise levels at which the score tells, each fitted by maximum likelihood; of those of the
+    ``images`` and the ``drafts`` that have a draft's scores, what those tell, if anything.
+
+    Raises ValueError when nothing is missing, or no level tells.
+    """
+    levels = []
+    for k, sigma in enumerate(images[0]["sigmas"]):
+        score = np.array([value for image in images for value in image["scores"]["peak"][k]])
+        there = ~np.array([flag for image in images for flag in image["missing"]])
+        if there.all():
+            raise ValueError("images: nothing is missing in any, so there is nothing to learn from")
+        if area(there, score) >= TELLS:
+            middle, slope = _logistic(score, there)
+            levels.append(Level(sigma, middle, slope))
+    if not levels:
+        raise ValueError(f"images: at no noise level is the area under the curve at least {TELLS}")
+    return Curve(tuple(levels), _of_drafts([image for image in (*images, *drafts) if "draft" in image]))
+
+
+def _of_drafts(images: Sequence[dict[str, Any]]) -> Level | None:
+    """What a draft's score tells; None where too little to draw on it."""
+    score = np.array([value for image in images for value in image["draft"]])
+    there = ~np.array([flag for image in images for flag in image["missing"]], dtype=bool)
+    if there.all() or not there.any() or area(there, score) < TELLS:
+        return None
+    return Level(LEVELS[-1], *_logistic(score, there))
+
+
+def _logistic(score: np.ndarray, there: np.ndarray) -> tuple[float, float]:
+    """``middle`` and ``slope`` of greatest likelihood. The score is standardised for the search."""
+    mean, scale = score.mean(), score.std()
+    z = (score - mean) / scale
+
+    def loss(values: np.ndarray) -> float:
+        odds = values[0] + values[1] * z
+        return float(np.logaddexp(0, np.where(there, -odds, odds)).mean())
+
+    a, b = minimize(loss, np.array([0.0, 1.0]), method="BFGS").x
+    return float(mean - scale * a / b), float(b / scale)
+
+
+def reliability(curve: Curve, count: int, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Told against true, by noise level: mean squared error (Brier), that of always telling the mean, and the entities
+    told to be there with a chance below a half: how many, and how many of these are missing (precision, recall)."""
+    rows = []
+    for k, sigma in enumerate(images[0]["sigmas"]):
+        scores = [value for image in images for value in image["scores"]["peak"][k]]
+        told = [curve.probability(score, sigma) for score in scores]
+        chance = np.array([one for one in told if one is not None])
+        if not len(chance):
+            continue
+        there = ~np.array([flag for image in images for flag in image["missing"]])
+        low, share = chance < 0.5, float(there.mean())
+        row = {"count": count, "sigma": sigma, "n": len(chance), "told": float(chance.mean()), "true": share}
+        row |= {"brier": float(np.square(chance - there).mean()), "brier_of_mean": share * (1 - share)}
+        row |= {"flagged": int(low.sum()), "precision": None, "recall": None}
+        if low.any():
+            row["precision"] = float((~there)[low].mean())
+        if not there.all():
+            row["recall"] = float(low[~there].mean())
+        rows.append(row)
+    return rows
+
+
+def reliability_as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows for people."""
+    lines = [
+        "| entities | sigma | N | told present % | present % | Brier | of the mean | flagged | precision | recall |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        precision, recall = ("" if row[name] is None else f"{row[name]:.2f}" for name in ("precision", "recall"))
+        lines.append(
+            f"| {row['count']} | {row['sigma']:.2g} | {row['n']} | {100 * row['told']:.1f} | {100 * row['true']:.1f} | "
+            f"{row['brier']:.3f} | {row['brier_of_mean']:.3f} | {row['flagged']} | {precision} | {recall} |"
+        )
+    return "\n".join(lines) + "\n"

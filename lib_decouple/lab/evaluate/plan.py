@@ -15,11 +15,11 @@ from typing import Any
 from ... import presets
 from ...core.losses import WeightedLoss
 from ...settings import Settings
-from ..study.arms import ARMS
-from ..study.sample import CFG, STEPS
-from ..study.trials import TRIALS
 from . import prompts
+from .arms import ARMS
 from .prompts import Prompt
+from .prompts.splits import CFG, STEPS
+from .trials import TRIALS
 
 if sys.version_info >= (3, 11):
     import tomllib

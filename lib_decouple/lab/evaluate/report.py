@@ -19,9 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..study.files import write_whole
 from . import plots
 from .calibrate import FILE
+from .files import write_whole
 from .heat import maps_of, overlay
 from .results import (
     LEAST,

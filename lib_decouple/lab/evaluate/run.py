@@ -24,8 +24,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...settings import Settings
-from ..study.files import PART, write_durably
 from .backends import About, Backend, Drawn, Unreachable
+from .files import PART, write_durably
 from .fleet import AUTH_VARIABLE, BackendOpener, NoEndpoint, Outcome, draw_all
 from .plan import Job, Plan, read
 from .statistics import detectable

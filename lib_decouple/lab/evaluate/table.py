@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..study.files import write_whole
+from .files import write_whole
 from .store import COLUMNS, Store
 
 FILE = "manifest.csv"

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from ...hosts.checkpoints import open_pipeline
 from ...hosts.diffusers import generate
 from ...settings import Settings
+from ..evaluate.arms import ARMS
+from ..evaluate.files import write_whole
+from ..evaluate.prompts.splits import CFG, STEPS, Case, cases
 from ..model.scenes import joined
-from .arms import ARMS
-from .files import write_whole
-from .sample import CFG, STEPS, Case, cases
 
 
 def add_parser(commands: Any) -> None:

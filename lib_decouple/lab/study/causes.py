@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap, mannwhitneyu, pointbiserialr
+from scipy.stats import bootstrap, pointbiserialr
 from torch import Tensor
 from tqdm import tqdm
 
 from ...core import losses
 from ...settings import Settings
-from .files import write_whole
-from .sample import SPLITS, Task, cases, chunks, draw, draw_all
+from ..evaluate.files import write_whole
+from ..evaluate.prompts.splits import SPLITS, cases
+from ..evaluate.statistics import area
+from .sample import Task, chunks, draw, draw_all
 
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "intensity of the weakest (peak)": lambda m: losses.intensity(m, "max").amin(1),
@@ -79,14 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
     plot(arguments.out / "causes.png", rows)
     print(as_markdown(rows))
     return 0
-
-
-def area(flags: np.ndarray, values: np.ndarray) -> float:
-    """Chance that a whole image has a lower value than one with a missing entity: the area under the ROC curve."""
-    hit, rest = values[flags.astype(bool)], values[~flags.astype(bool)]
-    if not len(hit) or not len(rest):
-        return float("nan")
-    return float(mannwhitneyu(hit, rest).statistic / (len(hit) * len(rest)))
 
 
 def correlate(count: int, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,10 +17,10 @@ import torch
 from tqdm import tqdm
 
 from ...hosts.checkpoints import open_pipeline
+from ..evaluate.files import write_whole
+from ..evaluate.statistics import Share
 from ..model.judge import measure, to_tensor
 from ..model.sprites import THINGS
-from .files import write_whole
-from .stats import Share
 
 SEED = 7
 

@@ -25,11 +25,12 @@ from ...hosts.seeds import Choice
 from ...profiles import closed
 from ...prompt.relations import choose
 from ...settings import Settings, specs
+from ..evaluate.arms import embedded
+from ..evaluate.files import whole_folder
+from ..evaluate.prompts.splits import CFG, STEPS
 from ..model.judge import judged
 from ..model.scenes import thing_and_colour
-from .arms import embedded
-from .files import whole_folder
-from .sample import CFG, STEPS, shipped_curve
+from .sample import shipped_curve
 
 COLOURS = ("#e4572e", "#2e86ab", "#f0b400", "#6a4c93", "#3a9d5d", "#c2185b", "#7a5c3e", "#4a4a4a")
 

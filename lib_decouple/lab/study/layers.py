@@ -19,10 +19,11 @@ from ...core.maps import CrossAttentionLayer
 from ...hosts.checkpoints import open_pipeline
 from ...hosts.diffusers import cross_attention_layers, generate
 from ...settings import Settings
+from ..evaluate.files import write_whole
+from ..evaluate.prompts.splits import CFG, SPLITS, STEPS, cases
 from ..model.judge import Found, look
 from ..model.scenes import SCENE, SIZES, joined
-from .files import write_whole
-from .sample import CFG, SPLITS, STEPS, cases, chunks
+from .sample import chunks
 
 RADIUS = sum(SIZES[2]) / 4
 """Half of the mean side of one of two things, pixels."""

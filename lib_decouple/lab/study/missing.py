@@ -17,11 +17,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ...settings import Settings
-from .arms import ARMS, NAMES
-from .files import reopened, write_whole
-from .sample import SPLITS, Task, cases, chunks, draw, draw_all
-from .stats import mcnemar, share
-from .trials import TRIALS
+from ..evaluate.arms import ARMS, NAMES
+from ..evaluate.files import reopened, write_whole
+from ..evaluate.prompts.splits import SPLITS, cases
+from ..evaluate.statistics import mcnemar, share
+from ..evaluate.trials import TRIALS
+from .sample import Task, chunks, draw, draw_all
 
 Record = dict[str, Any]
 

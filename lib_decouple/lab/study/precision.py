@@ -34,8 +34,8 @@ from tqdm import tqdm
 
 from ...core.losses import LOSSES
 from ...settings import Settings
+from ..evaluate.files import reopened, write_whole
 from .emulate import HalfOnGpu
-from .files import reopened, write_whole
 from .unets import UNetWithInputs, embedded_unet, random_unet, unet_config, with_inputs
 
 BAR = 0.995

@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange, reduce
-from scipy.optimize import minimize
 from torch import Tensor
 from tqdm import tqdm
 
 from ...core import losses
-from ...core.drafts import LEVELS
-from ...core.presence import Curve, Level, presence
+from ...core.presence import Curve, presence
 from ...hosts import curves
 from ...hosts.checkpoints import CHECKPOINT
 from ...settings import Settings
-from .causes import area
-from .files import write_whole
-from .sample import SPLITS, Task, cases, chunks, draw, draw_all
+from ..evaluate.curve import learn, reliability, reliability_as_markdown
+from ..evaluate.files import write_whole
+from ..evaluate.prompts.splits import SPLITS, cases
+from ..evaluate.statistics import area
+from .sample import Task, chunks, draw, draw_all
 
 Score = Callable[[Tensor], Tensor]
 """Non-negative maps ``[entities, h, w]``, at most 1 -> ``[entities]`` in [0, 1]."""
@@ -220,90 +220,6 @@ def run(arguments: argparse.Namespace) -> int:
     write_whole(arguments.out / "presence.md", text)
     print(text)
     return 0
-
-
-TELLS = 0.7
-"""A noise level belongs to a curve when its area, over all entities of all images, is at least this."""
-
-
-def learn(images: Sequence[dict[str, Any]], drafts: Sequence[dict[str, Any]] = ()) -> Curve:
-    """The curve of the noise levels at which the score tells, each fitted by maximum likelihood; of those of the
-    ``images`` and the ``drafts`` that have a draft's scores, what those tell, if anything.
-
-    Raises ValueError when nothing is missing, or no level tells.
-    """
-    levels = []
-    for k, sigma in enumerate(images[0]["sigmas"]):
-        score = np.array([value for image in images for value in image["scores"]["peak"][k]])
-        there = ~np.array([flag for image in images for flag in image["missing"]])
-        if there.all():
-            raise ValueError("images: nothing is missing in any, so there is nothing to learn from")
-        if area(there, score) >= TELLS:
-            middle, slope = _logistic(score, there)
-            levels.append(Level(sigma, middle, slope))
-    if not levels:
-        raise ValueError(f"images: at no noise level is the area under the curve at least {TELLS}")
-    return Curve(tuple(levels), _of_drafts([image for image in (*images, *drafts) if "draft" in image]))
-
-
-def _of_drafts(images: Sequence[dict[str, Any]]) -> Level | None:
-    """What a draft's score tells; None where too little to draw on it."""
-    score = np.array([value for image in images for value in image["draft"]])
-    there = ~np.array([flag for image in images for flag in image["missing"]], dtype=bool)
-    if there.all() or not there.any() or area(there, score) < TELLS:
-        return None
-    return Level(LEVELS[-1], *_logistic(score, there))
-
-
-def _logistic(score: np.ndarray, there: np.ndarray) -> tuple[float, float]:
-    """``middle`` and ``slope`` of greatest likelihood. The score is standardised for the search."""
-    mean, scale = score.mean(), score.std()
-    z = (score - mean) / scale
-
-    def loss(values: np.ndarray) -> float:
-        odds = values[0] + values[1] * z
-        return float(np.logaddexp(0, np.where(there, -odds, odds)).mean())
-
-    a, b = minimize(loss, np.array([0.0, 1.0]), method="BFGS").x
-    return float(mean - scale * a / b), float(b / scale)
-
-
-def reliability(curve: Curve, count: int, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Told against true, by noise level: mean squared error (Brier), that of always telling the mean, and the entities
-    told to be there with a chance below a half: how many, and how many of these are missing (precision, recall)."""
-    rows = []
-    for k, sigma in enumerate(images[0]["sigmas"]):
-        scores = [value for image in images for value in image["scores"]["peak"][k]]
-        told = [curve.probability(score, sigma) for score in scores]
-        chance = np.array([one for one in told if one is not None])
-        if not len(chance):
-            continue
-        there = ~np.array([flag for image in images for flag in image["missing"]])
-        low, share = chance < 0.5, float(there.mean())
-        row = {"count": count, "sigma": sigma, "n": len(chance), "told": float(chance.mean()), "true": share}
-        row |= {"brier": float(np.square(chance - there).mean()), "brier_of_mean": share * (1 - share)}
-        row |= {"flagged": int(low.sum()), "precision": None, "recall": None}
-        if low.any():
-            row["precision"] = float((~there)[low].mean())
-        if not there.all():
-            row["recall"] = float(low[~there].mean())
-        rows.append(row)
-    return rows
-
-
-def reliability_as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows for people."""
-    lines = [
-        "| entities | sigma | N | told present % | present % | Brier | of the mean | flagged | precision | recall |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        precision, recall = ("" if row[name] is None else f"{row[name]:.2f}" for name in ("precision", "recall"))
-        lines.append(
-            f"| {row['count']} | {row['sigma']:.2g} | {row['n']} | {100 * row['told']:.1f} | {100 * row['true']:.1f} | "
-            f"{row['brier']:.3f} | {row['brier_of_mean']:.3f} | {row['flagged']} | {precision} | {recall} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def areas(count: int, reading: str, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

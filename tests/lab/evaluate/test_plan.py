@@ -10,7 +10,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 from lib_decouple.lab.evaluate import plan as plans
 from lib_decouple.lab.evaluate import prompts
-from lib_decouple.lab.study.arms import ARMS
+from lib_decouple.lab.evaluate.arms import ARMS
 from lib_decouple.settings import Settings
 
 

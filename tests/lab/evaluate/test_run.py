@@ -19,12 +19,11 @@ from PIL import Image
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 from lib_decouple.__main__ import main
-from lib_decouple.lab.evaluate import fleet, run
+from lib_decouple.lab.evaluate import files, fleet, run
 from lib_decouple.lab.evaluate import plan as plans
 from lib_decouple.lab.evaluate.backends import About, Drawn, Unreachable
 from lib_decouple.lab.evaluate.backends.base import as_png
 from lib_decouple.lab.evaluate.store import Store
-from lib_decouple.lab.study import files
 
 from .standin import picture
 
@@ -328,7 +327,8 @@ def test_batches_have_one_arm_and_keep_pairs_near(tmp_path):
 
 def test_the_embedded_model_draws_what_the_study_draws(tmp_path):
     from lib_decouple.hosts.checkpoints import CHECKPOINT, open_pipeline
-    from lib_decouple.lab.study.sample import Case, Task
+    from lib_decouple.lab.evaluate.prompts.splits import Case
+    from lib_decouple.lab.study.sample import Task
     from lib_decouple.lab.study.sample import draw as study_draw
 
     text = PLAN.replace("limit = 3", "limit = 1").replace('"com"', '{tuned = "com"}').replace("seeds = 2", "seeds = 1")

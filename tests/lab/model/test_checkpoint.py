@@ -10,9 +10,9 @@ from safetensors import safe_open
 from lib_decouple.embedded.place import CHECKPOINT, TOKENIZER, yaml_text
 from lib_decouple.hosts.checkpoints import Unsupported, family_of, open_pipeline
 from lib_decouple.hosts.diffusers import generate
+from lib_decouple.lab.evaluate.arms import embedded
+from lib_decouple.lab.evaluate.prompts.splits import CFG, cases
 from lib_decouple.lab.model.judge import judged
-from lib_decouple.lab.study.arms import embedded
-from lib_decouple.lab.study.sample import CFG, cases
 from lib_decouple.settings import Settings
 
 

@@ -14,6 +14,7 @@ from tiny import CONTEXT, tiny_unet
 from lib_decouple.core.schedule import StepRule
 from lib_decouple.hosts.base import make_guide
 from lib_decouple.hosts.diffusers import cross_attention_layers, default_level, generate, plan_image
+from lib_decouple.lab.evaluate.prompts.splits import Case
 from lib_decouple.lab.study.bench import costs as bench_costs
 from lib_decouple.lab.study.bench import rival
 from lib_decouple.lab.study.bench.arms import ARMS, Arm, draw, summarise
@@ -22,7 +23,6 @@ from lib_decouple.lab.study.bench.counting import count_flops, run_cost
 from lib_decouple.lab.study.bench.report import cost_table, loss_table, verdict
 from lib_decouple.lab.study.bench.ways import SAME_ON_SD15, WAYS, guide_of
 from lib_decouple.lab.study.late import generate_late
-from lib_decouple.lab.study.sample import Case
 from lib_decouple.lab.study.unets import UNetWithInputs
 from lib_decouple.settings import Settings
 

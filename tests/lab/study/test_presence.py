@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lib_decouple.core.presence import Curve, Level
-from lib_decouple.lab.study.presence import SCORES, areas, learn, reliability
+from lib_decouple.lab.evaluate.curve import learn, reliability
+from lib_decouple.lab.study.presence import SCORES, areas
 
 
 def images(scores: list[list[float]], missing: list[list[bool]]) -> list[dict[str, object]]:

@@ -3,11 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from lib_decouple.lab.study.causes import area
-from lib_decouple.lab.study.files import reopened, whole_folder, write_whole
+from lib_decouple.lab.evaluate.files import reopened, whole_folder, write_whole
+from lib_decouple.lab.evaluate.prompts.splits import cases
+from lib_decouple.lab.evaluate.statistics import area, mcnemar, share
 from lib_decouple.lab.study.missing import arms_from, as_csv, as_markdown, check_plan, summarise
-from lib_decouple.lab.study.sample import cases
-from lib_decouple.lab.study.stats import mcnemar, share
 from lib_decouple.settings import Settings
 
 

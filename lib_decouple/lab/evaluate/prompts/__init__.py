@@ -17,7 +17,7 @@ from typing import Any
 
 from ....prompt.entities import suggest
 from ...model.scenes import joined
-from ...study.sample import sets_of
+from .splits import sets_of
 
 HERE = Path(__file__).resolve().parent
 SUFFIXES = (".txt", ".csv", ".jsonl")

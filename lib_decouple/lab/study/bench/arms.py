@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from ....hosts.diffusers import generate
 from ....settings import Settings
+from ...evaluate.files import reopened
+from ...evaluate.prompts.splits import CFG, STEPS, Case, cases
 from ...model.judge import judged as verdicts
 from ...model.scenes import joined
 from .. import missing
-from ..files import reopened
 from ..late import generate_late
-from ..sample import CFG, STEPS, Case, cases, chunks, draw_all
+from ..sample import chunks, draw_all
 from .counting import run_cost
 from .rival import draw_rival, rival_class
 from .ways import EXACT, RUN, SAME_ON_SD15, WAYS

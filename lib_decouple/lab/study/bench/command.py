@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from ....hosts.checkpoints import CHECKPOINT
-from ..files import write_whole
+from ...evaluate.files import write_whole
 from ..missing import check_plan
 from . import overhead, shapes
 from .arms import ARMS, draw_arms, summarise

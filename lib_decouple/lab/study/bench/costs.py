@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ....doctor import forget_peak, resident
 from ....settings import Settings
-from ..files import reopened
+from ...evaluate.files import reopened
+from ...evaluate.prompts.splits import Case
 from ..late import own_pass
-from ..sample import Case
 from ..unets import UNetWithInputs
 from .arms import Arm, draw
 from .counting import count_flops, timed

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ....core.maps import level_size
 from ....hosts.base import make_guide
 from ....hosts.diffusers import cross_attention_layers, default_level, first_noise, plan_image
+from ...evaluate.prompts.splits import Case
 from ...model.scenes import joined
-from ..sample import Case
 from ..unets import UNetWithInputs
 from .ways import EXACT, GuidanceWay, guide_of
 

@@ -11,7 +11,7 @@ import torch
 from ....core.guidance import Guide
 from ....core.maps import CrossAttentionLayer
 from ....settings import Settings
-from ..arms import embedded
+from ...evaluate.arms import embedded
 from ..unets import UNetWithInputs, embedded_unet, unet_config, with_inputs
 
 Layers = list[CrossAttentionLayer]

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 from lib_decouple.core import losses
-from lib_decouple.lab.study.trials import TRIALS, gated, peaked
+from lib_decouple.lab.evaluate.trials import TRIALS, gated, peaked
 
 
 def random_maps(seed: int, entities: int, highest: float) -> torch.Tensor:
