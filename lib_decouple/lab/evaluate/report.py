@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from . import plots
 from .calibrate import FILE
-from .files import write_whole
+from .files import write_durably, write_whole
 from .heat import maps_of, overlay
 from .results import (
     LEAST,
@@ -48,6 +48,8 @@ from .store import Row, Store
 TEMPLATE = "report.html.j2"
 THUMB = 112
 """Longer side of a shown picture, in pixels."""
+SHEET, SHEET_COLUMNS = "{}.webp", 4
+"""Name of the picture of the harmed and of the helped cases beside report.md, and how many stand in a line."""
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "statsmodels", "krippendorff")
 NOTE = (
     "Intervals are 95 % of a bootstrap over prompts. Change is against the same prompts and seeds. p flips the sign of "
@@ -314,6 +316,34 @@ def shown_case(store: Store, moved: Moved, maps: Mapping[int, Any]) -> Shown:
     return Shown(f"{moved.after['prompt']}, seed {moved.after['seed']}", rows)
 
 
+def sheet(cases: Sequence[Shown]) -> Image.Image:
+    """The cases as one picture for Markdown: of each both arms' pictures, with what is missing under them."""
+    columns = min(SHEET_COLUMNS, len(cases))
+    line, gap = 12, 12
+    width, height = 2 * THUMB + 2 + gap, THUMB + 3 * line + gap
+    whole = Image.new("RGB", (columns * width - gap, -(-len(cases) // columns) * height - gap), "white")
+    pen = ImageDraw.Draw(whole)
+    for place, case in enumerate(cases):
+        top, left = place // columns * height, place % columns * width
+        pen.text((left, top), _cut(case.title, width - gap, pen), fill="black")
+        for side, (arm, cells) in enumerate(case.rows):
+            url, words = cells[0]
+            picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+            x = left + side * (THUMB + 2)
+            whole.paste(picture, (x, top + line + 2))
+            for row, text in enumerate((arm, words)):
+                pen.text((x, top + THUMB + line * (row + 1) + 2), _cut(text, THUMB, pen), fill="black")
+    return whole
+
+
+def _cut(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
+    """As much of ``text`` as fits, in letters that the sheet's font has."""
+    own = text.encode("ascii", "replace").decode()
+    while pen.textlength(own) > width:
+        own = own[:-4].rstrip() + "..."
+    return own
+
+
 def _version(package: str) -> str:
     try:
         return f"{package} {importlib.metadata.version(package)}"
@@ -429,7 +459,7 @@ def gather(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_markdown(told: Mapping[str, Any]) -> str:
-    """The figures without pictures."""
+    """The figures, and the pictures that :func:`sheet` makes beside them."""
     parts = [f"# Evaluation\n\n{told['note']}\n", *[f"- {literal(one)}" for one in told["says"]]]
     for figure in told["figures"]:
         parts += [f"\n## {literal(figure['title'])}\n", *([literal(figure["error"]) + "\n"] if figure["error"] else []),
@@ -453,6 +483,7 @@ def as_markdown(told: Mapping[str, Any]) -> str:
         parts += [
             f"\n## Pairs\n\nAs {by} says, {against} showed all and the arm did not in {told['harmed']} "
             f"pairs of pictures; the arm showed all and {against} did not in {told['helped']}.\n",
+            *[f"\n{name}:\n\n![{name}]({SHEET.format(name)})\n" for name, cases in told["shown"].items() if cases],
             "\n## Prompts, the most harmed first\n\nChange of the rate of missing something, in points.\n",
             told["prompts"].markdown(),
         ]
@@ -476,11 +507,18 @@ def as_html(told: Mapping[str, Any]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write report.html and report.md."""
+    """Write report.html, report.md, and the pictures of the latter."""
     store = Store(arguments.folder)
     told = gather(store, arguments)
     out = arguments.out or store.folder
     write_whole(out / "report.html", as_html(told))
     write_whole(out / "report.md", as_markdown(told))
+    for name, cases in told["shown"].items():
+        if cases:
+            data = io.BytesIO()
+            sheet(cases).save(data, "WEBP", quality=72)
+            write_durably(out / SHEET.format(name), data.getvalue())
+        else:
+            (out / SHEET.format(name)).unlink(missing_ok=True)
     print(f"{out / 'report.html'}, {out / 'report.md'}")
     return 0

@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 from lib_decouple.__main__ import main
 from lib_decouple.lab.evaluate.heat import maps_of, overlay
 from lib_decouple.lab.evaluate.rate import arms_of
-from lib_decouple.lab.evaluate.report import Table, fenced, literal
+from lib_decouple.lab.evaluate.report import THUMB, Table, fenced, literal
 from lib_decouple.lab.evaluate.results import (
     JudgeNote,
     calibration,
@@ -99,6 +99,29 @@ def test_the_worst_prompts_come_first_and_moves_are_counted(store):
     assert [(m.after["arm"], m.after["seed"], m.missing_after) for m in harmed] == [("zebracom", 1, ("frog",))]
     assert len(helped) == 4
     assert {m.missing_before for m in helped} == {("dog",), ("ball",)}
+
+
+def test_the_pictures_beside_the_markdown_are_the_cases(store, tmp_path):
+    assert main(["evaluate", "report", str(store.folder), "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text()
+    _, harmed, helped = moves(store, judge_notes(store)["drawn"], "plain")
+    for name, cases in (("harmed", harmed), ("helped", in_turn(helped, 8))):
+        assert f"![{name}]({name}.webp)" in text
+        with Image.open(tmp_path / f"{name}.webp") as opened:
+            image = np.asarray(opened.convert("RGB")).astype(int)
+        step = 2 * THUMB + 2 + 12
+        assert image.shape[:2] == (THUMB + 36, len(cases) * step - 12)
+        for place, moved in enumerate(cases):
+            for side, row in enumerate((moved.before, moved.after)):
+                with Image.open(store.folder / row["file"]) as drawn:
+                    wanted = np.asarray(drawn.convert("RGB"))[16, 16]
+                x = place * step + side * (THUMB + 2) + 16
+                assert np.abs(image[14 + 16, x] - wanted).max() < 12
+    # Where nothing is harmed any more, no old picture stays.
+    store.put_scores("drawn", {row["id"]: dict.fromkeys(row["entities"], 1.0) for row in store.images()})
+    assert main(["evaluate", "report", str(store.folder), "--out", str(tmp_path)]) == 0
+    assert list(tmp_path.glob("*.webp")) == []
+    assert ".webp" not in (tmp_path / "report.md").read_text()
 
 
 def test_shown_cases_take_turns_between_arms(store):
