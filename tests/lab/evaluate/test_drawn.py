@@ -1,12 +1,16 @@
 """The judge of drawn things as `evaluate judge` has it, on scenes whose content is known."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("torch")
+from lib_decouple.lab.evaluate import prompts
 from lib_decouple.lab.evaluate.judges import Missing, Options, named, threshold
 from lib_decouple.lab.evaluate.judges.base import EXTRA, MISCOLOURED, Item, verdicts
+from lib_decouple.lab.evaluate.judges.drawn import _asked
 from lib_decouple.lab.model import scenes
 
 
@@ -35,12 +39,41 @@ def test_entities_are_looked_for_by_noun_and_colour():
         {"": 1.0, EXTRA: 0.0, MISCOLOURED: 0.0, "red car": 1.0, "blue bow": 1.0},
         {"": 0.0, EXTRA: 0.0, MISCOLOURED: 2.0, "blue car": 1.0, "red bow": 1.0},
         {"": 0.0, EXTRA: 0.0, MISCOLOURED: 0.0, "red car": 1.0, "turtle": 0.0},
-        {"": 0.0, EXTRA: 1.0, MISCOLOURED: 0.0, "frog": 1.0, "crown": 1.0},
+        {"": 0.0, EXTRA: 1.0, "frog": 1.0, "crown": 1.0},
         {"": 1.0, EXTRA: 0.0, MISCOLOURED: 0.0, "red car": 1.0, "blue car": 1.0},
-        {"": 1.0, EXTRA: 0.0, MISCOLOURED: 0.0, "two cars": 1.0},
-        {"": 0.0, EXTRA: 0.0, MISCOLOURED: 0.0, "two cars": 0.0},
+        {"": 1.0, EXTRA: 0.0, "two cars": 1.0},
+        {"": 0.0, EXTRA: 0.0, "two cars": 0.0},
     ]
     assert threshold("drawn") == 0.5
+
+
+def test_a_colour_may_stand_in_the_prompt_alone():
+    """As in Attend-and-Excite's prompts, whose entities are the nouns."""
+    image = drawn(("car", "red"), ("bow", "blue"))
+    right, swapped, half, none = judge().score(
+        [
+            Item(image, "a red car and a blue bow", ("car", "bow")),
+            Item(image, "a blue car and a Red bow", ("car", "bow")),
+            Item(image, "a car and a purple bow", ("car", "bow")),
+            Item(image, "a car with a bow", ("car", "bow")),
+        ]
+    )
+    there = {"car": 1.0, "bow": 1.0, EXTRA: 0.0}
+    assert right == {**there, "": 1.0, MISCOLOURED: 0.0}
+    assert swapped == {**there, "": 0.0, MISCOLOURED: 2.0}
+    assert half == {**there, "": 0.0, MISCOLOURED: 1.0}
+    assert none == {**there, "": 1.0}
+
+
+def test_every_coloured_prompt_of_attend_and_excites_is_asked_for_its_colours():
+    data = json.loads((prompts.HERE / "attend-excite.json").read_text())
+    for name in ("animal-animal", "animal-object", "object-object"):
+        for prompt in prompts.built_in(name):
+            asked = [each for entity in prompt.entities for each in _asked(entity, prompt.text)]
+            assert [thing for thing, _ in asked] == list(prompt.entities)
+            colours = [word for word in prompt.text.split() if word in data["colours"]]
+            assert [colour for _, colour in asked if colour] == colours
+            assert colours or name != "object-object"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 EXTRA, MISCOLOURED = "+extra", "+miscoloured"
 """Keys under which a judge that can count says how many things a picture shows beyond those asked for, and how many of
-those asked for it shows in another colour."""
+those asked for it shows in another colour; the latter only where the prompt asks for one."""
 COUNTED = (EXTRA, MISCOLOURED)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from .words import described
 
 class Drawn:
     """1 for each entity that is there, in whatever colour, 0 for each that is not; the whole: each as often as named,
-    in the colour named, and nothing else."""
+    in the colour named, and nothing else. A colour is the entity's own or the one before it in the prompt."""
 
     kind = name = "drawn"
     threshold = 0.5
@@ -29,25 +30,31 @@ class Drawn:
         from ...model.judge import look, match, verdict  # torch, which who only reads a report has no need of
 
         scores: list[dict[str, float]] = []
-        for item in items:
-            asked = [(entity, each) for entity in item.entities for each in _asked(entity)]
-            (found,) = look(np.array(item.image.convert("RGB"))[None])
+        if len({item.image.size for item in items}) > 1:
+            return [self.score([item])[0] for item in items]
+        for item, found in zip(items, look(np.stack([np.array(item.image.convert("RGB")) for item in items]))):
+            asked = [(entity, each) for entity in item.entities for each in _asked(entity, item.prompt)]
             answers, _ = match(found, [each for _, each in asked])
             there = dict.fromkeys(item.entities, 1.0)
             there |= {entity: 0.0 for (entity, _), answer in zip(asked, answers) if answer is None}
             said = verdict(found, [each for _, each in asked])
-            whole = {"": float(said.right), EXTRA: float(len(said.extra)), MISCOLOURED: float(len(said.miscoloured))}
+            whole = {"": float(said.right), EXTRA: float(len(said.extra))}
+            if any(colour for _, (_, colour) in asked):
+                whole[MISCOLOURED] = float(len(said.miscoloured))
             scores.append({**whole, **there})
         return scores
 
 
-def _asked(entity: str) -> list[tuple[str, str | None]]:
-    """``"two red cars"`` -> a red car, twice."""
+def _asked(entity: str, prompt: str) -> list[tuple[str, str | None]]:
+    """``"two red cars"`` -> a red car, twice; ``"car"`` of "a red car and a bow" -> a red car."""
     words = described(entity)
     colours = [word for word in words.attributes if word in COLOURS]
     if other := [word for word in words.attributes if word not in COLOURS]:
         raise ValueError(f"entity: {other[0]!r} in {entity!r} is no colour that is drawn; one of {', '.join(COLOURS)}")
     if len(colours) > 1:
         raise ValueError(f"entity: {entity!r} names {len(colours)} colours; one thing has one here")
+    before = re.findall(rf"\b({'|'.join(COLOURS)})\s+{re.escape(entity)}\b", prompt, re.IGNORECASE)
+    if not colours and len(before) == 1:
+        colours = [before[0].lower()]
     nouns = [noun for noun in (words.noun, *singulars(words.noun)) if noun in THINGS]
     return [((nouns or [words.noun])[0], colours[0] if colours else None)] * words.number
