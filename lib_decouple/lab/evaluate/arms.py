@@ -1,4 +1,4 @@
-"""The arms of the studies: plain, each loss at settings found on ``--split tune``, and the rival's rule."""
+"""The embedded model's arms, one table for all commands: plain, each loss as "tune" found it, the rival's rule."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ ARMS: dict[int, dict[str, Settings]] = {
 }
 """Number of entities -> name -> settings, for the embedded model's 20 steps."""
 
-NAMES = tuple(ARMS[2])
+MAIN = tuple(ARMS[2])
+"""Those that ``study missing`` draws unless told otherwise."""
 
 for _count, _arms in ARMS.items():
     _arms["choose"] = Settings(enabled=True, gradient="none", look="choose").fixed()
@@ -54,6 +55,17 @@ for _count, _arms in ARMS.items():
 restart, unguided and guided; a late gradient; leaving images
 alone that are whole by presence, and guiding none before that can be told (from step 9 of 20 on); and the losses of
 :mod:`trials` at another loss's settings."""
+
+
+NAMES = tuple(ARMS[2])
+
+
+def tuned(name: str, entities: int) -> Settings:
+    """An arm's settings for so many entities; those of more than three are three's. Raises ValueError by name."""
+    own = ARMS[min(entities, max(ARMS))]
+    if name not in own:
+        raise ValueError(f"{name!r} is not one of {', '.join(own)}, the arms of {entities} entities")
+    return own[name]
 
 
 def embedded(loss: str | None, entities: int) -> Settings:

@@ -252,7 +252,7 @@ def draw_all(
         try:
             import ray
         except ImportError:
-            raise ValueError("backend: several endpoints or workers need Ray; pip install ray") from None
+            raise ValueError("backend: several endpoints need Ray; pip install ray") from None
         if ray.is_initialized():
             raise ValueError("ray: runs in this process already; the run needs its own")
         try:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from ... import presets
 from ...core.losses import WeightedLoss
 from ...settings import Settings
 from . import prompts
-from .arms import ARMS
+from .arms import NAMES, tuned
 from .prompts import Prompt
-from .prompts.splits import CFG, STEPS
+from .prompts.splits import CFG, SPLITS, STEPS
 from .trials import TRIALS
 
 if sys.version_info >= (3, 11):
@@ -26,8 +27,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TUNED = tuple(name for name in ARMS[2] if name not in TRIALS)
-"""Arms of the studies that settings alone make; a trial's loss is none of the settings."""
 KINDS = ("embedded", "diffusers", "webui")
 MOST_SEEDS = 10_000
 
@@ -38,12 +37,19 @@ def _key(default: Any, help: str, low: float | None = None, high: float | None =
 
 @dataclass(frozen=True)
 class PromptsPart:
-    """``[[prompts]]``, as often as wanted: each a set that comes with the program, or a file."""
+    """``[[prompts]]``, as often as wanted: each a set that comes with the program, a file, or a split."""
 
     set: str = _key("", f"one of {', '.join(prompts.SETS)}")
     file: str = _key("", "a *.txt, *.csv or *.jsonl file, from the plan's folder; instead of a set")
-    limit: int = _key(0, "so many of them, by a fixed lot; 0: all", 0, 1_000_000)
+    split: str = _key(
+        "", f"{', '.join(SPLITS)}: the embedded model's own pictures, each with a seed of its own; instead of a set"
+    )
+    entities: int = _key(2, "split: named entities of each", 1, 4)
+    limit: int = _key(0, "so many of them, by a fixed lot; 0: all. split: so many pictures", 0, 1_000_000)
     seeds: int = _key(0, "seeds for each of these prompts; 0: the plan's", 0, MOST_SEEDS)
+    first_seed: int = _key(
+        -1, "split: the first picture's seed, the next one's is one more; -1: its own", -1, 2**32 - 1
+    )
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class ArmPart:
     name: str = _key("", "in the report; the loss's, preset's or tuned arm's when left out")
     loss: str = _key("", "a loss or a sum of losses; all else the extension's defaults")
     preset: str = _key("", f"one of {', '.join(one.name for one in presets.BUILT_IN)}, or of preset_folder")
-    tuned: str = _key("", f"the embedded model's settings, by number of entities: {', '.join(TUNED)}")
+    tuned: str = _key("", f"the embedded model's settings, by number of entities: {', '.join(NAMES)}")
     settings: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "table of any of the extension's settings, over the former"}
     )
@@ -83,9 +89,7 @@ class BackendPart:
     device: str = _key("cpu", "diffusers, embedded: cpu, cuda, mps ...")
     half: bool = _key(False, "diffusers: fp16 weights")
     batch: int = _key(8, "diffusers, embedded: images at once", 1, 256)
-    workers: int = _key(
-        1, "diffusers, embedded: processes, each with the model in memory; more than 1 needs Ray", 1, 64
-    )
+    workers: int = _key(1, "diffusers, embedded: processes, each with the model in memory", 1, 64)
     urls: tuple[str, ...] = _key((), "webui: addresses; more than one needs Ray")
     endpoints: str = _key("", "webui: a file of addresses, one a line, read again while it runs; needs Ray")
     sha256: str = _key("", "webui: the checkpoint's SHA-256 or its first digits; an endpoint of another is refused")
@@ -119,6 +123,8 @@ class Job:
     settings: Settings
     """Without entities: those are the prompt's."""
     seed: int
+    way: str = ""
+    """What settings alone do not say of how it is drawn: a loss of :data:`TRIALS`, or a name that a backend knows."""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -131,6 +137,7 @@ class Job:
         what = [
             self.prompt.text, self.prompt.entities, self.seed, how, asdict(sampling),
             "webui" if backend.kind == "webui" else ["diffusers", backend.half, backend.prediction], checkpoint,
+            *([self.way] if self.way else []),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -187,7 +194,11 @@ def _arm(given: Any, where: str) -> ArmPart:
     sources = [name for name in ("loss", "preset", "tuned") if getattr(part, name)]
     if len(sources) > 1:
         raise ValueError(f"{where}: {' and '.join(sources)} exclude each other")
-    for name in ("enabled", "entities", "hires"):
+    if part.settings.get("enabled", True) is not True:
+        raise ValueError(
+            f"{where}.settings.enabled: is not allowed but as true; the arm plain is drawn without guidance"
+        )
+    for name in ("entities", "hires"):
         if name in part.settings:
             raise ValueError(f"{where}.settings.{name}: is not allowed; an arm's entities are each prompt's own")
     if part.name == "plain" and (sources or part.settings):
@@ -201,8 +212,8 @@ def _arm(given: Any, where: str) -> ArmPart:
         raise ValueError(f"{where}: name: {name!r} is not allowed; the rating page needs the word")
     if part.loss:
         _named(where, "loss", lambda: WeightedLoss.parse(part.loss))
-    if part.tuned and part.tuned not in TUNED:
-        raise ValueError(f"{where}.tuned: {part.tuned!r} is not one of {', '.join(TUNED)}")
+    if part.tuned and part.tuned not in NAMES:
+        raise ValueError(f"{where}.tuned: {part.tuned!r} is not one of {', '.join(NAMES)}")
     return ArmPart(name, part.loss, part.preset, part.tuned, part.settings)
 
 
@@ -222,8 +233,7 @@ def _check(plan: Plan) -> None:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"arms: {twice!r} stands twice; give one of them a name")
     for k, part in enumerate(plan.prompts, start=1):
-        if bool(part.set) == bool(part.file):
-            raise ValueError(f"prompts[{k}]: either set or file is needed")
+        _check_prompts(part, f"prompts[{k}]")
     backend = plan.backend
     own = {
         "checkpoint": ("diffusers",), "prediction": ("diffusers",), "half": ("diffusers",), "urls": ("webui",),
@@ -248,8 +258,24 @@ def _check(plan: Plan) -> None:
         raise ValueError(
             f"sampling.sampler: {plan.sampling.sampler!r} is not allowed; a local file has DDIM, a folder its own"
         )
+    trial = next((arm for arm in plan.arms if arm.tuned in TRIALS), None)
+    if trial and backend.kind == "webui":
+        raise ValueError(f"arm {trial.name!r}.tuned: {trial.tuned!r} is not drawn by a WebUI: its loss is no setting")
     if plan.maps and backend.kind == "webui":
         raise ValueError("maps: true is not allowed; a WebUI does not hand them out")
+
+
+def _check_prompts(part: PromptsPart, where: str) -> None:
+    if sum(map(bool, (part.set, part.file, part.split))) != 1:
+        raise ValueError(f"{where}: one of set, file and split is needed")
+    if not part.split:
+        for item in fields(PromptsPart):
+            if item.name in ("entities", "first_seed") and getattr(part, item.name) != item.default:
+                raise ValueError(f"{where}.{item.name}: is of a split only")
+    elif part.seeds:
+        raise ValueError(f"{where}.seeds: {part.seeds} is not allowed; each picture of a split has a seed of its own")
+    elif not part.limit:
+        raise ValueError(f"{where}.limit: is needed with split: how many pictures")
 
 
 def checked_url(url: str) -> str:
@@ -320,12 +346,10 @@ def settings_of(arm: ArmPart, count: int, folder: Path | None = None) -> Setting
         return Settings.from_dict({**found.as_dict(), "entities": []})
     base: dict[str, Any] = {}
     if arm.tuned:
-        if arm.tuned not in ARMS.get(count, {}):
-            raise ValueError(f"{where}.tuned: {arm.tuned!r} has no settings for {count} entities; for 2 and 3")
-        base = ARMS[count][arm.tuned].as_dict()
+        base = _named(where, "tuned", lambda: tuned(arm.tuned, count)).as_dict()
     elif arm.loss:
         base = {"loss": arm.loss}
-    given = {**base, "enabled": arm.tuned != "plain", **arm.settings}
+    given = {**base, "enabled": arm.tuned != "plain" or bool(arm.settings), **arm.settings}
     found = _named(where, "settings", lambda: Settings.from_dict(given))
     return Settings.from_dict({**found.as_dict(), "entities": []})
 
@@ -334,24 +358,40 @@ def jobs(plan: Plan, folder: Path) -> list[Job]:
     """Every image, those of one prompt and seed together; first all prompts with their first seeds, so that a run
     that is stopped early has seen every prompt. Raises ValueError by name."""
     own = folder / plan.preset_folder if plan.preset_folder else None
-    wanted: list[tuple[int, Prompt, dict[str, Settings]]] = []
+    wanted: list[tuple[int, Prompt, int, dict[str, Settings]]] = []
     seen: dict[str, str] = {}
     for k, part in enumerate(plan.prompts, start=1):
         where = f"prompts[{k}]"
-        listed = prompts.from_file(folder / part.file) if part.file else None
-        listed = listed or _named(where, "set", lambda part=part: prompts.built_in(part.set))
-        chosen = _named(where, "limit", lambda part=part, listed=listed: prompts.drawn_from(listed, part.limit))
-        settings = {n: {a.name: settings_of(a, n, own) for a in plan.arms} for n in {len(p.entities) for p in chosen}}
-        for prompt in chosen:
+        pictures = _pictures(plan, part, folder, where)
+        counts = {len(prompt.entities) for _, prompt, _ in pictures}
+        settings = {n: {arm.name: settings_of(arm, n, own) for arm in plan.arms} for n in counts}
+        for prompt in dict.fromkeys(prompt for _, prompt, _ in pictures):
             if prompt.id in seen:
                 raise ValueError(f"{where}: {prompt.text!r} stands in {seen[prompt.id]} already; each prompt once")
             seen[prompt.id] = prompt.origin
-            wanted += [(n, prompt, settings[len(prompt.entities)]) for n in range(part.seeds or plan.seeds)]
+        wanted += [(number, prompt, seed, settings[len(prompt.entities)]) for number, prompt, seed in pictures]
+    ways = {arm.name: arm.tuned for arm in plan.arms if arm.tuned in TRIALS}
     return [
-        Job(prompt, arm, how, seed_of(plan, prompt, number))
-        for number, prompt, arms in sorted(wanted, key=lambda one: one[0])
+        Job(prompt, arm, how, seed, ways.get(arm, ""))
+        for _, prompt, seed, arms in sorted(wanted, key=lambda one: one[0])
         for arm, how in arms.items()
     ]
+
+
+def _pictures(plan: Plan, part: PromptsPart, folder: Path, where: str) -> list[tuple[int, Prompt, int]]:
+    """What one table asks for: place in the plan's order, prompt and seed. Raises ValueError by name."""
+    if part.split:
+        first = None if part.first_seed < 0 else part.first_seed
+        found = _named(where, "split", lambda: prompts.of_split(part.split, part.entities, part.limit, first))
+        return [(number, *one) for number, one in enumerate(found)]
+    listed = prompts.from_file(folder / part.file) if part.file else None
+    listed = listed or _named(where, "set", lambda: prompts.built_in(part.set))
+    chosen = _named(where, "limit", lambda: prompts.drawn_from(listed, part.limit))
+    times = Counter(prompt.id for prompt in chosen)
+    if again := next((prompt for prompt in chosen if times[prompt.id] > 1), None):
+        raise ValueError(f"{where}: {again.text!r} stands in {again.origin} {times[again.id]} times; each prompt once")
+    numbers = range(part.seeds or plan.seeds)
+    return [(number, prompt, seed_of(plan, prompt, number)) for prompt in chosen for number in numbers]
 
 
 def seed_of(plan: Plan, prompt: Prompt, number: int) -> int:

@@ -24,7 +24,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...settings import Settings
+from . import pool
 from .backends import About, Backend, Drawn, Unreachable
+from .backends.base import wrong_checkpoint
 from .files import PART, write_durably
 from .fleet import AUTH_VARIABLE, BackendOpener, NoEndpoint, Outcome, draw_all
 from .plan import Job, Plan, read
@@ -78,7 +80,29 @@ class Work:
 def run(arguments: argparse.Namespace) -> int:
     """Draw what is not drawn yet; 1 when some could not be."""
     plan, jobs = read(arguments.plan)
-    opener, folder = opener_of(plan, arguments), arguments.out or Path("out/evaluate") / arguments.plan.stem
+    words = ["python", "-m", "lib_decouple", "evaluate", "run", str(arguments.plan)]
+    words += ["--out", str(arguments.out)] if arguments.out else []
+    told = Told(arguments.plan.read_text(encoding="utf-8"), shlex.join(words), arguments.redo)
+    folder = arguments.out or Path("out/evaluate") / arguments.plan.stem
+    return carry_out(plan, jobs, opener_of(plan, arguments), folder, told, arguments.dry_run)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a run is told besides its plan."""
+
+    text: str
+    """The plan's."""
+    command: str
+    """That the report names."""
+    redo: bool = False
+    """Draw again what the plan has changed."""
+
+
+def carry_out(
+    plan: Plan, jobs: Sequence[Job], opener: BackendOpener, folder: Path, told: Told, dry_run: bool = False
+) -> int:
+    """Draw what is not drawn yet into ``folder``; 1 when some could not be. Raises ValueError when it can't go on."""
     names, first, about = survey(opener)
     opener = replace(opener, expected=about.checkpoint)
     folder.mkdir(parents=True, exist_ok=True)  # else a name with a dot is taken for the SQLite file's
@@ -89,19 +113,19 @@ def run(arguments: argparse.Namespace) -> int:
         work = compare(store, jobs, plan, about)
         check_prompts(first, jobs)
         left = work.left(jobs)
-        print(told(plan, jobs, work, len(names)), flush=True)
+        print(in_words(plan, jobs, work, len(names)), flush=True)
         if left:
             print(f"About {duration(estimate(store, left, plan, first) / max(1, len(names)))}.", flush=True)
-        if arguments.dry_run:
+        if dry_run:
             return 0
-        if work.redone and not arguments.redo:
+        if work.redone and not told.redo:
             raise ValueError(
                 f"plan: {len(work.redone)} images of {folder} were drawn otherwise and would be replaced, with their "
                 "scores; --redo does it, another --out keeps both"
             )
         store.set_status(work.back, "done")
         store.set_status([*work.aside, *work.stale], "aside")
-        write_notes(store, plan, arguments, about)
+        write_notes(store, plan, told, about)
         missing = draw(
             store, plan, opener, left, about, None if opener.part.endpoints or len(opener.names()) > 1 else first
         )
@@ -201,7 +225,7 @@ def check_prompts(backend: Backend, jobs: Sequence[Job]) -> None:
             raise ValueError(f"prompt {prompt.text!r} of {prompt.origin}: {error}") from None
 
 
-def told(plan: Plan, jobs: Sequence[Job], work: Work, endpoints: int) -> str:
+def in_words(plan: Plan, jobs: Sequence[Job], work: Work, endpoints: int) -> str:
     """The run in words, before anything is drawn."""
     prompts = dict.fromkeys(job.prompt for job in jobs)
     lines = [f"{len(jobs)} images: {len(prompts)} prompts, {len(plan.arms)} arms; {endpoints} drawing."]
@@ -209,7 +233,7 @@ def told(plan: Plan, jobs: Sequence[Job], work: Work, endpoints: int) -> str:
         own = [job for job in jobs if len(job.prompt.entities) == count and job.arm == plan.arms[0].name]
         number = len({job.prompt for job in own})
         if len(plan.arms) > 1 and len(own) > 1:
-            can = detectable(number, max(1, len(own) // number), len(plan.arms) - 1, plan.expected_missing)
+            can = detectable(number, len(own) / number, len(plan.arms) - 1, plan.expected_missing)
             lines.append(f"{count} entit{'y' if count == 1 else 'ies'}: {can.rstrip('.')}.")
     for jobs_of, what in (
         (work.reused, "are drawn and reused"), (work.fresh, "are to be drawn"),
@@ -284,14 +308,8 @@ def alone(backend: Backend, opener: BackendOpener, groups: Sequence[Sequence[Job
         except ValueError as error:
             yield Outcome(group, problem=str(error))
             continue
-        wrong = next(
-            (d.about for d in found if opener.expected and d.about.checkpoint not in ("", opener.expected)), None
-        )
-        if wrong:
-            raise ValueError(
-                f"checkpoint: {name or 'the backend'} has {wrong.name} [{wrong.checkpoint}] now, the run has "
-                f"[{opener.expected}]. That image was not kept; what is drawn is"
-            )
+        if problem := wrong_checkpoint(found, opener.expected, name or "the backend"):
+            raise ValueError(problem)
         yield Outcome(group, name, found)
 
 
@@ -303,7 +321,12 @@ def draw(
     failed: list[str] = []
     aside = 0
     with tqdm(total=len(left), unit="image", disable=not left, smoothing=0.05) as bar:
-        found = alone(single, opener, groups) if single else draw_all(opener, groups, bar.write)
+        if single:
+            found = alone(single, opener, groups)
+        elif opener.part.kind != "webui":
+            found = pool.draw_all(opener, groups)
+        else:
+            found = draw_all(opener, groups, bar.write)
         try:
             # Closed at once when it can't go on, so that Ray ends, too.
             with closing(found) as outcomes:
@@ -363,13 +386,11 @@ def _keep(store: Store, job: Job, drawn: Drawn, plan: Plan, recipe: str, endpoin
             old.unlink(missing_ok=True)
 
 
-def write_notes(store: Store, plan: Plan, arguments: argparse.Namespace, about: About) -> None:
+def write_notes(store: Store, plan: Plan, told: Told, about: About) -> None:
     """What the report tells of the run; without any password."""
-    store.put_plan(arguments.plan.read_text(encoding="utf-8"))
+    store.put_plan(told.text)
     store.put_note("plan", {**asdict(plan), "steps": plan.sampling.steps, "cfg": plan.sampling.cfg})
-    words = ["python", "-m", "lib_decouple", "evaluate", "run", str(arguments.plan)]
-    words += ["--out", str(arguments.out)] if arguments.out else []
-    store.put_note("commands", [shlex.join(words)])
+    store.put_note("commands", [told.command])
     store.put_note(
         "environment",
         {"host": about.host, "version": about.version, "checkpoint": f"{about.name} [{about.checkpoint}]",

@@ -239,7 +239,7 @@ def power(n: int, before: float, after: float, alpha: float = 0.05) -> float:
 
 
 def smallest_effect(
-    n: int, before: float = 0.3, arms: int = 1, wanted: float = 0.8, per_prompt: int = 1, likeness: float = 0.0
+    n: int, before: float = 0.3, arms: int = 1, wanted: float = 0.8, per_prompt: float = 1, likeness: float = 0.0
 ) -> float | None:
     """The smallest fall of a missing rate of ``before`` that ``n`` pairs can show with power ``wanted``.
 
@@ -263,9 +263,10 @@ def smallest_effect(
     return float(optimize.brentq(lacking, 1e-9, before))
 
 
-def detectable(prompts: int, per_prompt: int, arms: int, before: float = 0.3, wanted: float = 0.8) -> str:
+def detectable(prompts: int, per_prompt: float, arms: int, before: float = 0.3, wanted: float = 0.8) -> str:
     """What a plan can show, in words, before anything is drawn: ``arms`` (other than plain) on ``prompts`` x seeds.
 
+    ``per_prompt``: their mean, where they differ.
     Image by image only: what p over prompts takes depends on how unlike the prompts are, which nobody knows before.
     Raises ValueError by name.
     """
@@ -273,11 +274,11 @@ def detectable(prompts: int, per_prompt: int, arms: int, before: float = 0.3, wa
     def told(effect: float | None) -> str:
         return "not even a fall to none" if effect is None else f"a fall of {100 * effect:.1f} points or more"
 
-    n = prompts * per_prompt
+    n = round(prompts * per_prompt)
     apart = smallest_effect(n, before, arms, wanted, per_prompt)
     alike = smallest_effect(n, before, arms, wanted, per_prompt, likeness=1.0)
     text = (
-        f"{n} pairs for each of {arms} arm{'s' if arms > 1 else ''} ({prompts} prompts, {per_prompt} seeds each): "
+        f"{n} pairs for each of {arms} arm{'s' if arms > 1 else ''} ({prompts} prompts, {per_prompt:.3g} seeds each): "
         f"where plain misses something in {100 * before:.0f} % of the images, {told(apart)} shows with a chance of "
         f"{100 * wanted:.0f} % image by image (exact McNemar, p below 0.05 by Holm's strictest step"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...hosts.checkpoints import open_pipeline
-from ...hosts.diffusers import generate
 from ...settings import Settings
 from ..evaluate.arms import ARMS
 from ..evaluate.files import write_whole
-from ..evaluate.prompts.splits import CFG, STEPS, Case, cases
-from ..model.scenes import joined
+from ..evaluate.plan import Job
+from ..evaluate.prompts import of_split
+from .sample import embedded
 
 
 def add_parser(commands: Any) -> None:
@@ -37,26 +36,23 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _draw(pipe: Any, group: list[Case], settings: Settings) -> tuple[list[np.ndarray], float]:
+def _draw(backend: Any, jobs: Sequence[Job], settings: Settings) -> tuple[list[np.ndarray], float]:
     started = time.process_time()
-    picture = generate(
-        pipe, [joined(case.entities) for case in group], [case.entities for case in group], settings,
-        seeds=[case.seed for case in group], steps=STEPS, guidance_scale=CFG,
-    )  # fmt: skip
+    picture = backend.picture([replace(job, settings=settings) for job in jobs])
     if picture.stood_aside:
         raise RuntimeError(f"guidance stood aside {picture.stood_aside}")
     return [np.asarray(image).astype(int) for image in picture.images], time.process_time() - started
 
 
-def compare(pipe: Any, name: str, group: list[Case]) -> dict[str, Any]:
+def compare(backend: Any, name: str, jobs: Sequence[Job]) -> dict[str, Any]:
     """Largest difference of 255 from the same seeds alone, of each image, and seconds of the process."""
     settings = ARMS[2][name]
-    alone = [_draw(pipe, [case], settings) for case in group]
+    alone = [_draw(backend, [job], settings) for job in jobs]
     row: dict[str, Any] = {"arm": name, "alone_seconds": sum(seconds for _, seconds in alone)}
     ways = {"batch": settings, "one_at_a_time": replace(settings, one_at_a_time=True)}
     for way, own in ways.items():
         if way == "batch" or settings.enabled:
-            drawn, seconds = _draw(pipe, group, own)
+            drawn, seconds = _draw(backend, jobs, own)
             row[way] = [int(abs(a - b[0]).max()) for a, (b, _) in zip(drawn, alone)]
             row[f"{way}_seconds"] = seconds
     return row
@@ -125,12 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"arms: {name!r} is not one of {', '.join(ARMS[2])}")
     if arguments.n < 2:
         raise ValueError(f"n: {arguments.n} is not allowed; 2 or more")
-    pipe = open_pipeline()
-    with suppress(AttributeError):
-        pipe.set_progress_bar_config(disable=True)
-    group = list(cases("report", 2, arguments.n))
-    rows = [compare(pipe, name, group) for name in names]
-    first = first_difference(pipe.unet, arguments.n)
+    backend: Any = embedded().open("")
+    jobs = [Job(prompt, "", Settings(), seed) for prompt, seed in of_split("report", 2, arguments.n)]
+    rows = [compare(backend, name, jobs) for name in names]
+    first = first_difference(backend.pipe.unet, arguments.n)
     text = f"# A batch's member and the same seed alone\n\n{table(rows, first)}"
     report = {"torch": torch.__version__, "threads": torch.get_num_threads(), "n": arguments.n, "rows": rows}
     write_whole(arguments.out / "batch.json", json.dumps({**report, "first": first}, indent=1))

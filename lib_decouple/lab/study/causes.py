@@ -20,11 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...core import losses
-from ...settings import Settings
 from ..evaluate.files import write_whole
-from ..evaluate.prompts.splits import SPLITS, cases
+from ..evaluate.prompts.splits import SPLITS
 from ..evaluate.statistics import area
-from .sample import Task, chunks, draw, draw_all
+from .sample import Task, draw, draw_all, tasks_of
 
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "intensity of the weakest (peak)": lambda m: losses.intensity(m, "max").amin(1),
@@ -50,15 +49,15 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def measured(pipe: Any, task: Task) -> list[dict[str, Any]]:
+def measured(backend: Any, task: Task) -> list[dict[str, Any]]:
     """Measures of each of a task's images, and whether something is missing."""
-    verdicts, picture = draw(pipe, task)
+    lost, picture = draw(backend, task)
     found = []
-    for case, verdict, trace in zip(task.cases, verdicts, picture.traces):
-        maps = [record.maps for record in trace.steps[: task.steps // 2] if record.maps is not None]
+    for job, missing, trace in zip(task.jobs, lost, picture.traces):
+        maps = [record.maps for record in trace.steps[: len(trace.steps) // 2] if record.maps is not None]
         stacked = torch.stack(maps)
         values = {name: float(measure(stacked).mean()) for name, measure in MEASURES.items()}
-        found.append({"seed": case.seed, "missing": bool(verdict.missing), **values})
+        found.append({"seed": job.seed, "missing": bool(missing), **values})
     return found
 
 
@@ -66,12 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw, correlate, write causes.json, causes.md and causes.png."""
     counts = [int(part) for part in arguments.counts.split(",")]
     tasks = [
-        Task(count, group, Settings(), observe=True, keep_maps=True)
+        task
         for count in counts
-        for group in chunks(cases(arguments.split, count, arguments.n), 25)
+        for task in tasks_of(count, arguments.split, count, arguments.n, observe=True, keep_maps=True)
     ]
     images: dict[int, list[dict[str, Any]]] = {count: [] for count in counts}
-    with tqdm(total=sum(len(task.cases) for task in tasks), unit="image") as bar:
+    with tqdm(total=sum(len(task.jobs) for task in tasks), unit="image") as bar:
         for task, found in draw_all(measured, tasks, arguments.jobs):
             images[task.key] += found
             bar.update(len(found))

@@ -26,11 +26,11 @@ from ...profiles import closed
 from ...prompt.relations import choose
 from ...settings import Settings, specs
 from ..evaluate.arms import embedded
+from ..evaluate.backends.embedded import shipped_curve
 from ..evaluate.files import whole_folder
 from ..evaluate.prompts.splits import CFG, STEPS
 from ..model.judge import judged
 from ..model.scenes import thing_and_colour
-from .sample import shipped_curve
 
 COLOURS = ("#e4572e", "#2e86ab", "#f0b400", "#6a4c93", "#3a9d5d", "#c2185b", "#7a5c3e", "#4a4a4a")
 

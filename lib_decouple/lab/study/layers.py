@@ -16,14 +16,12 @@ from scipy.stats import mannwhitneyu
 from tqdm import tqdm
 
 from ...core.maps import CrossAttentionLayer
-from ...hosts.checkpoints import open_pipeline
-from ...hosts.diffusers import cross_attention_layers, generate
-from ...settings import Settings
+from ...hosts.diffusers import cross_attention_layers
 from ..evaluate.files import write_whole
-from ..evaluate.prompts.splits import CFG, SPLITS, STEPS, cases
+from ..evaluate.prompts.splits import SPLITS, STEPS
 from ..model.judge import Found, look
-from ..model.scenes import SCENE, SIZES, joined
-from .sample import chunks
+from ..model.scenes import SCENE, SIZES
+from .sample import embedded, tasks_of
 
 RADIUS = sum(SIZES[2]) / 4
 """Half of the mean side of one of two things, pixels."""
@@ -48,33 +46,22 @@ def inside(thing: Found, rows: int, columns: int) -> np.ndarray:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw once for each layer, write layers.json and layers.md."""
-    pipe = open_pipeline()
+    backend: Any = embedded().open("")
     rows = []
-    for layer in tqdm(cross_attention_layers(pipe.unet), unit="layer"):
+    for layer in tqdm(cross_attention_layers(backend.pipe.unet), unit="layer"):
         areas: dict[int, list[float]] = {step: [] for step in range(STEPS)}
 
         def only(_: list[CrossAttentionLayer], chosen: CrossAttentionLayer = layer) -> list[CrossAttentionLayer]:
             return [chosen]
 
-        for group in chunks(cases(arguments.split, 2, arguments.n), 25):
-            picture = generate(
-                pipe,
-                [joined(case.entities) for case in group],
-                [case.entities for case in group],
-                Settings(),
-                seeds=[case.seed for case in group],
-                steps=STEPS,
-                guidance_scale=CFG,
-                observe=True,
-                keep_maps=True,
-                layers=only,
-            )
+        for task in tasks_of(None, arguments.split, 2, arguments.n, observe=True, keep_maps=True, layers=only):
+            picture = backend.picture(task.jobs, **task.more)
             seen = look(np.stack([np.asarray(image) for image in picture.images]))
-            for case, things, trace in zip(group, seen, picture.traces):
+            for job, things, trace in zip(task.jobs, seen, picture.traces):
                 found = {thing.thing: thing for thing in things}
                 for record in trace.steps:
                     assert record.maps is not None
-                    for entity, own in zip(case.entities, record.maps.numpy()):
+                    for entity, own in zip(job.prompt.entities, record.maps.numpy()):
                         if entity in found and (place := inside(found[entity], *own.shape)).any():
                             above = mannwhitneyu(own[place], own[~place]).statistic
                             areas[record.step].append(float(above / (place.sum() * (~place).sum())))

@@ -28,9 +28,9 @@ from ...hosts.checkpoints import CHECKPOINT
 from ...settings import Settings
 from ..evaluate.curve import learn, reliability, reliability_as_markdown
 from ..evaluate.files import write_whole
-from ..evaluate.prompts.splits import SPLITS, cases
+from ..evaluate.prompts.splits import SPLITS
 from ..evaluate.statistics import area
-from .sample import Task, chunks, draw, draw_all
+from .sample import Task, draw, draw_all, tasks_of
 
 Score = Callable[[Tensor], Tensor]
 """Non-negative maps ``[entities, h, w]``, at most 1 -> ``[entities]`` in [0, 1]."""
@@ -149,15 +149,15 @@ def noise_levels(pipe: Any) -> list[float]:
     return [round(float(level), 3) for level in ((1 - kept) / kept).sqrt()]
 
 
-def scored(pipe: Any, task: Task) -> list[dict[str, Any]]:
+def scored(backend: Any, task: Task) -> list[dict[str, Any]]:
     """Each image's scores ``[score][step][entity]``, the noise levels, and which entities are missing."""
-    verdicts, picture = draw(pipe, task)
+    lost, picture = draw(backend, task)
     found = []
-    for case, verdict, trace in zip(task.cases, verdicts, picture.traces):
+    for job, gone, trace in zip(task.jobs, lost, picture.traces):
         maps = [record.maps for record in trace.steps if record.maps is not None]
         scores = {name: [score(one).tolist() for one in maps] for name, score in SCORES.items()}
-        missing = [entity in verdict.missing for entity in case.entities]
-        found.append({"seed": case.seed, "sigmas": noise_levels(pipe), "missing": missing, "scores": scores})
+        missing = [entity in gone for entity in job.prompt.entities]
+        found.append({"seed": job.seed, "sigmas": noise_levels(backend.pipe), "missing": missing, "scores": scores})
     return found
 
 
@@ -165,15 +165,15 @@ DRAFTED = Settings(enabled=True, gradient="none", look="choose", drafts=2).fixed
 """What a draft's scores are learned from: unguided, the better of two seeds, so that low scores are there too."""
 
 
-def drafted(pipe: Any, task: Task) -> list[dict[str, Any]]:
+def drafted(backend: Any, task: Task) -> list[dict[str, Any]]:
     """Of each image the scores ``[entity]`` of the draft that it was drawn from, and which entities are missing."""
-    verdicts, picture = draw(pipe, task)
+    lost, picture = draw(backend, task)
     return [
         {
-            "missing": [entity in verdict.missing for entity in case.entities],
-            "draft": [choice.scores[choice.drawn][entity] for entity in case.entities],
+            "missing": [entity in gone for entity in job.prompt.entities],
+            "draft": [choice.scores[choice.drawn][entity] for entity in job.prompt.entities],
         }
-        for case, verdict, choice in zip(task.cases, verdicts, picture.choices)
+        for job, gone, choice in zip(task.jobs, lost, picture.choices)
         if choice
     ]
 
@@ -186,14 +186,22 @@ def run(arguments: argparse.Namespace) -> int:
         if name not in READINGS:
             raise ValueError(f"readings: {name!r} is not one of {'; '.join(READINGS)}")
     tasks = [
-        Task((count, name), group, replace(Settings(), **READINGS[name]), arguments.steps, observe=True, keep_maps=True)
+        task
         for count in counts
         for name in readings
-        for group in chunks(cases(arguments.split, count, arguments.n), 25)
+        for task in tasks_of(
+            (count, name),
+            arguments.split,
+            count,
+            arguments.n,
+            replace(Settings(), **READINGS[name]),
+            observe=True,
+            keep_maps=True,
+        )
     ]
     images: dict[tuple[int, str], list[dict[str, Any]]] = {task.key: [] for task in tasks}
-    with tqdm(total=sum(len(task.cases) for task in tasks), unit="image") as bar:
-        for task, found in draw_all(scored, tasks, arguments.jobs):
+    with tqdm(total=sum(len(task.jobs) for task in tasks), unit="image") as bar:
+        for task, found in draw_all(scored, tasks, arguments.jobs, arguments.steps):
             images[task.key] += found
             bar.update(len(found))
     rows = [row for (count, name), own in images.items() for row in areas(count, name, own)]
@@ -206,11 +214,11 @@ def run(arguments: argparse.Namespace) -> int:
         text += "\n" + reliability_as_markdown(report["reliability"])
     elif raw:
         tasks = [
-            Task((count, "drafts"), group, DRAFTED, arguments.steps)
+            task
             for count in counts
-            for group in chunks(cases(arguments.split, count, arguments.n), 25)
+            for task in tasks_of((count, "drafts"), arguments.split, count, arguments.n, DRAFTED)
         ]
-        drafts = [image for _, found in draw_all(drafted, tasks, arguments.jobs) for image in found]
+        drafts = [image for _, found in draw_all(drafted, tasks, arguments.jobs, arguments.steps) for image in found]
         learned = learn([image for own in raw.values() for image in own], drafts)
         written = json.dumps(curves.as_dict(learned, hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()), indent=1)
         write_whole(arguments.out / "curve.json", written)

@@ -206,7 +206,7 @@ def test_without_ray_several_endpoints_say_what_to_install(start, tmp_path, caps
     (tmp_path / "plan.toml").write_text(text)
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     assert main(["evaluate", "run", str(tmp_path / "plan.toml"), "--out", str(tmp_path / "run")]) == 2
-    assert "several endpoints or workers need Ray; pip install ray" in capsys.readouterr().err
+    assert "several endpoints need Ray; pip install ray" in capsys.readouterr().err
 
 
 def test_ray_s_objects_hold_no_password(monkeypatch):

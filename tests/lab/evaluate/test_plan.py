@@ -11,6 +11,8 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 from lib_decouple.lab.evaluate import plan as plans
 from lib_decouple.lab.evaluate import prompts
 from lib_decouple.lab.evaluate.arms import ARMS
+from lib_decouple.lab.evaluate.prompts.splits import cases
+from lib_decouple.lab.model.sprites import THINGS
 from lib_decouple.settings import Settings
 
 
@@ -21,6 +23,27 @@ def written(tmp_path, text):
 
 
 SMALL = 'arms = ["plain", "com"]\n[[prompts]]\nset = "embedded-2"\nlimit = 2\n'
+
+
+SPLIT = 'arms = ["plain", {tuned = "com"}]\n[[prompts]]\nsplit = "tune"\nlimit = 4\n'
+
+
+def test_a_split_gives_each_picture_a_seed_of_its_own(tmp_path):
+    _, jobs = plans.read(written(tmp_path, SPLIT + '[[prompts]]\nsplit = "report"\nentities = 3\nlimit = 30\n'))
+    plain = [job for job in jobs if job.arm == "plain"]
+    for split, count, size in (("tune", 2, 4), ("report", 3, 30)):
+        own = [(job.prompt.entities, job.seed) for job in plain if job.prompt.origin == f"{split}-{count}"]
+        assert own == [(case.entities, case.seed) for case in cases(split, count, size)]
+    assert [(job.prompt, job.seed) for job in jobs if job.arm == "com"] == [(job.prompt, job.seed) for job in plain]
+    # A run that is stopped early has some of each.
+    assert {len(job.prompt.entities) for job in jobs[:8]} == {2, 3}
+    _, jobs = plans.read(written(tmp_path, SPLIT + "first_seed = 7\n"))
+    assert sorted({job.seed for job in jobs}) == [7, 8, 9, 10]
+
+
+def test_four_entities_have_the_arms_of_three(tmp_path):
+    _, jobs = plans.read(written(tmp_path, 'arms = [{tuned = "com"}]\n[[prompts]]\nset = "tiam-drawn-4"\nlimit = 1\n'))
+    assert jobs[0].settings == ARMS[3]["com"]
 
 
 def test_attend_and_excites_sets_are_its_construction():
@@ -46,6 +69,11 @@ def test_tiams_templates():
     assert "a photo of a fire hydrant and an apple" in [p.text for p in two]
     assert four[0].entities == ("car", "giraffe", "elephant", "refrigerator")
     assert four[0].text == "a photo of a car next to a giraffe with an elephant and a refrigerator"
+    two, three, four = (prompts.built_in(f"tiam-drawn-{n}") for n in (2, 3, 4))
+    assert (len(two), len(three), len(four)) == (10 * 9, 5 * 4 * 3, 5 * 4 * 3 * 2)
+    assert {prompt.text for prompt in two} < {prompt.text for prompt in prompts.built_in("tiam-2")}
+    assert {name for prompt in (*two, *three, *four) for name in prompt.entities} <= set(THINGS)
+    assert three[0].text == "a photo of a car and a bench and a bird"
 
 
 def test_every_set_has_one_id_a_prompt_and_says_what_it_is():
@@ -170,12 +198,25 @@ def test_a_recipe_changes_with_what_the_picture_depends_on_and_with_nothing_else
         ('arms = ["plain"]\n', "prompts: none"),
         (SMALL.replace("limit", "limits"), r"prompts\[1\].limits: no such field \(did you mean limit\?\)"),
         (SMALL.replace("limit = 2", "limit = -1"), r"prompts\[1\].limit: -1 is not allowed; 0 to 1000000"),
-        (SMALL.replace("limit = 2", 'file = "x.txt"'), r"prompts\[1\]: either set or file"),
+        (SMALL.replace("limit = 2", 'file = "x.txt"'), r"prompts\[1\]: one of set, file and split"),
         (SMALL.replace('"com"', '"con"'), r"arms\[2\].loss: loss: 'con' is not one of iou, com"),
         (SMALL.replace('"com"', '"plain"'), "arms: 'plain' stands twice"),
         (SMALL.replace('"com"', '{preset = "Balancd"}'), "arm 'Balancd'.preset: .*Balanced"),
         (SMALL.replace('"com"', '{tuned = "best"}'), r"arms\[2\].tuned: 'best' is not one of plain, iou"),
-        (SMALL.replace('"com"', '{tuned = "gated"}'), r"arms\[2\].tuned: 'gated' is not one of plain, iou"),
+        (
+            SMALL.replace('"com"', '{tuned = "gated"}') + '[backend]\nkind = "webui"\nurls = ["http://a"]\n',
+            "arm 'gated'.tuned: 'gated' is not drawn by a WebUI",
+        ),
+        (
+            SMALL.replace('"com"', '{loss = "com", settings = {enabled = false}}'),
+            "settings.enabled: is not allowed but",
+        ),
+        (SMALL + "entities = 3\n", r"prompts\[1\].entities: is of a split only"),
+        (SMALL + "first_seed = 3\n", r"prompts\[1\].first_seed: is of a split only"),
+        (SPLIT.replace("limit = 4\n", ""), r"prompts\[1\].limit: is needed with split"),
+        (SPLIT + "seeds = 2\n", r"prompts\[1\].seeds: 2 is not allowed; each picture of a split has"),
+        (SPLIT.replace('"tune"', '"all"'), r"prompts\[1\].split: split: 'all' is not one of tune, report, unseen"),
+        (SPLIT + SPLIT.partition("\n")[2], r"prompts\[2\]: '.*' stands in tune-2 already"),
         (SMALL.replace('"com"', '{loss = "com", preset = "Fast"}'), "loss and preset exclude each other"),
         (SMALL.replace('"com"', '{name = "x"}'), "'x' says nothing"),
         (SMALL.replace('"com"', '{name = "both", loss = "com"}'), "'both' is not allowed; the rating page"),
@@ -196,7 +237,10 @@ def test_a_recipe_changes_with_what_the_picture_depends_on_and_with_nothing_else
         (SMALL + '[backend]\nkind = "webui"\nurls = ["http://me:secret@a"]\n', "urls: .* --api-auth"),
         (SMALL + '[backend]\nkind = "webui"\nurls = ["http://a"]\nsha256 = "X"\n', "backend.sha256: 'X'"),
         (SMALL + '[[prompts]]\nset = "embedded-2"\n', r"prompts\[2\]: '.*' stands in embedded-2 already"),
-        ('arms = [{tuned = "com"}]\n[[prompts]]\nset = "tiam-4"\n', "'com' has no settings for 4 entities"),
+        (
+            'arms = [{tuned = "com"}]\n[[prompts]]\nsplit = "tune"\nentities = 1\nlimit = 1\n',
+            "'com' is not one of plain, choose, the arms of 1 entities",
+        ),
     ],
 )
 def test_a_wrong_plan_names_field_value_and_what_is_allowed(text, message, tmp_path):

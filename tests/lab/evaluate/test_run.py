@@ -325,24 +325,32 @@ def test_batches_have_one_arm_and_keep_pairs_near(tmp_path):
     assert [(g[0].arm, len(g)) for g in groups] == [("plain", 4), ("com", 4), ("plain", 2), ("com", 2)]
 
 
-def test_the_embedded_model_draws_what_the_study_draws(tmp_path):
+@pytest.mark.parametrize("tuned", ["com", "gated"])
+def test_the_embedded_model_draws_what_the_pipeline_draws(tuned, tmp_path):
     from lib_decouple.hosts.checkpoints import CHECKPOINT, open_pipeline
-    from lib_decouple.lab.evaluate.prompts.splits import Case
-    from lib_decouple.lab.study.sample import Task
-    from lib_decouple.lab.study.sample import draw as study_draw
+    from lib_decouple.hosts.diffusers import generate
+    from lib_decouple.lab.evaluate.arms import ARMS
+    from lib_decouple.lab.evaluate.trials import TRIALS
 
-    text = PLAN.replace("limit = 3", "limit = 1").replace('"com"', '{tuned = "com"}').replace("seeds = 2", "seeds = 1")
+    text = (
+        PLAN.replace("limit = 3", "limit = 1")
+        .replace('"com"', f'{{tuned = "{tuned}"}}')
+        .replace("seeds = 2", "seeds = 1")
+    )
     assert draw(tmp_path, "maps = true\n" + text + "[sampling]\nsteps = 6\n") == 0
     store = Store(tmp_path / "run")
     plain, ours = store.images()
-    settings = plans.Settings.from_dict(ours["settings"])
-    task = Task(None, (Case(tuple(ours["entities"]), ours["seed"]),), settings, steps=6, keep_maps=True)
-    _, found = study_draw(open_pipeline(), task)
+    assert plans.Settings.from_dict(ours["settings"]) == ARMS[2][tuned]
+    found = generate(
+        open_pipeline(), [ours["prompt"]], [ours["entities"]], ARMS[2][tuned], seeds=[ours["seed"]], steps=6,
+        guidance_scale=plans.CFG, keep_maps=True, loss=TRIALS.get(tuned),
+    )  # fmt: skip
     with Image.open(store.folder / ours["file"]) as image:
         assert (np.asarray(image) == np.asarray(found.images[0])).all()
     trace = found.traces[0]
     assert ours["passes"] == trace.passes > 0 == plain["passes"]
     assert ours["trace"]["iou"] == [round(look.before.mean_iou(), 4) for look in trace.steps]
+    assert ours["trace"]["loss"] == [round(look.loss, 4) for look in trace.steps]
     assert ours["tokens"] == {ours["entities"][0]: [2], ours["entities"][1]: [5]}
     assert ours["checkpoint"] == hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()[:10]
     for row in (plain, ours):

@@ -5,12 +5,15 @@ import pytest
 
 from lib_decouple.lab.evaluate.statistics import (
     agreement,
+    area,
     change,
     detectable,
     holm,
+    mcnemar,
     mean,
     power,
     preference,
+    share,
     smallest_effect,
 )
 
@@ -153,6 +156,8 @@ def test_a_plan_is_told_what_it_can_show():
     assert "Too few prompts: p over prompts cannot fall below 0.062, and 0.05 is asked for" in detectable(5, 100, 1)
     with pytest.raises(ValueError, match=r"before: 1\.5 is not allowed"):
         detectable(10, 1, 1, before=1.5)
+    # Prompts that come as often as the lot has it: 500 pictures of 121 prompts.
+    assert detectable(121, 500 / 121, 1).startswith("500 pairs for each of 1 arm (121 prompts, 4.13 seeds each)")
 
 
 def test_the_smallest_effect_shrinks_with_n_and_grows_with_arms_and_alike_images():
@@ -165,3 +170,29 @@ def test_the_smallest_effect_shrinks_with_n_and_grows_with_arms_and_alike_images
         smallest_effect(100, 0)
     with pytest.raises(ValueError, match="n: 1 is not allowed; at least 2"):
         smallest_effect(1)
+
+
+def test_wilson_interval_by_hand():
+    # z = 1.96, 8 of 10: centre (0.8 + z²/20) / (1 + z²/10), half width from the same formula.
+    z = 1.959963985
+    centre = (0.8 + z * z / 20) / (1 + z * z / 10)
+    half = z * (0.8 * 0.2 / 10 + z * z / 400) ** 0.5 / (1 + z * z / 10)
+    low, high = share([True] * 8 + [False] * 2).interval
+    assert low == pytest.approx(centre - half, abs=1e-9)
+    assert high == pytest.approx(centre + half, abs=1e-9)
+
+
+def test_mcnemar_is_the_binomial_of_the_discordant_pairs():
+    # 6 pairs change one way, 1 the other: p = 2 * (C(7,0) + C(7,1)) / 2^7.
+    before = [True] * 6 + [False] + [True] * 20
+    after = [False] * 6 + [True] + [True] * 20
+    assert mcnemar(before, after) == pytest.approx(2 * (1 + 7) / 128)
+    assert mcnemar([True, False], [True, False]) == 1.0
+    with pytest.raises(ValueError, match="before: 1 results, but after: 2"):
+        mcnemar([True], [True, False])
+
+
+def test_area_under_the_curve_by_hand():
+    flags = np.array([1, 1, 0, 0, 0], float)
+    # Pairs (missing, whole) with the missing one higher: (5: 1,2,3 -> 3), (2: 1 -> 1, tie with 2 -> ½).
+    assert area(flags, np.array([5.0, 2.0, 1.0, 2.0, 3.0])) == pytest.approx((3 + 1.5) / 6)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 from tiny import CONTEXT, tiny_unet
 
 from lib_decouple.core.schedule import StepRule
 from lib_decouple.hosts.base import make_guide
 from lib_decouple.hosts.diffusers import cross_attention_layers, default_level, generate, plan_image
+from lib_decouple.lab.evaluate.backends import About, Drawn
+from lib_decouple.lab.evaluate.backends.base import as_png
 from lib_decouple.lab.evaluate.prompts.splits import Case
 from lib_decouple.lab.study.bench import costs as bench_costs
-from lib_decouple.lab.study.bench import rival
-from lib_decouple.lab.study.bench.arms import ARMS, Arm, draw, summarise
+from lib_decouple.lab.study.bench import pictures, rival
+from lib_decouple.lab.study.bench.arms import ARMS, Arm, draw
+from lib_decouple.lab.study.bench.command import check_plan
 from lib_decouple.lab.study.bench.costs import apart, calls, measure_costs
 from lib_decouple.lab.study.bench.counting import count_flops, run_cost
+from lib_decouple.lab.study.bench.pictures import summarise
 from lib_decouple.lab.study.bench.report import cost_table, loss_table, verdict
 from lib_decouple.lab.study.bench.ways import SAME_ON_SD15, WAYS, guide_of
 from lib_decouple.lab.study.late import generate_late
@@ -224,6 +230,66 @@ def test_the_joined_table_by_hand() -> None:
     assert "sd15_flops" not in delayed
     assert "| 2 | down path alone | 8 | 75.0 [" in loss_table([exact, down, delayed])
     assert set(ARMS["plain"].settings.as_dict()) == set(Settings().as_dict())
+
+
+def test_pictures_are_a_run_of_evaluate(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    painted: list[tuple[str, str, int]] = []
+
+    class Painter:
+        batch = 25
+
+        def about(self) -> About:
+            return About("toy", "1", "0123456789")
+
+        def tokens(self, prompt: Any) -> dict[str, list[int]]:
+            return {}
+
+        def seconds_a_step(self) -> float:
+            return 0.1
+
+        def draw(self, jobs: Any) -> list[Drawn]:
+            painted.extend(job.key for job in jobs)
+            image = as_png(Image.new("RGB", (128, 128), "white"))
+            return [
+                Drawn(image, job.prompt.entities, {}, 0.1, 2.5, {"gradients": 1.5}, "", self.about()) for job in jobs
+            ]
+
+    monkeypatch.setattr(pictures.WaysOpener, "open", lambda self, name: Painter())
+    assert pictures.draw_arms(tmp_path, 0, 1) == []
+    found = pictures.draw_arms(tmp_path, 2, 1)
+    arms = {name for name, arm in ARMS.items() if WAYS[arm.way].kind != "rival" or rival.rival_class() is not None}
+    assert len(found) == len(painted) == len(set(painted)) == 4 * len(arms)
+    assert {one["arm"] for one in found} == arms
+    assert {(one["passes"], one["gradients"], tuple(one["missing"]) != ()) for one in found} == {(2.5, 1.5, True)}
+    assert pictures.draw_arms(tmp_path, 0, 1) == found
+    rows = summarise(found, [])
+    assert [row["arm"] for row in rows] == [name for name in ARMS if name in arms] * 2
+    monkeypatch.setitem(ARMS, "exact", Arm(Settings(enabled=True)))
+    with pytest.raises(ValueError, match=r"4 images of .* were drawn otherwise"):
+        pictures.draw_arms(tmp_path, 2, 1)
+
+
+def test_the_embedded_model_is_drawn_as_the_arm_says() -> None:
+    from lib_decouple.lab.evaluate.plan import BackendPart, Job, Sampling
+    from lib_decouple.lab.evaluate.prompts import of_split
+
+    backend = pictures.WaysOpener(BackendPart(), Sampling(4, 4.0), Path()).open("")
+    prompt, seed = of_split("tune", 2, 1)[0]
+    (late,), (plain,) = (
+        backend.draw([Job(prompt, name, ARMS[name].settings, seed, name)]) for name in ("one step late", "plain")
+    )
+    start = ARMS["one step late"].settings.start
+    assert (late.passes, late.trace) == (0, {"gradients": float(4 - start)})
+    assert (plain.passes, plain.trace) == (0, {"gradients": 0.0})
+    assert late.image != plain.image
+
+
+def test_a_folder_refuses_an_arm_with_other_settings(tmp_path: Any) -> None:
+    path = tmp_path / "plan.json"
+    check_plan(path, {"split": "report", "arms": {"iou": Settings(loss="iou").as_dict()}})
+    check_plan(path, {"split": "report", "arms": {"com": Settings(loss="com").as_dict()}})
+    with pytest.raises(ValueError, match="arms: 'iou' had other settings"):
+        check_plan(path, {"split": "report", "arms": {"iou": Settings(loss="iou", size=0.3).as_dict()}})
 
 
 def test_costs_are_measured_once_and_survive_an_interrupt(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

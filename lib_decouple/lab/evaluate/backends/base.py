@@ -53,7 +53,7 @@ class Drawn:
     """Those that guidance used; the prompt's own where there was none."""
     tokens: dict[str, list[int]] | None
     seconds: float
-    passes: int | None
+    passes: float | None
     trace: dict[str, Any] | None
     stood_aside: str
     about: About
@@ -78,6 +78,17 @@ class Backend(Protocol):
 
     def seconds_a_step(self) -> float:
         """Of one image drawn plainly; measured by a small try whose picture is thrown away."""
+
+
+def wrong_checkpoint(drawn: Sequence[Drawn], expected: str, name: str) -> str:
+    """Why images are not of the run, where another checkpoint drew one of them; else ""."""
+    wrong = next((one.about for one in drawn if expected and one.about.checkpoint not in ("", expected)), None)
+    if wrong is None:
+        return ""
+    return (
+        f"checkpoint: {name} has {wrong.name} [{wrong.checkpoint}] now, the run has [{expected}]. That image was not "
+        "kept; what is drawn is"
+    )
 
 
 def as_png(image: Image.Image) -> bytes:

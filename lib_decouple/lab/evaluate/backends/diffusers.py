@@ -6,19 +6,23 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .... import __version__
 from ....core.memory import OUT_OF_MEMORY
-from ....core.presence import Presence
+from ....core.presence import Curve, Presence
 from ....core.trace import ImageTrace
 from ....hosts.seeds import Choice
 from ....settings import Settings
 from ..plan import BackendPart, Job, Sampling
 from ..prompts import Prompt
+from ..trials import TRIALS
 from .base import HASH_DIGITS, TOLD_AT, About, Drawn, as_png, sha256
+
+if TYPE_CHECKING:
+    from ....hosts.diffusers import Picture
 
 PROBE = 3
 """Steps of the try that a run's time is reckoned from."""
@@ -50,7 +54,7 @@ class Local:
         if not self.checkpoint.exists():
             raise FileNotFoundError(f"checkpoint: {self.checkpoint} does not exist")
         version = f"{diffusers.__version__}, torch {torch.__version__}, attention-decoupling {__version__}"
-        return About("diffusers", version, sha256(self.checkpoint)[:HASH_DIGITS], self.checkpoint.name)
+        return About("diffusers", version, self._sha256[:HASH_DIGITS], self.checkpoint.name)
 
     def about(self) -> About:
         """Raises FileNotFoundError."""
@@ -67,7 +71,7 @@ class Local:
 
     def draw(self, jobs: Sequence[Job]) -> list[Drawn]:
         """Where memory does not suffice for all at once, they are drawn in halves."""
-        if len({job.settings for job in jobs}) > 1:
+        if len({(job.settings, job.way) for job in jobs}) > 1:
             raise ValueError("jobs: of several settings; a batch has one")
         try:
             return self._drawn(jobs)
@@ -77,13 +81,23 @@ class Local:
         half = len(jobs) // 2
         return self.draw(jobs[:half]) + self.draw(jobs[half:])
 
-    def _drawn(self, jobs: Sequence[Job]) -> list[Drawn]:
+    @cached_property
+    def _sha256(self) -> str:
+        return sha256(self.checkpoint)
+
+    @cached_property
+    def curve(self) -> Curve | None:
+        """What presence means for the checkpoint, where that was learned."""
+        from ....hosts import curves
+
+        return curves.find(self._sha256)
+
+    def picture(self, jobs: Sequence[Job], **more: Any) -> Picture:
+        """Images with all that is known of their making; ``more``: what ``generate`` is told beyond the jobs."""
         from ....hosts.diffusers import generate
 
         settings, sampling = jobs[0].settings, self.sampling
-        tokens = [self.tokens(job.prompt) for job in jobs]
-        started = time.perf_counter()
-        picture = generate(
+        return generate(
             self.pipe,
             [job.prompt.text for job in jobs],
             [job.prompt.entities for job in jobs],
@@ -94,10 +108,16 @@ class Local:
             height=sampling.height or None,
             width=sampling.width or None,
             negative_prompt=sampling.negative,
-            observe=self.maps and not settings.enabled,
-            keep_maps=self.maps,
-            tell_at=TOLD_AT,
+            curve=self.curve if settings.enabled else None,
+            loss=TRIALS[jobs[0].way] if jobs[0].way else None,
+            **more,
         )
+
+    def _drawn(self, jobs: Sequence[Job]) -> list[Drawn]:
+        settings = jobs[0].settings
+        tokens = [self.tokens(job.prompt) for job in jobs]
+        started = time.perf_counter()
+        picture = self.picture(jobs, observe=self.maps and not settings.enabled, keep_maps=self.maps, tell_at=TOLD_AT)
         seconds = (time.perf_counter() - started) / len(jobs)
         made = zip(picture.images, picture.traces, tokens, picture.readings, picture.choices)
         return [

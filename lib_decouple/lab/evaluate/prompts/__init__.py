@@ -17,7 +17,8 @@ from typing import Any
 
 from ....prompt.entities import suggest
 from ...model.scenes import joined
-from .splits import sets_of
+from ...model.sprites import THINGS
+from .splits import cases, sets_of
 
 HERE = Path(__file__).resolve().parent
 SUFFIXES = (".txt", ".csv", ".jsonl")
@@ -56,6 +57,13 @@ def _tiam(part: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(data["template"].format(*map(_with_article, own)), own) for own in chosen]
 
 
+def _tiam_drawn(count: int) -> list[tuple[str, tuple[str, ...]]]:
+    """TIAM's classes that the embedded model draws, ten; three and four of the first five, in words that it knows."""
+    own = [thing for thing in _data("tiam")["tiam-2"]["objects"] if thing in THINGS]
+    chosen = itertools.permutations(own if count == 2 else own[:5], count)
+    return [("a photo of " + " and ".join(map(_with_article, names)), names) for names in chosen]
+
+
 def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
@@ -72,6 +80,9 @@ SETS: dict[str, tuple[str, Callable[[], list[tuple[str, tuple[str, ...]]]]]] = {
     "tiam-2": ("TIAM's template of two, every order of 24 COCO classes", partial(_tiam, "tiam-2")),
     "tiam-3": ("TIAM's template of three, every order of 5 classes", partial(_tiam, "tiam-3")),
     "tiam-4": ("TIAM's template of four, every order of 5 classes", partial(_tiam, "tiam-4")),
+    "tiam-drawn-2": ("TIAM's, those of its classes that the embedded model draws", partial(_tiam_drawn, 2)),
+    "tiam-drawn-3": ("every order of three of five such classes, joined by and", partial(_tiam_drawn, 3)),
+    "tiam-drawn-4": ("every order of four of five such classes, joined by and", partial(_tiam_drawn, 4)),
     "embedded-2": ("the embedded model's pairs that tuning never saw", partial(_embedded, "report", 2)),
     "embedded-3": ("the embedded model's triples that tuning never saw", partial(_embedded, "report", 3)),
     "embedded-unseen-2": ("pairs that its training never drew together", partial(_embedded, "unseen", 2)),
@@ -84,6 +95,12 @@ def built_in(name: str) -> list[Prompt]:
     if name not in SETS:
         raise ValueError(f"set: {name!r} is not one of {', '.join(SETS)}")
     return [Prompt(text, entities, name) for text, entities in SETS[name][1]()]
+
+
+def of_split(split: str, count: int, size: int, first_seed: int | None = None) -> list[tuple[Prompt, int]]:
+    """``size`` pictures of a split, prompts with their seeds, as :func:`cases` has them. Raises ValueError by name."""
+    found = cases(split, count, size, first_seed)
+    return [(Prompt(joined(case.entities), case.entities, f"{split}-{count}"), case.seed) for case in found]
 
 
 def from_file(path: Path) -> list[Prompt]:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ import torch
 
 from ....hosts.checkpoints import CHECKPOINT
 from ...evaluate.files import write_whole
-from ..missing import check_plan
 from . import overhead, shapes
-from .arms import ARMS, draw_arms, summarise
+from .arms import ARMS
 from .costs import measure_costs
+from .pictures import draw_arms, summarise
 from .report import cost_table, loss_table, verdict
 from .ways import EXACT, MODELS
 
@@ -46,6 +46,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--models", default="embedded,sd15", help=f"for the cost, by comma, of {', '.join(MODELS)}")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of the results (out/bench)")
     parser.add_argument("--jobs", type=int, default=0, help="processes that draw; 0 is one a core")
+    parser.add_argument("--redo", action="store_true", help="draw again what other settings had drawn into the folder")
     parser.set_defaults(run=run)
 
 
@@ -55,6 +56,21 @@ def _listed(name: str, text: str, allowed: Sequence[str]) -> list[str]:
         if part not in allowed:
             raise ValueError(f"{name}: {part!r} is not one of {', '.join(allowed)}")
     return found
+
+
+def check_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """Remember what the costs in this folder stand for; refuse to mix them with another plan's.
+
+    Raises ValueError when an arm of the same name had other settings.
+    """
+    arms = dict(plan["arms"])
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for name, settings in arms.items():
+            if name in before["arms"] and before["arms"][name] != json.loads(json.dumps(settings)):
+                raise ValueError(f"arms: {name!r} had other settings in {path.parent}; use another --out")
+        arms = {**before["arms"], **arms}
+    write_whole(path, json.dumps({**plan, "arms": arms}, indent=1))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -68,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     arms = {name: {**dataclasses.asdict(arm), "checkpoint": weights} for name, arm in ARMS.items()}
     check_plan(out / "plan.json", {"split": "report", "arms": json.loads(json.dumps(arms))})
     costs = measure_costs(out / "costs.jsonl", models if "cost" in parts else [])
-    records = draw_arms(out / "images.jsonl", arguments.n if "loss" in parts else 0, arguments.jobs)
+    records = draw_arms(out, arguments.n if "loss" in parts else 0, arguments.jobs, arguments.redo)
     rows = summarise(records, costs)
     on_shapes = (
         [shapes.count(model, path) for model in shapes.FULL for path in shapes.PATHS] if "shapes" in parts else []

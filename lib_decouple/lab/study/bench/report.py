@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..missing import FIGURES
 from .counting import run_cost
 from .ways import GUIDED, MODELS, RUN, WAYS
 
@@ -67,7 +66,7 @@ def loss_table(rows: Sequence[Record]) -> str:
     ]
     for row in rows:
         cells = []
-        for name in FIGURES:
+        for name in ("missing", "extra", "right"):
             low, high = row[f"{name}_low"], row[f"{name}_high"]
             cells.append(f"{100 * row[name]:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
             cells.append(f"{row[f'{name}_p']:.1g}" if f"{name}_p" in row else "")

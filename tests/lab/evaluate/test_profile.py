@@ -1,6 +1,6 @@
 """What "auto" means on the embedded model is what was measured on it."""
 
-from lib_decouple.lab.study.arms import ARMS
+from lib_decouple.lab.evaluate.arms import ARMS
 from lib_decouple.profiles import EMBEDDED, closed
 from lib_decouple.settings import Settings
 
