@@ -27,7 +27,7 @@ from ...settings import Settings
 from . import pool
 from .backends import About, Backend, Drawn, Unreachable
 from .backends.base import wrong_checkpoint
-from .files import PART, write_durably
+from .files import PART, write_durably, write_whole
 from .fleet import AUTH_VARIABLE, BackendOpener, NoEndpoint, Outcome, draw_all
 from .plan import Job, Plan, read
 from .statistics import detectable
@@ -97,6 +97,8 @@ class Told:
     """That the report names."""
     redo: bool = False
     """Draw again what the plan has changed."""
+    file: Path | None = None
+    """Where the text is to stand once the run takes it up."""
 
 
 def carry_out(
@@ -126,6 +128,8 @@ def carry_out(
         store.set_status(work.back, "done")
         store.set_status([*work.aside, *work.stale], "aside")
         write_notes(store, plan, told, about)
+        if told.file:
+            write_whole(told.file, told.text)
         missing = draw(
             store, plan, opener, left, about, None if opener.part.endpoints or len(opener.names()) > 1 else first
         )

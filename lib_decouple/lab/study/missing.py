@@ -17,7 +17,6 @@ from typing import Any
 from ..evaluate import pairs
 from ..evaluate import plan as plans
 from ..evaluate.arms import MAIN, NAMES
-from ..evaluate.files import write_whole
 from ..evaluate.fleet import BackendOpener
 from ..evaluate.judge import judge_all
 from ..evaluate.judges import Options, named
@@ -127,8 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     file = out / "plan.toml"
     command = shlex.join(["python", "-m", "lib_decouple", "evaluate", "run", str(file), "--out", str(out)])
     opener = BackendOpener(plan.backend, plan.sampling, out)
-    status = carry_out(plan, jobs, opener, out, Told(text, command, arguments.redo))
-    write_whole(file, text)
+    status = carry_out(plan, jobs, opener, out, Told(text, command, arguments.redo, file))
     store = Store(out)
     (judge,), _ = named("drawn", Options())
     judge_all(store, judge, batch=64)

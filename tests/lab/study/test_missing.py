@@ -13,7 +13,7 @@ from lib_decouple.__main__ import main
 from lib_decouple.lab.evaluate import fleet
 from lib_decouple.lab.evaluate import plan as plans
 from lib_decouple.lab.evaluate.arms import ARMS
-from lib_decouple.lab.evaluate.backends import About, Drawn
+from lib_decouple.lab.evaluate.backends import About, Drawn, Unreachable
 from lib_decouple.lab.evaluate.backends.base import as_png
 from lib_decouple.lab.evaluate.prompts.splits import cases
 from lib_decouple.lab.evaluate.store import Store
@@ -110,6 +110,24 @@ def test_its_folder_is_a_run_whose_plan_can_be_run(painter, tmp_path):
     assert {job.seed for job in jobs} == {40, 41, 42}
     assert {job.arm: job.settings.enabled for job in jobs} == {"plain": False, "com": True, "plain:enabled=true": True}
     assert (plan.sampling.steps, plan.backend.workers) == (20, 1)
+
+
+def test_a_study_that_is_stopped_leaves_its_plan_and_goes_on(painter, tmp_path, capsys):
+    out, real = tmp_path / "run", painter.draw
+
+    def gone(jobs):
+        if painter.drew:
+            raise Unreachable("no more")
+        return real(jobs)
+
+    painter.draw = gone
+    assert study(out, "--n", "3", "--batch", "1") == 2
+    assert "no more. What is drawn is kept; the same command goes on" in capsys.readouterr().err
+    assert len(painter.drew) == len(Store(out).images()) == 1
+    assert len(plans.read(out / "plan.toml")[1]) == 6
+    painter.draw = real
+    assert study(out, "--n", "3", "--batch", "1") == 0
+    assert len(painter.drew) == len(set(painter.drew)) == 6
 
 
 def test_other_settings_under_the_same_name_are_refused_until_told(painter, tmp_path, capsys, monkeypatch):
