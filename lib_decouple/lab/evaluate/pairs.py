@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_whole
-from .judges.base import EXTRA, MISCOLOURED
+from .judges.base import COLOUR, EXTRA
 from .results import judge_notes, telling
 from .statistics import mcnemar, share
 from .store import Store
 
 Record = dict[str, Any]
-"""Of an image: ``arm``, ``set``, ``count``, ``prompt``, ``seed``, names that are ``missing``, ``passes``, and where the
-judge counts them ``extra`` and ``miscoloured``."""
+"""Of an image: ``arm``, ``set``, ``count``, ``prompt``, ``seed``, names that are ``missing``, ``passes``; where the
+judge counts them ``extra``, and ``wrong``: entity -> whether it shows another colour than asked for."""
 
 BY = ("count", "set")
 
@@ -63,9 +63,9 @@ def records(store: Store, judge: str | None = None) -> list[Record]:
         record = {"arm": row["arm"], "set": row["prompt_set"], "count": row["count"], "prompt": row["prompt_id"]}
         record |= {"seed": row["seed"], "passes": row["passes"], "settings": row["settings"]}
         record["missing"] = [name for name in row["entities"] if own.get(name, border) < border]
-        record |= {
-            name: round(own[key]) for name, key in (("extra", EXTRA), ("miscoloured", MISCOLOURED)) if key in own
-        }
+        if EXTRA in own:
+            record["extra"] = round(own[EXTRA])
+        record["wrong"] = {key[len(COLOUR) :]: not value for key, value in own.items() if key.startswith(COLOUR)}
         found.append(record)
     return found
 
@@ -73,13 +73,15 @@ def records(store: Store, judge: str | None = None) -> list[Record]:
 FIGURES: dict[str, Callable[[Record], bool]] = {
     "missing": lambda r: bool(r["missing"]),
     "extra": lambda r: r["extra"] > 0,
-    "colour": lambda r: r["miscoloured"] > 0,
-    "right": lambda r: not (r["missing"] or r["extra"] > 0 or r.get("miscoloured", 0) > 0),
+    "right": lambda r: not (r["missing"] or r["extra"] > 0 or any(r.get("wrong", {}).values())),
 }
-"""Share of images with a named entity missing, with something extra, with a thing in another colour than asked for, and
-exactly right."""
-NEEDS = {"missing": "missing", "extra": "extra", "colour": "miscoloured", "right": "extra"}
+"""Share of images with a named entity missing, with something extra, and exactly right."""
+NEEDS = {"missing": "missing", "extra": "extra", "right": "extra"}
 """What a record must have for a figure."""
+COLOURS = "colour"
+"""Share of the things that are there, and for which a colour was asked, that show another. A share of images would take
+bringing back for harm: what is missing shows no wrong colour."""
+SHOWN = ("missing", "extra", COLOURS, "right")
 
 
 def summarise(records: Sequence[Record], against: str = "plain", by: str = "count") -> list[Record]:
@@ -107,21 +109,34 @@ def _row(own: Mapping[Any, Record], base: Mapping[Any, Record], other: bool) -> 
     row: Record = {"n": len(own)}
     both = [pair for pair in own if pair in base]
     for name, flag in FIGURES.items():
-        if not all(NEEDS[name] in record for record in own.values()):
-            continue
-        found = share([flag(record) for record in own.values()])
-        row[name] = found.value
-        row[f"{name}_low"], row[f"{name}_high"] = found.interval
-        if other and both:
-            row[f"{name}_p"] = mcnemar([flag(base[pair]) for pair in both], [flag(own[pair]) for pair in both])
+        if all(NEEDS[name] in record for record in own.values()):
+            after, before = ({pair: flag(some[pair]) for pair in some} for some in (own, base))
+            row |= _figure(name, after, before if other else {})
+    wrong, wrong_before = (
+        {(pair, thing): flag for pair, record in some.items() for thing, flag in record.get("wrong", {}).items()}
+        for some in (own, base)
+    )
+    if wrong:
+        row |= {"things": len(wrong), **_figure(COLOURS, wrong, wrong_before if other else {})}
     missing = sum(len(record["missing"]) for record in own.values())
     row["entities_missing"] = missing / sum(record["count"] for record in own.values())
-    before = sum(len(base[pair]["missing"]) for pair in both)
-    if before and len(both) == len(own):
-        row["removed"] = 1 - missing / before
+    lost = sum(len(base[pair]["missing"]) for pair in both)
+    if lost and len(both) == len(own):
+        row["removed"] = 1 - missing / lost
     passes = [record["passes"] for record in own.values() if record["passes"] is not None]
     if passes:
         row["passes"] = sum(passes) / len(passes)
+    return row
+
+
+def _figure(name: str, after: Mapping[Any, bool], before: Mapping[Any, bool]) -> Record:
+    """A share with its interval, and p where some are in both."""
+    found = share(list(after.values()))
+    low, high = found.interval
+    row = {name: found.value, f"{name}_low": low, f"{name}_high": high}
+    both = [key for key in after if key in before]
+    if both:
+        row[f"{name}_p"] = mcnemar([before[key] for key in both], [after[key] for key in both])
     return row
 
 
@@ -135,12 +150,12 @@ def as_csv(rows: Sequence[Record]) -> str:
     return text.getvalue()
 
 
-WORDS = {"missing": "missing", "extra": "extra", "colour": "wrong colour", "right": "exactly right"}
+WORDS = {"missing": "missing", "extra": "extra", COLOURS: "wrong colour of things there", "right": "exactly right"}
 
 
 def as_markdown(rows: Sequence[Record]) -> str:
     """The rows for people: per cent with 95 % Wilson intervals, exact McNemar p against the arm compared with."""
-    shown = [name for name in FIGURES if any(name in row for row in rows)]
+    shown = [name for name in SHOWN if any(name in row for row in rows)]
     head = ["set", "arm"] if any("set" in row for row in rows) else ["entities", "arm"]
     head.append("N")
     for name in shown:
@@ -172,7 +187,7 @@ def plot(path: Path, rows: Sequence[Record]) -> None:
     import matplotlib.pyplot as plt
 
     groups = list(dict.fromkeys((row.get("set", ""), row["count"]) for row in rows))
-    shown = [name for name in FIGURES if any(name in row for row in rows)]
+    shown = [name for name in SHOWN if any(name in row for row in rows)]
     size = (1 + 4 * len(shown), 0.6 + 0.34 * len(rows) + 0.5 * len(groups))
     figure, axes = plt.subplots(
         len(groups), len(shown), figsize=size, squeeze=False, constrained_layout=True, sharey="row"

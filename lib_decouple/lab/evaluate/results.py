@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .judges.base import COUNTED, EXTRA, MISCOLOURED
+from .judges.base import COLOUR, EXTRA, MARK
 from .statistics import Change, Estimate, Preference, agreement, change, holm, mean, preference
 from .store import Row, Store
 
@@ -102,16 +102,16 @@ class Figure:
 
 
 MISSING, RIGHT, LEAST, WHOLE = "missing something", "exactly right", "least-served entity", "whole prompt"
-MORE, ANOTHER_COLOUR = "something extra", "a wrong colour"
+MORE, ANOTHER_COLOUR = "something extra", "wrong colour of what is there"
 SHARES = (MISSING, MORE, ANOTHER_COLOUR, RIGHT)
-"""Figures that are shares of images; the others are mean scores."""
+"""Figures that are shares, of images or of the things in each; the others are mean scores."""
 RULES = ("drawn",)
 """Judges of the embedded models: they see everything that these can draw, so their whole score is "exactly right"."""
 
 
 def figures_of(judge: JudgeNote, scores: Mapping[str, float]) -> dict[str, float]:
     """One image's figures by name."""
-    own = [value for key, value in scores.items() if key and key not in COUNTED]
+    own = [value for key, value in scores.items() if key and not key.startswith(MARK)]
     found: dict[str, float] = {}
     if own and judge.threshold is not None:
         found[MISSING] = float(min(own) < judge.threshold)
@@ -119,9 +119,11 @@ def figures_of(judge: JudgeNote, scores: Mapping[str, float]) -> dict[str, float
         found[LEAST] = min(own)
     if "" in scores:
         found[RIGHT if judge.name in RULES else WHOLE] = scores[""]
-    for key, name in ((EXTRA, MORE), (MISCOLOURED, ANOTHER_COLOUR)):
-        if key in scores:
-            found[name] = float(scores[key] > 0)
+    if EXTRA in scores:
+        found[MORE] = float(scores[EXTRA] > 0)
+    colours = [value for key, value in scores.items() if key.startswith(COLOUR)]
+    if colours:
+        found[ANOTHER_COLOUR] = 1 - sum(colours) / len(colours)
     return found
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 pytest.importorskip("torch")
 from lib_decouple.lab.evaluate import prompts
 from lib_decouple.lab.evaluate.judges import Missing, Options, named, threshold
-from lib_decouple.lab.evaluate.judges.base import EXTRA, MISCOLOURED, Item, verdicts
+from lib_decouple.lab.evaluate.judges.base import COLOUR, EXTRA, Item, verdicts
 from lib_decouple.lab.evaluate.judges.drawn import _asked
 from lib_decouple.lab.model import scenes
 
@@ -25,6 +25,11 @@ def drawn(*things, seed=0):
     return Image.fromarray(scenes.render(scenes.place(list(things), rng), rng))
 
 
+def shown(*right, wrong=()):
+    """Scores of the colours that were asked for."""
+    return {f"{COLOUR}{entity}": float(entity in right) for entity in (*right, *wrong)}
+
+
 def test_entities_are_looked_for_by_noun_and_colour():
     items = [
         Item(drawn(("car", "red"), ("bow", "blue")), "a red car and a blue bow", ("red car", "blue bow")),
@@ -36,11 +41,11 @@ def test_entities_are_looked_for_by_noun_and_colour():
         Item(drawn(("car", "red")), "two cars", ("two cars",)),
     ]
     assert judge().score(items) == [
-        {"": 1.0, EXTRA: 0.0, MISCOLOURED: 0.0, "red car": 1.0, "blue bow": 1.0},
-        {"": 0.0, EXTRA: 0.0, MISCOLOURED: 2.0, "blue car": 1.0, "red bow": 1.0},
-        {"": 0.0, EXTRA: 0.0, MISCOLOURED: 0.0, "red car": 1.0, "turtle": 0.0},
+        {"": 1.0, EXTRA: 0.0, "red car": 1.0, "blue bow": 1.0} | shown("red car", "blue bow"),
+        {"": 0.0, EXTRA: 0.0, "blue car": 1.0, "red bow": 1.0} | shown(wrong=("blue car", "red bow")),
+        {"": 0.0, EXTRA: 0.0, "red car": 1.0, "turtle": 0.0} | shown("red car"),
         {"": 0.0, EXTRA: 1.0, "frog": 1.0, "crown": 1.0},
-        {"": 1.0, EXTRA: 0.0, MISCOLOURED: 0.0, "red car": 1.0, "blue car": 1.0},
+        {"": 1.0, EXTRA: 0.0, "red car": 1.0, "blue car": 1.0} | shown("red car", "blue car"),
         {"": 1.0, EXTRA: 0.0, "two cars": 1.0},
         {"": 0.0, EXTRA: 0.0, "two cars": 0.0},
     ]
@@ -59,9 +64,9 @@ def test_a_colour_may_stand_in_the_prompt_alone():
         ]
     )
     there = {"car": 1.0, "bow": 1.0, EXTRA: 0.0}
-    assert right == {**there, "": 1.0, MISCOLOURED: 0.0}
-    assert swapped == {**there, "": 0.0, MISCOLOURED: 2.0}
-    assert half == {**there, "": 0.0, MISCOLOURED: 1.0}
+    assert right == {**there, "": 1.0} | shown("car", "bow")
+    assert swapped == {**there, "": 0.0} | shown(wrong=("car", "bow"))
+    assert half == {**there, "": 0.0} | shown(wrong=("bow",))
     assert none == {**there, "": 1.0}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from lib_decouple.__main__ import main
 from lib_decouple.lab.evaluate import pairs
-from lib_decouple.lab.evaluate.judges.base import EXTRA, MISCOLOURED
+from lib_decouple.lab.evaluate.judges.base import COLOUR, EXTRA
 from lib_decouple.lab.evaluate.pairs import as_csv, as_markdown, summarise
 
 from .runs import make_run
@@ -44,18 +44,29 @@ def test_the_same_seed_of_another_prompt_is_another_pair():
     assert (plain["n"], ours["n"], ours["missing"], ours["removed"]) == (2, 2, 1.0, -1.0)
 
 
-def test_a_wrong_colour_counts_where_one_was_asked_for():
-    told = [record("plain", s, [], 0, set="object-object", miscoloured=int(s < 3)) for s in range(4)]
+def test_a_wrong_colour_counts_of_things_that_are_there():
+    told = [record("plain", s, [], 0, set="object-object", wrong={"car": s < 3, "bow": False}) for s in range(4)]
     told += [record("plain", s, ["dog"], 0, set="animal-animal") for s in range(2)]
     (animals, objects) = summarise(told, by="set")
     assert (animals["set"], animals["missing"], animals["right"], "colour" in animals) == ("animal-animal", 1, 0, False)
-    assert (objects["colour"], objects["missing"], objects["right"]) == (0.75, 0, 0.25)
+    assert (objects["colour"], objects["missing"], objects["right"]) == (3 / 8, 0, 0.25)
     lines = as_markdown([animals, objects]).splitlines()
     assert lines[0].startswith(
-        "| set | arm | N | missing % | p | entities brought back % | extra % | p | wrong colour % |"
+        "| set | arm | N | missing % | p | entities brought back % | extra % | p | wrong colour of things there % |"
     )
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
-    assert "| object-object | plain | 4 | 0.0 [0.0, 49.0] |  |  | 0.0 [0.0, 49.0] |  | 75.0 [30.1, 95.4] |" in lines[3]
+    assert "| object-object | plain | 4 | 0.0 [0.0, 49.0] |  |  | 0.0 [0.0, 49.0] |  | 37.5 [13.7, 69.4] |" in lines[3]
+
+
+def test_colours_are_compared_thing_by_thing_where_both_arms_show_it():
+    # Plain lacks the car in half of the images, and has it in its colour where it is there.
+    plain = [record("plain", s, ["car"] * (s < 4), 0, wrong={} if s < 4 else {"car": False}) for s in range(8)]
+    ours = [record("com", s, [], 0, wrong={"car": s < 5}) for s in range(8)]
+    base, row = summarise([*plain, *ours])
+    assert (base["colour"], row["colour"]) == (0, 5 / 8)
+    assert row["colour_p"] == 1  # of the four in both only one changed
+    worse = [record("com", s, [], 0, wrong={"car": s > 1}) for s in range(8)]
+    assert summarise([*plain, *worse])[1]["colour_p"] == pytest.approx(2 / 2**4)
 
 
 def test_the_command_takes_any_run_that_a_judge_has_scored(tmp_path, capsys):
@@ -67,14 +78,16 @@ def test_the_command_takes_any_run_that_a_judge_has_scored(tmp_path, capsys):
     for row in store.images():
         lost = row["arm"] == "plain" or row["seed"] == 3
         first, second = row["entities"]
-        store.put_scores("drawn", {row["id"]: {first: float(not lost), second: 1.0, EXTRA: 2.0, MISCOLOURED: 0.0}})
+        store.put_scores(
+            "drawn", {row["id"]: {first: float(not lost), second: 1.0, EXTRA: 2.0, f"{COLOUR}{second}": 1.0}}
+        )
     assert main(["evaluate", "pairs", run, "--out", str(tmp_path / "out")]) == 0
     rows = list(csv.DictReader((tmp_path / "out/results.csv").read_text().splitlines()))
     assert [(row["arm"], row["n"], row["missing"]) for row in rows] == [
         ("plain", "8", "1.0"), ("zebracom", "8", "0.25"), ("quaggaiou", "8", "0.25"),
     ]  # fmt: skip
     assert float(rows[1]["missing_p"]) == pytest.approx(2 / 2**6)
-    assert (rows[1]["extra"], rows[1]["right"], rows[1]["passes"]) == ("1.0", "0.0", "8.0")
+    assert [rows[1][name] for name in ("extra", "right", "colour", "passes")] == ["1.0", "0.0", "0.0", "8.0"]
     report = json.loads((tmp_path / "out/results.json").read_text())
     assert report["settings"]["2 zebracom"] == {"loss": "zebracom"}
     assert (tmp_path / "out/results.png").stat().st_size > 1000

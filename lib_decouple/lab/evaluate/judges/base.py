@@ -13,10 +13,13 @@ from PIL import Image
 
 DTYPES = ("float32", "float16", "bfloat16")
 
-EXTRA, MISCOLOURED = "+extra", "+miscoloured"
-"""Keys under which a judge that can count says how many things a picture shows beyond those asked for, and how many of
-those asked for it shows in another colour; the latter only where the prompt asks for one."""
-COUNTED = (EXTRA, MISCOLOURED)
+MARK = "+"
+"""Begins the keys of a score that are no entity's."""
+EXTRA = f"{MARK}extra"
+"""Key under which a judge that can count says how many things a picture shows beyond those asked for."""
+COLOUR = f"{MARK}colour "
+"""Before an entity: 1 where it shows the colour asked for, 0 where another. Only of one that is there and for which a
+colour was asked: what is missing has none."""
 
 
 class Missing(Exception):
@@ -66,8 +69,8 @@ class Judge(Protocol):
     """An entity whose score is below it is missing; None for scores that have no such border."""
 
     def score(self, items: Sequence[Item]) -> list[dict[str, float]]:
-        """For each image: entity -> score; "" -> score of the whole image, and :data:`COUNTED`, where the judge has
-        them."""
+        """For each image: entity -> score; "" -> score of the whole image, :data:`EXTRA` and :data:`COLOUR`, where the
+        judge has them."""
 
 
 def verdicts(judge: Judge, items: Sequence[Item]) -> tuple[list[Item], list[dict[str, float]]]:

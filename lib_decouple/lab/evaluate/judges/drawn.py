@@ -9,7 +9,7 @@ import numpy as np
 
 from ....prompt.lexicon import singulars
 from ...model.sprites import COLOURS, THINGS
-from .base import EXTRA, MISCOLOURED, Item, Missing, Options
+from .base import COLOUR, EXTRA, Item, Missing, Options
 from .words import described
 
 
@@ -39,8 +39,10 @@ class Drawn:
             there |= {entity: 0.0 for (entity, _), answer in zip(asked, answers) if answer is None}
             said = verdict(found, [each for _, each in asked])
             whole = {"": float(said.right), EXTRA: float(len(said.extra))}
-            if any(colour for _, (_, colour) in asked):
-                whole[MISCOLOURED] = float(len(said.miscoloured))
+            for (entity, (_, colour)), answer in zip(asked, answers):
+                if colour and answer:
+                    key = f"{COLOUR}{entity}"
+                    whole[key] = min(whole.get(key, 1.0), float(answer.colour == colour))
             scores.append({**whole, **there})
         return scores
 
