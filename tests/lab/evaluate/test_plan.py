@@ -239,7 +239,7 @@ def test_a_recipe_changes_with_what_the_picture_depends_on_and_with_nothing_else
         (SMALL + '[[prompts]]\nset = "embedded-2"\n', r"prompts\[2\]: '.*' stands in embedded-2 already"),
         (
             'arms = [{tuned = "com"}]\n[[prompts]]\nsplit = "tune"\nentities = 1\nlimit = 1\n',
-            "'com' is not one of plain, choose, the arms of 1 entities",
+            "'com' is not one of plain, choose.*, the arms of 1 entities",
         ),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_trial_reaches_the_model_by_its_name(tmp_path):
         (["--arms", "plain,iuo"], "arms: 'iuo' is not one of plain, iou"),
         (["--counts", "two"], "counts: 'two' is not allowed"),
         (["--counts", "4"], "count: 4 is not allowed; 1 to 3 entities"),
-        (["--counts", "1"], "'com' is not one of plain, choose, the arms of 1 entities"),
+        (["--counts", "1"], "'com' is not one of plain, choose"),
         (["--first-seed", "-1"], "first-seed: -1 is not allowed"),
         (["--jobs", "-1"], "jobs: -1 is not allowed"),
         (["--n", "0"], "n: 0 is not allowed; 1 or more"),
