@@ -6,18 +6,17 @@ a call that meets such a weight fails as one that meets another device's. The ho
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 GUIDED = {"entities": ["cat", "dog"], "size": 0.3}
-GRADIENT = Path(__file__).with_name("in_host_gradient.py").read_text()
 AWAY = """
 from types import SimpleNamespace
 import torch
 from modules import lowvram, shared
 lowvram.cpu, lowvram.devices = torch.float64, SimpleNamespace(device=torch.float32)
-for module in {shared.sd_model.cond_stage_model.transformer, shared.sd_model.first_stage_model, shared.sd_model.model}:
+autoencoder = shared.sd_model.first_stage_model
+autoencoder.to = lambda *given: autoencoder  # the host makes its latents of the dtype that its weights have just then
+for module in (shared.sd_model.cond_stage_model.wrapped, shared.sd_model.model):
     module.to(torch.float64)
 lowvram.module_in_gpu = None
 if shared.cmd_opts.lowvram:  # those that have no hook stay on the device
@@ -38,7 +37,7 @@ result = [kinds.count("torch.float64"), len(kinds)]
 @pytest.mark.parametrize("flag", ["--lowvram", "--medvram"])
 def test_what_is_sent_away_comes_back_for_the_gradient(start_a1111, flag):
     with start_a1111(flag) as host:
-        plain = host.draw()
+        plain, here = host.draw(), host.draw(GUIDED)
         host.inside(AWAY)
         assert host.draw().pixels == plain.pixels
         away, parameters = host.inside(LEFT_AWAY)
@@ -46,10 +45,8 @@ def test_what_is_sent_away_comes_back_for_the_gradient(start_a1111, flag):
         guided = host.draw(GUIDED)
         assert guided.value("Decouple stood aside") is None
         assert guided.value("Decouple moved")
-        assert guided.pixels != plain.pixels
+        assert guided.pixels == here.pixels != plain.pixels
         assert host.draw().pixels == plain.pixels
-        found = host.inside(GRADIENT, GIVEN={}, DECOUPLE={}, EXTENSIONS={}, PREPARE="", H=[1e-3])
-        assert found["slopes"] == pytest.approx([1, 1], abs=2e-3), found["info"]
         kept = host.draw({**GUIDED, "recompute": "off"})
         if flag == "--lowvram":  # nothing would bring the blocks back
             assert flag in kept.value("Decouple stood aside")
@@ -59,5 +56,6 @@ def test_what_is_sent_away_comes_back_for_the_gradient(start_a1111, flag):
         late = host.draw({**GUIDED, "gradient": "late"}, steps=12)
         assert late.value("Decouple stood aside") is None
         assert late.value("Decouple moved")
-        assert not host.get("/decouple/v1/trace/last")["images"][0]["passes"][0]["exact_since"]
+        exact_since = host.get("/decouple/v1/trace/last")["images"][0]["passes"][0]["exact_since"]
+        assert ("memory is saved" in exact_since) is (flag == "--lowvram")
         assert host.draw().pixels == plain.pixels
