@@ -206,7 +206,7 @@ def test_what_a_draft_tells_is_learned_where_the_run_drafted(tmp_path: Path) -> 
     weights.write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
     told_run(tmp_path / "run", checkpoint=digest[:10], drafted=True)
-    command = ["evaluate", "calibrate", str(tmp_path / "run"), "--curve", "detector", "--checkpoint", str(weights)]
+    command = ["evaluate", "calibrate", str(tmp_path / "run"), "--curve", "drawn", "--checkpoint", str(weights)]
     assert main(command) == 0
     curve = curves.find(digest, tmp_path / "run" / "curves")
     assert curve is not None
