@@ -78,9 +78,10 @@ WANTED = {
 
 
 def ours(text):
-    """What an infotext says of us, less the figures that a checkpoint of random weights decides."""
+    """What an infotext says of us, less what a checkpoint of random weights decides."""
     own = re.search(r"Decouple: .*?(?=, Version)", text, re.S)[0].replace("Decouple stop: True", "Decouple stop: on")
-    return re.sub(r"Decouple (?:IoU(?: by update)?|moved|version): [^,]*(?:, |$)", "", own).removesuffix(", ")
+    decided = r'Decouple (?:IoU(?: by update)?|moved|told|version): (?:"[^"]*"|[^,]*)(?:, |$)'
+    return re.sub(decided, "", own).removesuffix(", ")
 
 
 def test_an_infotext_is_as_it_was_written_before(webui, made):
