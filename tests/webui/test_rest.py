@@ -458,6 +458,7 @@ def test_schema_accepts_the_settings_and_refuses_what_they_refuse():
     assert validator.is_valid({"preset": "balanced", "steps": 3})
     assert properties.pop("preset")["type"] == "string"
     assert properties.pop("compare")["type"] == "boolean"
+    assert properties.pop("draw")["type"] == "string"
     assert {name: about["default"] for name, about in properties.items()} == Settings().as_dict()
     for bad in (
         {"steps": 151}, {"steps": "3"}, {"size": -1}, {"stop": 0}, {"rule": "other"}, {"enabled": 1},

@@ -156,7 +156,7 @@ def test_a_run_s_trace(runs):
         "words": "weakest: dog",
     }  # fmt: skip
     assert told["images"][0]["passes"][0]["choice"] == {
-        "asked": 4, "drawn": 5, "variation": False,
+        "asked": 4, "drawn": 5, "variation": False, "accepted": False, "runs": [],
         "drafts": [{"seed": 4, "scores": {"cat": 0.2}}, {"seed": 5, "scores": {"cat": None}}],
     }  # fmt: skip
     assert told["images"][1]["colours"] == colours(told["images"][1]["entities"])

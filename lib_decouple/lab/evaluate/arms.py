@@ -9,7 +9,7 @@ from ...settings import PRESENCE, Settings
 PLAIN = Settings()
 # That method's loss, treatment and rule in its own first half of the steps. Its factor is lowered from 20,
 # at which it breaks this model's pictures.
-_RIVAL = Settings(enabled=True, loss="intensity", rule="attend-excite", size=2.0, treatment="attend-excite").fixed()
+_RIVAL = Settings(enabled=True, loss="intensity", rule="attend-excite", size=8.0, treatment="attend-excite").fixed()
 
 
 def _guided(loss: str, size: float = 0.4) -> Settings:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -241,8 +242,10 @@ def focal(logits: Tensor, heat: Tensor) -> Tensor:
     return -(gain + calm).sum() / there.sum().clamp(min=1)
 
 
-RESTORED = 4800
-"""Scenes that the autoencoder gives back, kept for the judge's training."""
+RESTORED = 3200
+"""Scenes that the autoencoder gives back, kept for the judge's training; the second half redrawn by the denoiser."""
+REDRAWN = 100, 300
+"""Time steps up to which these are noised first: up to 300 a person still knows the things, at 450 not all of them."""
 
 
 def restored(folder: Path, seed: int, count: int = RESTORED) -> tuple[list[list[Placed]], np.ndarray]:
@@ -254,7 +257,9 @@ def restored(folder: Path, seed: int, count: int = RESTORED) -> tuple[list[list[
     drawn = [scene_to_learn(rng) for _ in range(count)]
     path = folder / "judge-restored.npy"
     if not path.exists():
-        np.save(path, autoencoder(folder)(np.stack([image for _, image in drawn])))
+        images = np.stack([image for _, image in drawn])
+        plain, redrawn = np.split(images, [count // 2])
+        np.save(path, np.concatenate([autoencoder(folder)(plain), autoencoder(folder, REDRAWN)(redrawn)]))
     return [scene for scene, _ in drawn], np.load(path, mmap_mode="r")
 
 
@@ -369,19 +374,65 @@ def measure(
     }
 
 
-def autoencoder(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Pictures as the trained autoencoder in ``folder`` gives them back."""
-    from diffusers import AutoencoderKL
-    from diffusers.models.attention_processor import AttnProcessor
+def given_back(pipe: Any, redrawn: tuple[int, int] | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 ``[n, h, w, 3]`` -> the same as the autoencoder of ``pipe`` gives it back.
 
-    vae: Any = AutoencoderKL.from_pretrained(folder / "vae").eval()
-    vae.set_attn_processor(AttnProcessor())
+    With ``redrawn``, a range of the schedule's time steps, after so much noise was laid over the latents and the
+    denoiser took it away again in steps of 50, without a caption: things stay, strokes become the model's own.
+    """
+    from diffusers import DDIMScheduler
+
+    from .train import SCHEDULE
+
+    schedule: Any = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
+    schedule.set_timesteps(20)
+    scale = pipe.vae.config.scaling_factor
+    generator = torch.Generator().manual_seed(0)
+    empty = pipe.tokenizer("", padding="max_length", max_length=77, return_tensors="pt").input_ids
+
+    def redraw(latents: Tensor, most: int) -> Tensor:
+        times = [time for time in schedule.timesteps if time <= most]
+        latents = schedule.add_noise(latents * scale, torch.randn(latents.shape, generator=generator), times[0])
+        context = pipe.text_encoder(empty).last_hidden_state.expand(len(latents), -1, -1)
+        for time in times:
+            predicted = pipe.unet(latents, time, encoder_hidden_states=context).sample.float()
+            latents = schedule.step(predicted, time, latents).prev_sample
+        return latents / scale
+
+    def one(images: Tensor) -> Tensor:
+        latents = pipe.vae.encode(images).latent_dist.mean.float()
+        if redrawn:
+            latents = redraw(latents, int(torch.randint(redrawn[0], redrawn[1] + 1, (), generator=generator)))
+        return pipe.vae.decode(latents).sample.float()
 
     @torch.no_grad()
+    def back(images: np.ndarray) -> np.ndarray:
+        pictures = torch.cat([one(part) for part in to_tensor(images).split(8)])
+        return pictures.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+    return back
+
+
+def autoencoder(folder: Path, redrawn: tuple[int, int] | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """:func:`given_back` of the models that training left in ``folder``, in bfloat16."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.models.attention_processor import AttnProcessor
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from .train import TOKENIZER
+
+    parts = SimpleNamespace(
+        vae=AutoencoderKL.from_pretrained(folder / "vae").eval(), tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER)
+    )
+    parts.vae.set_attn_processor(AttnProcessor())
+    if redrawn:
+        parts.unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
+        parts.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
+    back = given_back(parts, redrawn)
+
     def through(images: np.ndarray) -> np.ndarray:
         with torch.autocast("cpu", torch.bfloat16):
-            back = torch.cat([vae.decode(vae.encode(p).latent_dist.mean).sample for p in to_tensor(images).split(8)])
-        return back.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+            return back(images)
 
     return through
 

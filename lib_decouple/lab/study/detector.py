@@ -1,7 +1,8 @@
 """``study detector``: the judge's own error on scenes whose content is known.
 
-Scenes are drawn in the drawings that the model is taught, as they are and after a pass through the embedded
-autoencoder, which every generated picture has been through, too; and in drawings that neither has ever seen.
+Scenes are drawn in the drawings that the model is taught, as they are, after a pass through the embedded autoencoder,
+which every generated picture has been through, too, and redrawn by its denoiser from some noise, so that their strokes
+are the model's own; and in drawings that neither has ever seen.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ...hosts.checkpoints import open_pipeline
 from ..evaluate.files import write_whole
 from ..evaluate.statistics import Share
-from ..model.judge import measure, to_tensor
+from ..model.judge import REDRAWN, given_back, measure
 from ..model.sprites import THINGS
 
 SEED = 7
@@ -33,23 +33,14 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def through(pipe: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 ``[n, h, w, 3]`` -> the same, encoded and decoded."""
-
-    @torch.no_grad()
-    def restored(images: np.ndarray) -> np.ndarray:
-        parts = [pipe.vae.decode(pipe.vae.encode(p).latent_dist.mean).sample for p in to_tensor(images).split(10)]
-        return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-
-    return restored
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Draw, judge, write detector.json and detector.md."""
+    pipe = open_pipeline()
     taught, strange = ("taught",), ("held out",)
     kinds: dict[str, tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray] | None]] = {
         "taught": (taught, None),
-        "taught, through the autoencoder": (taught, through(open_pipeline())),
+        "taught, through the autoencoder": (taught, given_back(pipe)),
+        "taught, redrawn by the denoiser": (taught, given_back(pipe, REDRAWN)),
         "held out": (strange, None),
     }
     found = {

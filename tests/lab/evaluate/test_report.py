@@ -394,7 +394,7 @@ def test_the_embedded_model_is_drawn_again_for_its_maps(tmp_path):
         )  # fmt: skip
     rows = own.images()
     found = maps_of(own, rows)
-    assert {maps.shape for maps in found.values()} == {(2, 8, 8)}
+    assert {maps.shape for maps in found.values()} == {(2, 16, 16)}
     assert set(found) == {row["id"] for row in rows}
     assert all(0 < maps.max() <= 1 for maps in found.values())
     # Another picture there: no maps rather than another picture's.
