@@ -28,7 +28,8 @@ def sampling(iteration, weakest, chances=False, hires=False):
     count = len(told)
     return SimpleNamespace(
         iteration=iteration, hires=hires, traces=[ImageTrace(()) for _ in told], left_alone=[""] * count,
-        stood_aside="", exact_since="", teller=SimpleNamespace(told=told), choices=[None] * count, no_drafts="", not_insisted="",
+        stood_aside="", exact_since="", teller=SimpleNamespace(told=told), choices=[None] * count,
+        no_drafts="", not_insisted="",
         seconds=0.0, step=1, total=4,
     )  # fmt: skip
 
