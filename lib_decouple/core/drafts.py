@@ -7,7 +7,6 @@ denoiser, and is scored by its weakest entity's :func:`presence`. The noise of t
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from .host_pass import ConditionalRows, reading_beside
 from .maps import MapReader
 from .memory import give_back, is_out_of_memory
-from .presence import presence
+from .presence import lowest, presence
 
 LEVELS = (7.6, 3.6, 1.6)
 """Noise levels of a draft's passes after that on the first noise; the maps are read at the last."""
@@ -42,9 +41,8 @@ class Draft:
 
     @property
     def weakest(self) -> float:
-        """The lowest score; below all others where one is no number, or there is none."""
-        known = self.scores.values()
-        return -1.0 if any(map(math.isnan, known)) else min(known, default=-1.0)
+        """The :func:`lowest` score."""
+        return lowest(self.scores.values())
 
 
 def levels(first: float) -> list[float]:

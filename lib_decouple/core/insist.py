@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .drafts import Draft, best
+from .presence import Curve, lowest
 
 Accepts = Callable[[Draft], bool]
 """Does a draft tell that every entity will be there?"""
@@ -15,6 +15,11 @@ Accepts = Callable[[Draft], bool]
 def nothing(_: Draft) -> bool:
     """Of a model of which nobody has learned what a draft's scores mean: no draft is accepted, so the best is drawn."""
     return False
+
+
+def accepting(curve: Curve | None) -> Accepts:
+    """Drafts whose every entity is surely there by the ``curve``; none without one."""
+    return nothing if curve is None else lambda draft: curve.accepts(draft.scores.values(), draft.sigma)
 
 
 @dataclass
@@ -56,14 +61,8 @@ class Noises:
 
     def surest(self) -> int:
         """That of the run whose weakest entity is surest, of equals the first. Raises ValueError where none was run."""
-        return max(self.runs, key=lambda k: _weakest(self.runs[k]))
+        return max(self.runs, key=lambda k: lowest(self.runs[k].values()))
 
     def lacks(self, number: int) -> bool:
         """Did the run from this noise tell that an entity is rather missing than there?"""
-        return number in self.runs and not _weakest(self.runs[number]) >= 0.5
-
-
-def _weakest(chances: dict[str, float]) -> float:
-    """The lowest chance; below all others where it is no number."""
-    found = min(chances.values())
-    return -1.0 if any(map(math.isnan, chances.values())) else found
+        return number in self.runs and not lowest(self.runs[number].values()) >= 0.5

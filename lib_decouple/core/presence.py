@@ -44,6 +44,12 @@ def colliding(maps: Tensor) -> tuple[int, int] | None:
     return int(i[most]), int(j[most])
 
 
+def lowest(scores: Iterable[float]) -> float:
+    """Of scores or chances in [0, 1], the lowest; below all others where one is no number, or there is none."""
+    known = list(scores)
+    return -1.0 if any(map(math.isnan, known)) else min(known, default=-1.0)
+
+
 @dataclass(frozen=True)
 class Presence:
     """What the maps of one image tell at one noise level, and of each of its entities."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.drafts import Draft, draft, in_groups, levels
 from ..core.gradient import rows
 from ..core.host_pass import RowsInOrder
-from ..core.insist import Noises, nothing
+from ..core.insist import Noises, accepting
 from ..core.maps import MapReader
 from ..core.presence import Curve
 from .reasons import Unsupported
@@ -105,13 +105,8 @@ class Search:
     """Of each image, which of its seeds is drawn."""
 
     def __post_init__(self) -> None:
-        curve = self.curve
-
-        def accepts(one: Draft) -> bool:
-            return curve is not None and curve.accepts(one.scores.values(), one.sigma)
-
         self.seeds = [seeds_to_draft(seed, self.count) for seed in self.asked]
-        self.images = [Noises(self.count, accepts if curve else nothing) for _ in self.asked]
+        self.images = [Noises(self.count, accepting(self.curve)) for _ in self.asked]
         self.numbers = [0] * len(self.asked)
 
     def draft(self, images: Sequence[int]) -> None:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from modules import shared
 from torch import Tensor
 
-from ..core.drafts import Draft
-from ..core.insist import Accepts, nothing
+from ..core.insist import Accepts, accepting
 from ..core.presence import Presence
 from . import reasons
 from .drafting import ChoosingSampler, Sample
@@ -43,14 +42,7 @@ class InsistingSampler(ChoosingSampler):
 
     def _accepts(self) -> Accepts:
         """Whose every entity is surely there, where that was learned of drafts."""
-        curve = self.curve
-        if curve is None:
-            return nothing
-
-        def accepts(one: Draft) -> bool:
-            return curve.accepts(one.scores.values(), one.sigma)
-
-        return accepts
+        return accepting(self.curve)
 
     def _drawn(self, noise: Tensor, sample: Sample) -> Any:
         """What the host makes of the ``noise`` that was chosen, or of another one where that lacks an entity."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
+from ..core.presence import lowest
 from ..core.trace import ImageTrace
 from ..hosts.seeds import Choice
 from ..hosts.tell import Teller
@@ -127,8 +127,7 @@ class Run:
         for one in self.passes:
             for position, presence in enumerate(one.teller.told):
                 if presence:
-                    known = (presence.chances or presence.scores).values()
-                    weakest = -1.0 if any(map(math.isnan, known)) else min(known)
+                    weakest = lowest((presence.chances or presence.scores).values())
                     sure[one.iteration, position] = (presence.chances is not None, weakest)
         return sorted(sure, key=lambda image: sure[image], reverse=True)
 
