@@ -29,6 +29,8 @@ else:
 
 KINDS = ("embedded", "diffusers", "webui")
 MOST_SEEDS = 10_000
+NO_ARM = ("both", "neither")
+"""What a rater can say besides an arm's name, so that no arm has it."""
 
 
 def _key(default: Any, help: str, low: float | None = None, high: float | None = None, **more: Any) -> Any:
@@ -208,7 +210,7 @@ def _arm(given: Any, where: str) -> ArmPart:
     name = part.name or next((getattr(part, s) for s in sources), "")
     if not name:
         raise ValueError(f"{where}: name: is needed for an arm of settings alone")
-    if name in ("both", "neither", "plain") and not (name == "plain" and not sources):
+    if name in (*NO_ARM, "plain") and not (name == "plain" and not sources):
         raise ValueError(f"{where}: name: {name!r} is not allowed; the rating page needs the word")
     if part.loss:
         _named(where, "loss", lambda: WeightedLoss.parse(part.loss))

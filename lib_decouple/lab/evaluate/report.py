@@ -43,7 +43,7 @@ from .results import (
     telling,
 )
 from .statistics import Estimate
-from .store import Row, Store
+from .store import IMPORTED, Row, Store
 
 TEMPLATE = "report.html.j2"
 THUMB = 112
@@ -354,7 +354,14 @@ def _version(package: str) -> str:
 def environment(store: Store, images: Sequence[Row]) -> Table:
     """What drew, and what reported."""
     table = Table(["what", "is"])
-    drawn = sorted({f"{r['host']}, version {r['version']}, checkpoint {r['checkpoint']}" for r in images})
+    drawn = sorted(
+        {
+            f"{r['host']}, version {r['version']}, checkpoint {r['checkpoint']}"
+            for r in images
+            if r["recipe"] != IMPORTED
+        }
+    )
+    imported = Counter(row["arm"] for row in images if row["recipe"] == IMPORTED)
     sampling = sorted(
         {
             ", ".join(f"{k} {v}" for k, v in (r["sampling"] or {}).items() if v not in ("", None) and (v or k == "cfg"))
@@ -365,6 +372,7 @@ def environment(store: Store, images: Sequence[Row]) -> Table:
     table.rows = [
         ["images", str(len(images))],
         ["drawn by", "; ".join(drawn)],
+        ["imported", "; ".join(f"{arm}: {n} images" for arm, n in imported.items()) or "none"],
         ["sampling", "; ".join(filter(None, sampling)) or "not told"],
         ["guidance stood aside", "; ".join(f"{arm}: {n} images" for arm, n in aside.items()) or "never"],
         *[[name, str(value)] for name, value in (store.notes().get("environment") or {}).items()],
@@ -381,6 +389,7 @@ def commands(store: Store, against: str, calibrated: Sequence[str]) -> str:
     lines = list(store.notes().get("commands") or [])
     if store.plans() and not any("evaluate run" in line for line in lines):
         lines.append("python -m lib_decouple evaluate run PLAN.toml")
+    lines += store.notes().get("imports") or []
     lines.append(f"python -m lib_decouple evaluate judge RUN --judges {judges}")
     if calibrated:
         lines.append(f"python -m lib_decouple evaluate calibrate RUN --judges {judges}")

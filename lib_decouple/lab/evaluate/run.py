@@ -31,7 +31,7 @@ from .files import PART, write_durably, write_whole
 from .fleet import AUTH_VARIABLE, BackendOpener, NoEndpoint, Outcome, draw_all
 from .plan import Job, Plan, read
 from .statistics import detectable
-from .store import Row, Store
+from .store import IMPORTED, Row, Store
 
 GUIDED_COST = 1.5
 """Of a guided pass in steps, for the estimate: a step is two rows forward; a pass one forward and its gradient."""
@@ -193,7 +193,7 @@ def compare(store: Store, jobs: Sequence[Job], plan: Plan, about: About) -> Work
             work.reused.append(job)
             if row["status"] == "aside":
                 work.back.append(row["id"])
-    work.aside = [row["id"] for row in rows.values() if row["status"] == "done"]
+    work.aside = [row["id"] for row in rows.values() if row["status"] == "done" and row["recipe"] != IMPORTED]
     return work
 
 
@@ -211,6 +211,8 @@ def check_readable(path: Path) -> None:
 
 def difference(row: Row, job: Job, plan: Plan, about: About) -> str:
     """In words, why a drawn image is not what the plan wants."""
+    if row["recipe"] == IMPORTED:
+        return "it was imported"
     own: dict[str, Any] = {**(row["settings"] or {}), **(row["sampling"] or {}), "checkpoint": row["checkpoint"]}
     new = {**job.settings.as_dict(), **asdict(plan.sampling), "checkpoint": about.checkpoint}
     own["entities"], new["entities"] = row["entities"], list(job.prompt.entities)

@@ -41,6 +41,9 @@ the first ten digits of its SHA-256. ``passes`` (guided ones) and ``trace`` are 
 rounding (batch, machine).
 """
 
+IMPORTED = "imported"
+"""``recipe`` and ``host`` of an image that another tool drew (:mod:`.imports`)."""
+
 VERSION = 1
 """Of the file's tables."""
 
@@ -202,7 +205,8 @@ class Store:
         return str(arms[0]["name"]) if arms else "plain"
 
     def put_note(self, key: str, value: Any) -> None:
-        """What the report says of the run as a whole (JSON): "judge:NAME", "plan", "commands", "environment"."""
+        """What the report says of the run as a whole (JSON): "judge:NAME", "plan", "commands", "environment",
+        "imports" (the commands that did)."""
         with self._open() as open_file:
             open_file.execute("INSERT OR REPLACE INTO notes VALUES(?, ?)", (key, json.dumps(value)))
 
