@@ -20,6 +20,7 @@
                 if (!this.run) this.asked = null; // opened again after a failure
                 this.look();
             });
+            decouple.find(tab, "drafts_only_button")?.addEventListener("click", () => { this.panel.open = true; });
             onAfterUiUpdate(() => this.look());
         }
 

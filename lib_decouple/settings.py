@@ -198,8 +198,8 @@ class Settings:
         "tell",
         "Look",
         "tell: says which entity's attention is weakest, or, for a checkpoint of which that was learned, "
-        "which is probably missing; this changes no picture and costs no pass. choose: for each picture of "
-        "txt2img a few seeds are drafted first, and the one is drawn whose weakest entity has the most "
+        "which is probably missing; this changes no picture and costs no pass. choose: for each picture a "
+        "few seeds are drafted first, and the one is drawn whose weakest entity has the most "
         "attention; insist: only until a draft tells that all are surely there, and the picture is begun again "
         "where it lacks one midway.",
         "Decouple look",
@@ -209,7 +209,7 @@ class Settings:
     drafts: int = _setting(
         4, "Drafts",
         "How many seeds “Look” at choose drafts for each picture, and at insist at most, the one asked for among "
-        "them; each costs four steps.",
+        "them; each costs up to four steps.",
         "Decouple drafts", low=2, high=16, unit="seeds", group="told",
     )  # fmt: skip
     restarts: int = _setting(

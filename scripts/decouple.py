@@ -72,6 +72,10 @@ class Script(scripts.Script):
         """Before each sampling pass of a batch."""
         jobs.before_sampling(p, kwargs.get("x"))
 
+    def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
+        """When a batch's latents are sampled, before they are decoded."""
+        jobs.after_sampling(p, ps)
+
     def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """When a batch is sampled."""
         jobs.after_batch(p, kwargs["batch_number"])

@@ -145,6 +145,8 @@ class Looking:
     """Does anybody want to see the maps of this step? Asked at each."""
     drafts: bool = False
     """Keep what drafts look like."""
+    draws: bool = True
+    """Draw a picture behind its drafts."""
     doubts: Callable[[str], None] | None = None
     """Hold the run's first gradient against finite differences, and tell this where they disagree."""
     examine: Callable[[LossGradient, Tensor, int, Pass], None] | None = None

@@ -1,9 +1,9 @@
 """``look: choose`` around a WebUI's sampler: of several seeds' noise that is drawn which drafts best.
 
-The host's own ``sample`` runs twice: first with the drafts in the place of the sampler's function, so that model,
-conditions and latents are made ready by the host; then, from the chosen noise, as it ever does. Every noise is one that
-the host makes for a seed, and that seed takes the place of the one that was asked for, so ancestral noise, the second
-pass of hires fix and the infotext follow by themselves.
+The host's own ``sample``, in img2img ``sample_img2img``, runs twice: first with the drafts in the place of the
+sampler's function, so that model, conditions and latents are made ready by the host; then, from the chosen noise, as
+it ever does. Every noise is one that the host makes for a seed, and that seed takes the place of the one that was
+asked for, so ancestral noise, the second pass of hires fix and the infotext follow by themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..core.drafts import Draft, draft, in_groups, levels
 from ..core.insist import Accepts, Noises, nothing
 from ..core.maps import MapReader
-from . import bystanders, previews, reasons
+from . import previews, reasons
 from .reasons import Unsupported
 from .seeds import Choice, chosen, seeds_to_draft
 
@@ -38,12 +38,46 @@ Sample = Callable[[Tensor], Any]
 MOST_ROWS = 16
 """Latents that are drafted in one call of the host's denoiser, though memory would do for more."""
 
+MADE_OTHERWISE = 0.01
+"""Of the host's first latents, the share of their length from which on they are not taken for picture and noise alone;
+rounding to 16 bits makes less than a tenth of it."""
+
+OF_ITS_OWN_SEED = ("X/Y/Z plot", "Prompt matrix", "Prompts from file or textbox", "Loopback")
+"""The hosts' scripts that give each picture which they draw parameters of its own."""
+
+
+def hindrance(p: Any) -> str:
+    """Why no other seed's noise can be drawn in the job ``p``, as that seed would not draw the picture again; "" where
+    it can."""
+    if not begins_with_picture(p):
+        return ""
+    if getattr(p, "mask", None) is not None and p.inpainting_fill == 2 and not p.subseed_strength:
+        return (
+            "“Masked content” is latent noise, which is made of the seed before drafts are; choose another, such as "
+            "original"
+        )
+    script = reasons.selected_script(p)
+    if script and script not in OF_ITS_OWN_SEED:
+        return f"the script “{script}” may put a picture together of several, of which it tells one seed alone"
+    return ""
+
+
+def begins_with_picture(p: Any) -> bool:
+    """Is the job one of img2img?"""
+    return hasattr(p, "init_images")
+
 
 class ChoosingSampler:
-    """Stands in the place of ``p.sampler.sample`` until it is called, once."""
+    """Stands in the place of the host's function that samples until it is called, once."""
 
     def __init__(self, sampling: SamplingPass) -> None:
-        self.sampling, self.sampler, self.sample = sampling, sampling.p.sampler, sampling.p.sampler.sample
+        self.sampling, self.sampler = sampling, sampling.p.sampler
+        from_picture = begins_with_picture(sampling.p)
+        self.name, self.place = ("sample_img2img", 1) if from_picture else ("sample", 0)
+        """Of the host's function, and where among its arguments the noise is."""
+        self.sample = getattr(self.sampler, self.name)
+        self.strength = float(sampling.p.initial_noise_multiplier) if from_picture else 1.0
+        """What the host multiplies the noise by."""
         self.variation = bool(sampling.p.subseed_strength)
         self.seeds: list[list[int]] = []
         """Of each image, those that may be drafted."""
@@ -53,13 +87,18 @@ class ChoosingSampler:
         self.pictures: dict[int, dict[int, Any]] = {}
         """Image -> seed -> what its draft looks like."""
 
-    def __call__(self, p: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Sample as the host's own function does, ``x`` being the noise that drafts best."""
-        if vars(self.sampler).get("sample") is self:
-            del self.sampler.sample
+    def attach(self) -> None:
+        """Take the function's place."""
+        setattr(self.sampler, self.name, self)
+
+    def __call__(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Sample as the host's own function does, from the noise that drafts best."""
+        if vars(self.sampler).get(self.name) is self:
+            delattr(self.sampler, self.name)
+        before, x, after = args[: self.place], args[self.place], args[self.place + 1 :]
 
         def sample(noise: Tensor) -> Any:
-            return self.sample(p, noise, *args, **kwargs)
+            return self.sample(p, *before, noise, *after, **kwargs)
 
         try:
             noise = self._chosen(x, sample)
@@ -67,9 +106,19 @@ class ChoosingSampler:
             log.debug("drafting failed", exc_info=True)
             self.sampling.give_up_drafts(reasons.explained(error, reasons.switched_on(p)))
             with suppress(Exception):  # what has just failed may be the making of noise
-                self._noise(self._seeds()).next()  # the host's global generator is left as it was
+                self._first(self._seeds())  # the host's global generator is left as it was
             noise = None
+        if not self.sampling.looking.draws:
+            return self._undrawn(x)
         return sample(x) if noise is None else self._drawn(noise, sample)
+
+    def _undrawn(self, x: Tensor) -> Tensor:
+        """Latents like ``x``, of a batch that is not drawn."""
+        own = self.sampling
+        own.drew, own.p.enable_hr = False, False
+        own.detach()
+        shared.state.skipped = True  # so that other extensions leave the batch alone
+        return x
 
     def _drawn(self, noise: Tensor, sample: Sample) -> Any:
         """What the host makes of the ``noise`` that was chosen."""
@@ -80,16 +129,21 @@ class ChoosingSampler:
         return nothing
 
     def _chosen(self, x: Tensor, sample: Sample) -> Tensor | None:
-        """The noise to draw; the job's seeds are those that it is of. None where the host is to end. Raises what
-        hinders the drafts."""
+        """The noise to draw; the job's seeds are those that it is of. None where the host is to end, or nothing is
+        drawn. Raises what hinders the drafts."""
+        if reason := hindrance(self.sampling.p):
+            raise Unsupported(reason)
         count, asked = self.sampling.settings.drafts, self._seeds()[: len(x)]
         self.seeds = [seeds_to_draft(seed, count) for seed in asked]
-        noises = [self._noise([own[k] for own in self.seeds]).next() for k in range(count)]
+        noises = [self._first([own[k] for own in self.seeds])[1] for k in range(count)]
         if not torch.equal(noises[0], x):
             raise Unsupported("another extension has made the first noise itself, so that of other seeds isn't known")
         self.images = [Noises(count, self._accepts()) for _ in asked]
         self.drafts = Drafts(self.sampling, noises, self.images, self._one_by_one)
         if not self._draft(sample, self.images):
+            return None
+        if not self.sampling.looking.draws:
+            self.sampling.choices = [self._choice(image, None) for image in range(len(self.images))]
             return None
         return self._take_up([own.next() for own in self.images])
 
@@ -108,20 +162,20 @@ class ChoosingSampler:
     def _take_up(self, numbers: Sequence[int]) -> Tensor:
         """The noise of each image's number; the batch's seeds are those that it is of."""
         self.numbers = list(numbers)
-        choices = [self._choice(image) for image in range(len(numbers))]
+        choices = [self._choice(image, number) for image, number in enumerate(numbers)]
         drawn = [own[number] for own, number in zip(self.seeds, numbers)]
-        made = self._noise(drawn)
-        noise: Tensor = made.next()
+        made, noise = self._first(drawn)
         self._take(drawn)  # what may fail is behind us: the seeds that are told are those that are drawn
         self.sampling.p.rng, self.sampling.choices = made, choices
         return noise
 
-    def _choice(self, image: int) -> Choice | None:
-        """What is told of an image; None where its prompt names nothing to look for."""
+    def _choice(self, image: int, number: int | None) -> Choice | None:
+        """What is told of an image of which this noise is drawn, or nothing; None where its prompt names nothing to
+        look for."""
         own = self.images[image]
         if not own.drafts[0].scores:
             return None
-        return chosen(self.seeds[image], own, self.numbers[image], self.variation, self._pictures(image))
+        return chosen(self.seeds[image], own, number, self.variation, self._pictures(image))
 
     def _pictures(self, image: int) -> dict[int, Any]:
         """What an image's drafts look like, where somebody wants to see them."""
@@ -137,15 +191,16 @@ class ChoosingSampler:
         p = self.sampling.p
         return [int(seed) for seed in (p.subseeds if self.variation else p.seeds)]
 
-    def _noise(self, seeds: Sequence[int]) -> Any:
-        """What the host makes the noise with, for other ``seeds``."""
+    def _first(self, seeds: Sequence[int]) -> tuple[Any, Tensor]:
+        """What the host makes noise with, for other ``seeds``, and the first noise that it has made."""
         was, (own, sub) = self.sampling.p.rng, (seeds, self.sampling.p.rng.subseeds)
         if self.variation:
             own, sub = was.seeds, seeds
-        return rng.ImageRNG(
+        made = rng.ImageRNG(
             was.shape, list(own), subseeds=sub, subseed_strength=was.subseed_strength,
             seed_resize_from_h=was.seed_resize_from_h, seed_resize_from_w=was.seed_resize_from_w,
         )  # fmt: skip
+        return made, made.next() * self.strength
 
     def _take(self, drawn: Sequence[int]) -> None:
         """The batch's seeds are ``drawn`` from now on; what was asked for keeps its own list."""
@@ -199,25 +254,25 @@ class Drafts:
             p.extra_generation_params.update(noted)
 
     def _make(self, denoiser: Any, x: Tensor, given: dict[str, Any]) -> None:
-        own, noise, count = self.sampling, self.noises[0], len(self.noises)
+        own, count = self.sampling, len(self.noises)
         if not own.reader_to_tell(given["extra_args"]["cond"], 0).named:
             raise reasons.NothingToGuide(reasons.too_few((), "intensity"))
-        scale = float((x * noise).sum() / (noise * noise).sum())  # of the host's own first latents
+        latents = FirstLatents(x, self.noises[0], denoiser.init_latent)
         first = not self.images[0].drafts
         if self.one_by_one:
             if first:
                 self._count(1)
             while any(image.wants_draft for image in self.wanting):
                 number = len(self.images[0].drafts)
-                self._keep(self._of_group(denoiser, [self.noises[number] * scale], given, number / count, count))
+                self._keep(self._of_group(denoiser, [latents.of(self.noises[number])], given, number / count, count))
             if first:
                 shared.state.nextjob()
             return
-        at_once = max(1, MOST_ROWS // len(x)) if not bystanders.replaced_forwards(own.unet()) else 1
+        at_once = 1 if own.rows_are_counted() else max(1, MOST_ROWS // len(x))
         self._count(-(-count // at_once))
 
         def make(group: Sequence[int]) -> list[list[Draft]]:
-            found = self._of_group(denoiser, [self.noises[k] * scale for k in group], given)
+            found = self._of_group(denoiser, [latents.of(self.noises[k]) for k in group], given)
             shared.state.nextjob()
             return found
 
@@ -258,10 +313,34 @@ class Drafts:
         reader = own.reader_to_tell(given["extra_args"]["cond"], last)
         reader = MapReader(reader.layers, [*reader.images] * count)
         x = torch.cat(list(first)) * scale.to_sigma(scale.first)
-        made = draft(
-            denoise, x, sigmas, own.unet(), reader, lambda: own.conditional_rows(denoiser, args, count * images)
-        )
+        with _repeated_picture(denoiser, count):
+            made = draft(
+                denoise, x, sigmas, own.unet(), reader, lambda: own.conditional_rows(denoiser, args, count * images)
+            )
         return [made[k * images : (k + 1) * images] for k in range(count)]
+
+
+class FirstLatents:
+    """What the host begins to sample with: of a noise and, in img2img, of the encoded picture so many times each.
+
+    ``x`` is what it has made of ``noise``, both ``[images, ...]``. Raises Unsupported where that is not all it is of.
+    """
+
+    def __init__(self, x: Tensor, noise: Tensor, picture: Tensor | None) -> None:
+        parts = [noise] if picture is None else [noise, picture.expand_as(noise)]
+        columns = torch.stack([part.detach().cpu().double().flatten() for part in parts], dim=1)
+        made = x.detach().cpu().double().flatten()
+        factors = torch.linalg.lstsq(columns, made[:, None]).solution[:, 0]
+        if not (made - columns @ factors).norm() <= MADE_OTHERWISE * made.norm():
+            raise Unsupported(
+                "another extension has changed the latents that sampling begins with, so those of other seeds aren't "
+                "known"
+            )
+        self.x, self.noise, self.scale = x, noise, float(factors[0])
+
+    def of(self, noise: Tensor) -> Tensor:
+        """Those of another ``noise``."""
+        return self.x + (noise - self.noise) * self.scale
 
 
 class LatentScale:
@@ -311,6 +390,18 @@ class LatentScale:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self._level(middle) <= sigma * (1 + 1e-6) else (low, middle - 1)
         return low
+
+
+@contextmanager
+def _repeated_picture(denoiser: Any, count: int) -> Iterator[None]:
+    """Inside, what an inpainting mask keeps is there for ``count`` times the images."""
+    before = denoiser.init_latent
+    if before is not None:
+        denoiser.init_latent = torch.cat([before] * count)
+    try:
+        yield
+    finally:
+        denoiser.init_latent = before
 
 
 def _repeated(args: dict[str, Any], count: int) -> dict[str, Any]:

@@ -144,6 +144,10 @@ class SamplingPass(sampling.SamplingPass):
         """Inside :meth:`differentiable`, what a block runs in that is computed twice."""
         return OrdinaryTensors(out_of_place=True)
 
+    def rows_are_counted(self) -> bool:
+        """So are the rows of what an inpainting model sees beside its latents."""
+        return super().rows_are_counted() or shared.sd_model.forge_objects.unet.extra_concat_condition is not None
+
     def conditional_rows(self, denoiser: Any, given: dict[str, Any], batch: int) -> ConditionalRows:
         """By what Forge tells of each call."""
         conds, text = prompt_parser.reconstruct_multicond_batch(given["cond"], denoiser.step)

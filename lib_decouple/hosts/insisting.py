@@ -29,7 +29,7 @@ REFINED = "the refiner's model had taken over before it could be told what is in
 
 
 class InsistingSampler(ChoosingSampler):
-    """Stands in the place of ``p.sampler.sample`` until it is called, once."""
+    """Stands in the place of the host's function that samples until it is called, once."""
 
     def __init__(self, sampling: SamplingPass) -> None:
         super().__init__(sampling)
@@ -80,7 +80,7 @@ class InsistingSampler(ChoosingSampler):
         for own, number, presence in zip(self.images, self.numbers, told):
             if presence is not None and presence.chances:
                 own.runs[number] = presence.chances
-        self.sampling.choices = [self._choice(image) for image in range(len(self.images))]
+        self.sampling.choices = [self._choice(image, number) for image, number in enumerate(self.numbers)]
         again = self.restarts > 0 and any(not self.images[image].is_spent for image in self._lacking())
         return again or any(self._surest(image) != number for image, number in enumerate(self.numbers))
 

@@ -131,10 +131,15 @@ def switched_on(p: Any) -> list[str]:
         for script in getattr(scripts, "alwayson_scripts", None) or ()
         if (own := args[script.args_from : script.args_to]) and own[0] is True
     ]
-    listed = getattr(scripts, "selectable_scripts", None) or ()
-    if args and isinstance(args[0], int) and 0 < args[0] <= len(listed):
-        found.append(listed[args[0] - 1])
-    return [str(script.title()) for script in found]
+    return [*(str(script.title()) for script in found), *filter(None, (selected_script(p),))]
+
+
+def selected_script(p: Any) -> str:
+    """Title of the script chosen under "Script" in a host's job, such as the X/Y/Z plot; "" for none."""
+    listed = getattr(getattr(p, "scripts", None), "selectable_scripts", None) or ()
+    args = getattr(p, "script_args", None) or ()
+    chosen = args[0] if args else 0
+    return str(listed[chosen - 1].title()) if isinstance(chosen, int) and 0 < chosen <= len(listed) else ""
 
 
 def _whose(known: Sequence[str], active: Iterable[str]) -> str:

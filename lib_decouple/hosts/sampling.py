@@ -186,6 +186,8 @@ class SamplingPass:
         """Of each image, which of its drafts is drawn; None where none was made."""
         self.no_drafts = ""
         """Why nothing could be chosen, though it was asked for."""
+        self.drew = True
+        """Does the host sample a picture, or drafts alone?"""
         self.not_insisted = ""
         """Why a run is not begun again, or no draft accepted, though it was asked for."""
         self.seconds = 0.0
@@ -224,11 +226,14 @@ class SamplingPass:
 
     def begin_again(self) -> None:
         """Guide what ``p.sampler`` is about to sample from other noise; what this run has told is forgotten."""
-        sampler = self.p.sampler
-        if isinstance(sampler.func, GuidedSampler):  # its sampling has failed before it began
-            sampler.func = sampler.func.sample
+        self.detach()  # its sampling may have failed before it began
         self._begin()
-        sampler.func = GuidedSampler(self, sampler)
+        self.p.sampler.func = GuidedSampler(self, self.p.sampler)
+
+    def detach(self) -> None:
+        """Guide nothing that ``p.sampler`` samples, which img2img keeps for all batches."""
+        if isinstance(self.p.sampler.func, GuidedSampler):
+            self.p.sampler.func = self.p.sampler.func.sample
 
     @property
     def exact_since(self) -> str:
@@ -249,23 +254,22 @@ class SamplingPass:
                 return self.stand_aside(self._explained(error))
         sampler.func = GuidedSampler(self, sampler)
         if self.settings.look in DRAFTING and not self.hires:
-            self._choose(sampler)
+            (InsistingSampler if self.settings.look == "insist" else ChoosingSampler)(self).attach()
 
-    def _choose(self, sampler: Any) -> None:
-        """Have drafts made before ``sampler`` samples, where they can tell."""
-        if hasattr(self.p, "init_images"):
-            return self.give_up_drafts("drafts are made in txt2img alone: this picture begins with another one")
-        sampler.sample = InsistingSampler(self) if self.settings.look == "insist" else ChoosingSampler(self)
+    def rows_are_counted(self) -> bool:
+        """Is there what fits as many rows alone as the job has images, such as another extension's attention?"""
+        return bool(bystanders.replaced_forwards(self.unet()))
 
     def curve(self) -> Curve | None:
         """What was learned of the loaded model."""
         return _curve_of(shared.sd_model)
 
     def give_up_drafts(self, reason: str) -> None:
-        """Draw the seed that was asked for, and tell the user why."""
+        """Draw the seed that was asked for, or nothing where drafts alone are wanted, and tell the user why."""
         self.no_drafts = reason
         log.warning("Attention Decoupling makes no drafts: %s", reason)
-        self.p.comment(f"Attention Decoupling drew the seed that was asked for: {reason}")
+        done = "drew the seed that was asked for" if self.looking.draws else "drafted nothing, and nothing is drawn"
+        self.p.comment(f"Attention Decoupling {done}: {reason}")
 
     @contextmanager
     def guiding(self, sample: Any, denoiser: Any, given: dict[str, Any]) -> Iterator[bool]:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..core.insist import Noises
+from ..core.presence import lowest
 
 STRIDE = 1_000_003
 """From one seed that is drafted for an image to its next: more than a job has images, whose own seeds are consecutive,
@@ -34,7 +35,8 @@ class Choice:
     """Of one image: the seed that was asked for, that which is drawn, and what their drafts scored."""
 
     asked: int
-    drawn: int
+    drawn: int | None
+    """None where nothing is drawn."""
     scores: dict[int, dict[str, float]]
     """Seed -> entity -> presence, in the order of drafting."""
     variation: bool = False
@@ -50,6 +52,9 @@ class Choice:
     def words(self) -> str:
         """What the status line says."""
         kind = "variation seed" if self.variation else "seed"
+        if self.drawn is None:
+            best = max(self.scores, key=lambda seed: lowest(self.scores[seed].values()))
+            return f"{len(self.scores)} {kind}s drafted, {best} is the best; nothing was drawn"
         drafted = "accepted by its draft" if self.accepted else f"drafted best of {len(self.scores)}"
         if self.drawn == self.asked:
             told = f"the {kind} asked for, {self.asked}, {drafted}"
@@ -75,12 +80,14 @@ class Choice:
 
 
 def chosen(
-    seeds: Sequence[int], noises: Noises, number: int, variation: bool = False,
+    seeds: Sequence[int], noises: Noises, number: int | None, variation: bool = False,
     pictures: Mapping[int, Any] = MappingProxyType({}),
 ) -> Choice:  # fmt: skip
-    """Of an image whose ``noises`` are those of ``seeds``, that ``number`` is drawn."""
+    """Of an image whose ``noises`` are those of ``seeds``, that ``number`` is drawn, or with None nothing."""
     scores = {seed: one.scores for seed, one in zip(seeds, noises.drafts)}
     runs = tuple(Run(seeds[k], told) for k, told in noises.runs.items())
+    if number is None:
+        return Choice(seeds[0], None, scores, variation, dict(pictures))
     accepted = noises.accepts(noises.drafts[number])
     return Choice(seeds[0], seeds[number], scores, variation, dict(pictures), accepted, runs)
 

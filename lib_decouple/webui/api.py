@@ -18,11 +18,11 @@ ORDER: tuple[str, ...] = (
     *("enabled", "loss", "steps", "entities", "rule", "size", "factor", "treatment", "combine", "refine_steps"),
     *("refine_threshold", "refine_rounds", "stop", "stop_below", "every", "hires", "one_at_a_time"),
     *("layers", "start", "recompute", "skip_missing", "compare", "look", "drafts", "gradient", "draw"),
-    "restarts",
+    *("restarts", "drafts_only"),
 )
 """Names of a positional list's values. Clients depend on it: new ones are appended."""
 
-BESIDE = ("compare", "draw")
+BESIDE = ("compare", "draw", "drafts_only")
 """Those that are no settings: they say what is done with a job, and are in no infotext, preset or plot."""
 
 NAMED = (*(item.name for item in fields(Settings)), "preset", *BESIDE)
@@ -46,6 +46,12 @@ class Arguments(NamedTuple):
     """Draw each picture plain, too, from the same seed."""
     draw: Wanted | None = None
     """Draw this draft of a run that is kept, and nothing else."""
+    drafts_only: bool = False
+    """Make each picture's drafts, and draw none."""
+
+    def beside(self) -> str:
+        """The field that says what is done with the job; "" where none does."""
+        return "compare" if self.compare else "draw" if self.draw else "drafts_only" if self.drafts_only else ""
 
 
 def settings_from(args: Sequence[Any], folder: Path | None = None) -> Settings:
@@ -86,12 +92,16 @@ def arguments_from(args: Sequence[Any], folder: Path | None = None) -> Arguments
     return Arguments(Settings.from_dict({name: from_text(name, value) for name, value in values.items()}), *beside)
 
 
-def _beside(values: dict[str, Any]) -> tuple[bool, Wanted | None]:
+def _beside(values: dict[str, Any]) -> tuple[bool, Wanted | None, bool]:
     """Takes what is :data:`BESIDE` the settings out of the ``values``."""
-    compare, draw = values.pop("compare", False), values.pop("draw", "")
-    if not isinstance(compare, bool):
-        raise ValueError(f"compare: {shown(compare)} is not allowed; true or false")
-    return compare, Wanted.parse(draw)
+    compare, draw, drafts_only = values.pop("compare", False), values.pop("draw", ""), values.pop("drafts_only", False)
+    for name, value in (("compare", compare), ("drafts_only", drafts_only)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: {shown(value)} is not allowed; true or false")
+    wanted = Wanted.parse(draw)
+    if drafts_only and (compare or wanted):
+        raise ValueError(f"drafts_only: beside {'compare' if compare else 'draw'} true is not allowed, as it draws")
+    return compare, wanted, drafts_only
 
 
 def problem_of(
@@ -117,7 +127,7 @@ def problem_of(
         bad = next((one for one in args if unsendable(one)), None)
         if bad is not None:
             return f"args: {shown(bad)} is not allowed; numbers of 64 bits, and texts without half characters"
-        beside = "compare" if own.compare else "draw" if own.draw else ""
+        beside = own.beside()
         if beside and (script := request.get("script_name")):
             return f"{beside}: beside the script {shown(script)} it can't be done, as that draws pictures of its own"
         if own.draw and (problem := problem_of_draft(own.draw)):

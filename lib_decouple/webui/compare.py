@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..hosts import reasons
+
 LISTS = (
     "all_prompts",
     "all_negative_prompts",
@@ -79,7 +81,7 @@ def begin(p: Any, state: Any) -> Comparison:
 
     ``state``: the host's progress, whose count of batches is kept right.
     """
-    if script := selected_script(p):
+    if script := reasons.selected_script(p):
         raise ValueError(f'the script "{script}" draws its own pictures; choose None under Script')
     images = len(getattr(p, "init_images", None) or ())
     size = images if 1 < images <= p.batch_size else p.batch_size  # as img2img will set it
@@ -95,13 +97,6 @@ def begin(p: Any, state: Any) -> Comparison:
     if state.job_count != -1:  # else the host counts p.n_iter itself
         state.job_count += batches
     return Comparison(p, batches, size, state.time_start)
-
-
-def selected_script(p: Any) -> str:
-    """Title of the script chosen under "Script", such as the X/Y/Z plot; "" for none."""
-    scripts, args = getattr(p.scripts, "selectable_scripts", ()), p.script_args
-    chosen = args[0] if scripts and args else 0
-    return str(scripts[chosen - 1].title()) if isinstance(chosen, int) and 0 < chosen <= len(scripts) else ""
 
 
 def side_by_side(plain: Image.Image, decoupled: Image.Image, told: str = "decoupled") -> Image.Image:

@@ -24,13 +24,13 @@ class RankedDraft(Draft):
 
 
 class DraftedImage(BaseModel):
-    """An image's drafts, the best first; the seed that was ``asked`` for and the one that was ``drawn``, which are
-    variation seeds where ``variation`` is true."""
+    """An image's drafts, the best first; the seed that was ``asked`` for and the one that was ``drawn``, null where
+    none was; both are variation seeds where ``variation`` is true."""
 
     number: int
     prompt: str
     asked: int
-    drawn: int
+    drawn: int | None
     variation: bool
     drafts: list[RankedDraft]
 

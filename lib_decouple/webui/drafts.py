@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from PIL import Image
+
+from ..hosts import reasons
 from . import compare, heatmaps
 from .answers import shown
 
@@ -54,6 +58,7 @@ def drawn_with(p: Any, number: int) -> dict[str, Any]:
 def conditions(p: Any) -> dict[str, str]:
     """What else a job's drafts depend on, in words: another size or checkpoint makes another picture of a seed."""
     checkpoint = getattr(getattr(p, "sd_model", None), "sd_checkpoint_info", None)
+    begun_with = [getattr(p, "image_mask", None), *(getattr(p, "init_images", None) or ())]
     found = {
         "size": f"{getattr(p, 'width', '')}x{getattr(p, 'height', '')}",
         "sampler": getattr(p, "sampler_name", ""),
@@ -61,8 +66,15 @@ def conditions(p: Any) -> dict[str, str]:
         "CFG scale": getattr(p, "cfg_scale", ""),
         "variation strength": getattr(p, "subseed_strength", ""),
         "checkpoint": getattr(checkpoint, "name", ""),
+        "denoising strength": getattr(p, "denoising_strength", "") if any(begun_with) else "",
+        "picture that it begins with": ", ".join(_known_by(one) for one in begun_with if one is not None),
     }
     return {name: str(value) for name, value in found.items()}
+
+
+def _known_by(picture: Image.Image) -> str:
+    """By which a picture is known again: a few digits of a hash of its pixels."""
+    return hashlib.sha256(picture.tobytes()).hexdigest()[:8]
 
 
 def ranked(image: RunImage) -> list[dict[str, Any]]:
@@ -99,7 +111,7 @@ def draw(wanted: Wanted, run: KeptRun, p: Any, tab: str, state: Any) -> list[str
     image = find(wanted, run)
     if tab != run.tab:
         raise ValueError(f"draw: that draft was made in {run.tab}, not in {tab}")
-    if script := compare.selected_script(p):
+    if script := reasons.selected_script(p):
         raise ValueError(f'draw: the script "{script}" draws its own pictures; choose None under Script')
     own = dict(image.drawn_with)
     own["all_subseeds" if (image.choice or {}).get("variation") else "all_seeds"] = wanted.seed
@@ -110,6 +122,8 @@ def draw(wanted: Wanted, run: KeptRun, p: Any, tab: str, state: Any) -> list[str
     p.seed, p.subseed = p.all_seeds[0], p.all_subseeds[0]
     if state.job_count != -1:  # else the host counts p.n_iter itself
         state.job_count -= p.n_iter - 1
+    if len(pictures := getattr(p, "init_images", None) or ()) > 1:
+        p.init_images = [pictures[wanted.image % len(pictures)]]  # each image of a batch began with its own
     p.n_iter = p.batch_size = 1
     now = conditions(p)
     return [

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import torch
 from modules import errors, progress, shared
 
 from .. import __version__, presets, profiles
@@ -77,6 +78,8 @@ class Jobs:
             run = Run(xyz.settings_of(p, given.settings))
             if given.draw and self.drawn_from_draft != shared.state.time_start:
                 self._draw_draft(given.draw, run, p, tab)
+            if given.drafts_only and not around:
+                self._draft_only(run, p)
             if given.compare and not around:
                 run.comparison = self._compare(p, run)
         except ValueError as error:
@@ -131,13 +134,23 @@ class Jobs:
             run.problem = reasons.explained(error, reasons.switched_on(p))
             p.comment(f"Attention Decoupling stood aside: {run.problem}")
 
+    def after_sampling(self, p: Any, sampled: Any) -> None:
+        """In ``post_sample``: where nothing was drawn there is nothing to decode, and nothing to save."""
+        run = getattr(p, "attention_decoupling", None)
+        if run is None or all(one.drew for one in run.passes if one.iteration == p.iteration):
+            return
+        from modules.processing import DecodedSamples
+
+        sampled.samples = DecodedSamples(torch.zeros(3, p.height, p.width) for _ in sampled.samples)
+        p.do_not_save_samples = p.do_not_save_grid = True
+
     def after_batch(self, p: Any, batch: int) -> None:
         """In ``postprocess_batch``: a batch was sampled, by us or past us."""
         run = getattr(p, "attention_decoupling", None)
         if run is None or (run.comparison and run.comparison.plain(batch)):
             return
         run.drawn.add(batch)
-        if run.unreached == report.NOT_REACHED and (script := compare.selected_script(p)):
+        if run.unreached == report.NOT_REACHED and (script := reasons.selected_script(p)):
             run.unreached = f'the script "{script}" draws in its own way, past the sampling where guidance works'
 
     def finished(self, p: Any, picture: Any) -> None:
@@ -158,6 +171,8 @@ class Jobs:
         if run is None:
             return
         self.live.end(run)
+        if run.drew_nothing:
+            processed.images, processed.infotexts, processed.info, processed.index_of_first_image = [], [], "", 0
         kept = ""
         try:
             kept = self._keep(run, p, tab, processed)
@@ -203,6 +218,13 @@ class Jobs:
             return None
         return self.comparing
 
+    def _draft_only(self, run: Run, p: Any) -> None:
+        """Have drafts of the job's pictures made, and none drawn. Raises ValueError where a script draws them."""
+        if script := reasons.selected_script(p):
+            raise ValueError(f'drafts_only: the script "{script}" draws pictures of its own; choose None under Script')
+        run.drafts_only = True
+        run.settings = replace(run.settings, enabled=True, look="choose", gradient="none")
+
     def problem_of_draft(self, wanted: drafts.Wanted) -> str:
         """Why a draft can't be drawn; "" when it is kept."""
         try:
@@ -233,6 +255,7 @@ class Jobs:
         return Looking(
             after=run.kept and options.chosen("decouple_look_after"),
             drafts=run.kept,
+            draws=not run.drafts_only,
             moments=run.kept or options.chosen("decouple_map_files") != "off",
             live=lambda: self.live.watched() and options.chosen("decouple_live_panel"),
             doubts=doubt if getattr(shared.cmd_opts, "decouple_debug", False) else None,

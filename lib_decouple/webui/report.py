@@ -50,6 +50,7 @@ class Pass(Protocol):
     teller: Teller
     choices: list[Choice | None]
     no_drafts: str
+    drew: bool
     not_insisted: str
     seconds: float
     step: int
@@ -70,6 +71,8 @@ class Run:
     """Why the job is not guided at all."""
     comparison: Comparison | None = None
     """Where each picture is drawn plain, too."""
+    drafts_only: bool = False
+    """Is nothing to be drawn but drafts?"""
     notes: list[str] = field(default_factory=list)
     """What else the status line tells, before the images."""
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
@@ -100,7 +103,8 @@ class Run:
             return told[-1] if told and told[-1] else None
         if key in (ASKED, ASKED_VARIATION):
             chosen = self._choice(own, position)
-            return str(chosen.asked) if chosen and chosen.variation is (key == ASKED_VARIATION) else None
+            is_told = chosen and chosen.drawn is not None and chosen.variation is (key == ASKED_VARIATION)
+            return str(chosen.asked) if chosen and is_told else None
         if key == NO_DRAFTS:
             return next((one.no_drafts for one in own if one.no_drafts), None)
         if key == NOT_INSISTED:
@@ -119,6 +123,11 @@ class Run:
     @staticmethod
     def _choice(own: Sequence[Pass], position: int) -> Choice | None:
         return next((chosen for one in own if (chosen := one.choices[position])), None)
+
+    @property
+    def drew_nothing(self) -> bool:
+        """Were drafts made alone, of all that was sampled?"""
+        return bool(self.passes) and not self.problem and not any(one.drew for one in self.passes)
 
     def best_first(self) -> list[tuple[int, int]]:
         """The images, as batch and position, of which something is told, the best first: by the weakest entity's
@@ -244,6 +253,8 @@ class Run:
             parts.append(f"stood aside: {reason}")
         parts += dict.fromkeys(one.exact_since for one in self.passes if one.iteration == image[0] and one.exact_since)
         nothing = "not drawn to its end" if self.settings.gradient != "none" else "not guided, as “Gradient” is none"
+        if self.drafts_only:
+            nothing = "its drafts were not made to their end"
         return "; ".join(parts) or nothing
 
     def _moved(self, moved: str) -> str:

@@ -99,12 +99,12 @@ class BegunRun(BaseModel):
 
 
 class Choice(BaseModel):
-    """Of the ``drafts`` of an image, in their order, which seed is drawn instead of which; variation seeds where
-    ``variation`` is true. ``accepted``: its draft needed no better one; ``runs``: those that were begun, with what they
-    told midway."""
+    """Of the ``drafts`` of an image, in their order, which seed is drawn instead of which, null where none is;
+    variation seeds where ``variation`` is true. ``accepted``: its draft needed no better one; ``runs``: those that were
+    begun, with what they told midway."""
 
     asked: int
-    drawn: int
+    drawn: int | None
     variation: bool
     drafts: list[Draft]
     accepted: bool

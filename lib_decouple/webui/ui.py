@@ -50,14 +50,10 @@ def controls(
         page.heading("See what it did")
         status = gr.HTML("", elem_id=elem_id("status"))
         _grid("told", made, elem_id)
-        gr.Button(
-            "Compare with the plain picture", elem_id=elem_id("compare_button"), size="sm",
-            elem_classes=[page.BUTTON],
-        )  # fmt: skip
-        made["compare"] = gr.Checkbox(False, label="Compare", visible=False, elem_id=elem_id("compare"))
-        made["compare"].do_not_save_to_config = True  # the button ticks it for one job
+        made["compare"] = _job_button("Compare with the plain picture", "compare", elem_id)
         made["draw"] = gr.Textbox("", label="Draw", visible=False, elem_id=elem_id("draw"))
         made["draw"].do_not_save_to_config = True  # a click on a draft fills it for one job
+        made["drafts_only"] = _job_button("Draft without drawing", "drafts_only", elem_id)
         gr.HTML(page.place("drafts"), elem_id=elem_id("drafts_page"))
         gr.HTML(page.place("live"), elem_id=elem_id("live"))
         gr.HTML(page.place("trace"), elem_id=elem_id("trace"))
@@ -71,6 +67,14 @@ def controls(
         with share:
             presets_ui.add(choice, made, elem_id)
     return {name: made[name] for name in ORDER}, status
+
+
+def _job_button(text: str, name: str, elem_id: Callable[[str], str]) -> Any:
+    """A button, and the hidden control that it ticks for one job (``decouple_buttons.js``)."""
+    gr.Button(text, elem_id=elem_id(f"{name}_button"), size="sm", elem_classes=[page.BUTTON])
+    made = gr.Checkbox(False, label=text, visible=False, elem_id=elem_id(name))
+    made.do_not_save_to_config = True
+    return made
 
 
 def _grid(group: Group, made: dict[str, Any], elem_id: Callable[[str], str]) -> None:

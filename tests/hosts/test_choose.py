@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.request
 from typing import Any
@@ -202,9 +203,127 @@ def test_a_job_that_is_stopped_within_its_drafts_ends_and_leaves_nothing_behind(
     assert (again.pixels, seeds(again)) == (expected.pixels, seeds(expected))
 
 
-def test_img2img_is_refused_with_a_sentence(webui):
-    first = webui.draw(**SMALL)
-    more = {"init_images": [encoded(first.images[0])], "denoising_strength": 0.6, **SMALL}
-    picture = webui.draw(CHOOSE, seed=40, **more)
+def encoded_alike(webui: Host, *given: Any, **more: Any) -> Picture:
+    """img2img's encoding of the picture draws from the global generator, which no seed sets."""
+    webui.inside("import torch\ntorch.manual_seed(5)\nresult = 0")
+    return webui.draw(*given, **more)
+
+
+def begun_with(webui: Host, masked: bool = False, **more: Any) -> dict[str, Any]:
+    """Of a request to img2img; the left half is drawn anew where it is ``masked``."""
+    first = webui.draw(**SMALL).images[0].convert("RGB")
+    mask = Image.new("L", first.size)
+    mask.paste(255, (0, 0, first.width // 2, first.height))
+    inpainting = {"mask": encoded(mask), "mask_blur": 4, "inpainting_fill": 1} if masked else {}
+    return {"init_images": [encoded(first)], "denoising_strength": 0.8, **SMALL, **inpainting, **more}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"sampler_name": "DDIM"},
+        {"sampler_name": "Euler a"},
+        {"sampler_name": "DPM++ SDE"},
+        {"masked": True},
+        {"masked": True, "sampler_name": "DDIM"},
+        {"masked": True, "inpainting_fill": 3, "inpaint_full_res": True},
+        {"initial_noise_multiplier": 1.2},
+        {"override_settings": {"img2img_extra_noise": 0.1}},
+        {"denoising_strength": 0.3},
+    ],
+    ids=[
+        *("Euler", "DDIM", "Euler a", "DPM++ SDE", "inpainting", "inpainting, DDIM", "latent nothing, only masked"),
+        *("noise multiplier", "extra noise", "little noise"),
+    ],
+)
+def test_in_img2img_the_seed_that_is_told_draws_the_same_picture_without_us(webui, more):
+    more = begun_with(webui, **more)
+    for asked in range(40, 64):
+        picture = encoded_alike(webui, {**CHOOSE, "drafts": 6}, seed=asked, **more)
+        assert picture.value("Decouple no drafts") is None
+        if seeds(picture) != [asked]:
+            break
+    (drawn,) = seeds(picture)
+    assert drawn in seeds_to_draft(asked, 6)[1:]
+    assert picture.value("Decouple asked seed") == str(asked)
+    assert picture.pixels == encoded_alike(webui, seed=drawn, **more).pixels
+    assert picture.pixels != encoded_alike(webui, seed=asked, **more).pixels
+
+
+def test_of_a_batch_of_img2img_each_image_has_its_own_seed(webui):
+    more = begun_with(webui)
+    picture = webui.draw({**CHOOSE, "drafts": 4}, seed=40, n_iter=2, batch_size=2, **more)
+    told = webui.get("/decouple/v1/drafts/last")["images"]
+    assert [image["asked"] for image in told] == [40, 41, 42, 43]
+    assert seeds(picture)[-4:] == [image["drawn"] for image in told]
+    assert [image["drafts"][0]["seed"] for image in told] == seeds(picture)[-4:]
+
+
+def test_latent_noise_under_a_mask_and_a_script_of_tiles_are_refused_with_a_sentence(webui):
+    more = begun_with(webui, masked=True, inpainting_fill=2)
+    picture = encoded_alike(webui, CHOOSE, seed=40, **more)
     assert seeds(picture) == [40]
-    assert "txt2img" in str(picture.value("Decouple no drafts"))
+    assert "latent noise" in str(picture.value("Decouple no drafts"))
+    assert picture.pixels == encoded_alike(webui, seed=40, **more).pixels
+    tiles = {"script_name": "SD upscale", "script_args": ["", 32, "None", 2]}
+    picture = webui.draw(CHOOSE, seed=40, **begun_with(webui), **tiles)
+    assert "SD upscale" in str(picture.value("Decouple no drafts"))
+
+
+def test_out_of_memory_in_a_draft_of_img2img_draws_the_seed_that_was_asked_for(webui):
+    more = begun_with(webui, masked=True)
+    webui.inside(INSTEAD, most=0, stop="")
+    try:
+        failed = encoded_alike(webui, CHOOSE, seed=40, **more)
+    finally:
+        webui.inside(AS_BEFORE)
+    assert seeds(failed) == [40]
+    assert "out of memory" in str(failed.value("Decouple no drafts"))
+    assert failed.pixels == encoded_alike(webui, seed=40, **more).pixels
+
+
+def request_for(webui: Host, args: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The answer to a request of which :meth:`Host.draw` would want pictures."""
+    body = {"prompt": "a cat and a dog", "seed": 40, **SMALL, **more}
+    path = f"/sdapi/v1/{'img2img' if 'init_images' in body else 'txt2img'}"
+    webui.inside("import torch\ntorch.manual_seed(5)\nresult = 0")  # see encoded_alike
+    status, answer = webui.post(path, {**body, "alwayson_scripts": {"attention decoupling": {"args": [args]}}})
+    assert status == 200
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["txt2img", "img2img", "inpainting", "hires fix"])
+def test_drafts_alone_draw_nothing_and_one_of_them_can_be_drawn_then(webui, kind):
+    more = begun_with(webui, masked=kind == "inpainting") if kind in ("img2img", "inpainting") else {}
+    if kind == "hires fix":
+        more = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": webui.upscaler, "denoising_strength": 0.7}
+        if webui.name == "forge":
+            more["hr_additional_modules"] = ["Use same choices"]
+    answer = request_for(webui, {"drafts_only": True, "drafts": 5}, n_iter=2, batch_size=1, **more)
+    assert answer["images"] == []
+    info = json.loads(answer["info"])
+    assert info["infotexts"] == []
+    told = webui.get("/decouple/v1/drafts/last")
+    assert told["id"] == info["extra_generation_params"]["Decouple run"]
+    assert [(image["asked"], image["drawn"]) for image in told["images"]] == [(40, None), (41, None)]
+    for image in told["images"]:
+        assert sorted(draft["seed"] for draft in image["drafts"]) == seeds_to_draft(image["asked"], 5)
+        assert all(draft["picture"] and not draft["drawn"] for draft in image["drafts"])
+    best = told["images"][0]["drafts"][0]["seed"]
+    chosen = encoded_alike(webui, {**CHOOSE, "drafts": 5}, seed=40, **{**SMALL, **more})
+    assert seeds(chosen) == [best]
+    drawn = encoded_alike(webui, {"gradient": "none", "draw": f"{told['id']}/0/{best}"}, **{**SMALL, **more})
+    assert (seeds(drawn), drawn.pixels) == ([best], chosen.pixels)
+
+
+def test_where_nothing_can_be_drafted_nothing_is_drawn_and_it_is_said(webui):
+    answer = request_for(webui, {"drafts_only": True}, prompt="fog")
+    assert answer["images"] == []
+    assert "no entity was found" in json.loads(answer["info"])["extra_generation_params"]["Decouple no drafts"]
+    webui.inside(INSTEAD, most=MANY, stop="interrupted")
+    try:
+        assert request_for(webui, {"drafts_only": True})["images"] == []
+    finally:
+        webui.inside(AS_BEFORE)
+    assert len(webui.draw(**SMALL).images) == 1

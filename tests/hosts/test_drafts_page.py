@@ -114,6 +114,40 @@ def test_the_one_that_is_pressed_is_drawn_alone_by_the_keyboard_too(page):
     assert page.execute_script(value, "#txt2img_seed input") == "3"
 
 
+def test_they_are_made_without_drawing_by_the_keyboard_too(page):
+    drafted(page)
+    if is_open(page, "drafts_page"):
+        summary(page, "drafts_page").click()
+    before = own("status") + " .decouple-run"
+    for press in ("keyboard", "click"):
+        run = page.execute_script("return document.querySelector(arguments[0]).dataset.run", before)
+        button = find(page, own("drafts_only_button"))[0]
+        assert button.size["height"] >= 44
+        if press == "keyboard":
+            button.send_keys("\ue007")
+        else:
+            page.execute_script("arguments[0].click()", button)
+        until(lambda: not idle(page))
+        until(lambda: idle(page), 300)
+        until(
+            lambda was=run: (
+                page.execute_script("return document.querySelector(arguments[0])?.dataset.run", before) != was
+            )
+        )
+        until(lambda: len(find(page, CARDS)) == 6)
+        until(lambda: not any("drawn" in marks for _, marks in shown(page)))
+        assert is_open(page, "drafts_page")
+        assert "nothing was drawn" in text(page, "status")
+        assert find(page, "#txt2img_gallery .thumbnail-item") == []
+    checked = f"return document.querySelector('{own('drafts_only')} input').checked"
+    until(lambda: not page.execute_script(checked))
+    card, (seed, _) = find(page, CARDS)[1], shown(page)[1]
+    page.execute_script("arguments[0].click()", card)
+    until(lambda: not idle(page))
+    until(lambda: idle(page), 300)
+    until(lambda: seeds(page) == [seed])
+
+
 def test_what_is_told_of_a_picture_stands_in_the_gallery(page):
     drawn(page)
     told = [Picture([], infotexts(page)).value("Decouple told", k) for k in range(3)]

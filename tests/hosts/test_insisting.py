@@ -11,7 +11,8 @@ import pytest
 from PIL import ImageChops
 
 from lib_decouple.hosts.seeds import seeds_to_draft
-from tests.hosts.conftest import Host, Picture, encoded
+from tests.hosts.conftest import Host, Picture
+from tests.hosts.test_choose import begun_with, encoded_alike
 
 INSIST = {"gradient": "none", "look": "insist"}
 SCRIPTED = """
@@ -237,9 +238,23 @@ def test_a_checkpoint_of_which_nothing_was_learned_has_its_best_draft_drawn_and_
     assert chosen.value("Decouple not insisted") is None
 
 
-def test_img2img_is_refused_with_a_sentence(webui):
-    first = webui.draw(**SMALL)
-    more = {"init_images": [encoded(first.images[0])], "denoising_strength": 0.6, **SMALL}
-    picture = webui.draw(INSIST, seed=40, **more)
+@pytest.mark.parametrize("masked", [False, True], ids=["img2img", "inpainting"])
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM", "Euler a"])
+def test_a_run_of_img2img_is_begun_again_and_its_seed_draws_the_same_without_us(webui, script, sampler, masked):
+    more = begun_with(webui, masked, sampler_name=sampler, steps=8)
+    candidates = seeds_to_draft(40, 4)
+    script([1, 3], {candidates[1]: BAD})
+    picture = encoded_alike(webui, INSIST, seed=40, **more)
+    assert (seeds(picture), begun_again(picture)) == ([candidates[3]], [candidates[1]])
+    assert picture.value("Decouple asked seed") == "40"
+    assert picture.value("Decouple not insisted") is None
+    assert picture.pixels == encoded_alike(webui, seed=candidates[3], **more).pixels
+
+
+def test_memory_that_ends_in_a_second_attempt_of_img2img_delivers_the_surest(webui, script):
+    more = begun_with(webui, True, steps=8)
+    script(None, {40: BAD}, failing=2)
+    picture = encoded_alike(webui, INSIST, seed=40, **more)
     assert seeds(picture) == [40]
-    assert "txt2img" in str(picture.value("Decouple no drafts"))
+    assert "out of memory" in str(picture.value("Decouple not insisted"))
+    assert picture.pixels == encoded_alike(webui, seed=40, **more).pixels

@@ -193,7 +193,8 @@ class Denoiser(nn.Module):
         out = torch.cat(out)
         self.step += 1
         found = torch.stack([out[[i for i, k in enumerate(own) if k == j]].mean(0) for j in range(len(conds))])
-        return found if skipped else out[len(own) :] + (found - out[len(own) :]) * cond_scale
+        found = found if skipped else out[len(own) :] + (found - out[len(own) :]) * cond_scale
+        return found if self.mask is None else found * self.nmask + self.init_latent * self.mask
 
 
 def euler(model, x, sigmas, extra_args=None, callback=None, disable=None):

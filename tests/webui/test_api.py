@@ -41,17 +41,19 @@ def test_what_the_controls_send_is_the_defaults():
     from lib_decouple.webui.infotext import to_text
 
     defaults = Settings()
-    values = [getattr(defaults, name, {"compare": False, "draw": ""}.get(name)) for name in ORDER]
+    beside = {"compare": False, "draw": "", "drafts_only": False}
+    values = [getattr(defaults, name, beside.get(name)) for name in ORDER]
     assert settings_from([to_text(v) if isinstance(v, tuple) else v for v in values]) == defaults
 
 
 def test_compare_is_an_argument_and_no_setting():
-    assert arguments_from([{"compare": True, "loss": "iou"}]) == (Settings(loss="iou"), True, None)
+    assert arguments_from([{"compare": True, "loss": "iou"}]) == (Settings(loss="iou"), True, None, False)
     assert arguments_from([{"compare": True, "preset": "fast"}]).settings.enabled
     assert arguments_from([True]).compare is False
     defaults = Settings()
-    values = [getattr(defaults, name, {"compare": True, "draw": "a/0/1"}.get(name)) for name in ORDER]
-    assert arguments_from(values) == (defaults, True, ("a", 0, 1))
+    beside = {"compare": True, "draw": "a/0/1", "drafts_only": False}
+    values = [getattr(defaults, name, beside.get(name)) for name in ORDER]
+    assert arguments_from(values) == (defaults, True, ("a", 0, 1), False)
 
 
 def test_a_preset_turns_on_and_other_arguments_stand_over_it(tmp_path):

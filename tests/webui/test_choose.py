@@ -74,15 +74,46 @@ class Sampler:
         self.last_latent = None
 
     def sample(self, p, x, *args):
-        self.noises.append(x)
-        self.last_latent = x * 14
+        return self._sampled(p, x, x * 14)
+
+    def sample_img2img(self, p, x, noise, *args, image_conditioning=None):
+        self.job.denoiser.init_latent = x
+        made = x + noise * 14
+        made += noise * p.extra_noise
+        return self._sampled(p, noise, made)
+
+    def _sampled(self, p, noise, x):
+        self.noises.append(noise)
+        self.last_latent = x
         self.job.denoiser.step, self.job.denoiser.total_steps = 0, self.job.steps
         p.extra_generation_params["Schedule type"] = "Automatic"
-        return type(self.job).sample(self.job, x * 14)
+        return type(self.job).sample(self.job, x)
 
 
-def job_of(webui, prompts, seeds, subseed_strength=0.0, **given):
-    """As the host has it when it asks the scripts before sampling, with the noise."""
+PICTURE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+"""What the host has encoded of the picture that img2img begins with."""
+MASK = (torch.arange(8) < 4).float().expand(4, 8, 8)
+
+
+def begun_with(job, x, picture=PICTURE, mask=None, fill=1, noise_multiplier=1.0, extra_noise=0.0):
+    """Make the job one of img2img; gives the noise that the host begins with."""
+    job.init_images, job.init_latent, job.mask, job.inpainting_fill = ["one"], picture.expand_as(x), mask, fill
+    job.initial_noise_multiplier, job.extra_noise = noise_multiplier, extra_noise
+    if mask is not None:
+        job.denoiser.mask, job.denoiser.nmask = mask, 1 - mask
+    return x * noise_multiplier if noise_multiplier != 1 else x
+
+
+def sampled(job, x):
+    """As ``p.sample`` of txt2img or img2img goes on."""
+    if hasattr(job, "init_images"):
+        return job.sampler.sample_img2img(job, job.init_latent, x, "conds", "unconds", image_conditioning=None)
+    return job.sampler.sample(job, x)
+
+
+def job_of(webui, prompts, seeds, subseed_strength=0.0, picture=None, **given):
+    """As the host has it when it asks the scripts before sampling, with the noise; of img2img where ``picture`` says
+    how it begins."""
     job = webui.job(prompts, **given)
     job.sampler = Sampler(job)
     job.n_iter, job.batch_size, job.scripts, job.script_args = 1, len(prompts), None, ()
@@ -91,7 +122,8 @@ def job_of(webui, prompts, seeds, subseed_strength=0.0, **given):
     job.subseed_strength, job.seeds, job.all_seeds = subseed_strength, list(seeds), [*seeds]
     job.subseeds, job.all_subseeds = [50 + k for k in range(len(seeds))], [50 + k for k in range(len(seeds))]
     job.rng = sys.modules["modules.rng"].ImageRNG((4, 8, 8), job.seeds, job.subseeds, subseed_strength)
-    return job, job.rng.next()
+    x = job.rng.next()
+    return job, x if picture is None else begun_with(job, x, **picture)
 
 
 def drawn(webui, prompts=(PROMPT,), seeds=(3,), settings=CHOOSE, prepare=None, **given):
@@ -103,7 +135,7 @@ def drawn(webui, prompts=(PROMPT,), seeds=(3,), settings=CHOOSE, prepare=None, *
         sampling.attach(x)
     if prepare:
         prepare(job)
-    return job.sampler.sample(job, x), job, sampling
+    return sampled(job, x), job, sampling
 
 
 def asked_that_is_not_best(webui, count=1, start=3, **given):
@@ -320,14 +352,163 @@ def test_what_cannot_be_chosen_is_said(webui):
         assert job.seeds == [3]
 
 
-def test_img2img_is_refused_and_the_second_pass_of_hires_fix_left_alone(webui):
-    job, x = job_of(webui, [PROMPT], (3,))
-    job.init_images = ["one"]
-    sampling = webui.adapter.SamplingPass(job, CHOOSE)
+PICTURES = {
+    "img2img": {}, "mask": {"mask": MASK}, "noise multiplier": {"noise_multiplier": 1.3},
+    "extra noise": {"extra_noise": 0.7}, "nothing under the mask": {"mask": MASK, "picture": PICTURE * 0, "fill": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_in_img2img_the_chosen_seed_draws_the_same_without_us(webui, kind):
+    picture = PICTURES[kind]
+    (asked,) = asked_that_is_not_best(webui, picture=picture)
+    torch.manual_seed(99)
+    found, job, sampling = drawn(webui, seeds=(asked,), picture=picture)
+    after = torch.random.get_rng_state()
+    torch.manual_seed(99)
+    plain, other, _ = drawn(webui, seeds=job.seeds, settings=None, picture=picture)
+    assert torch.equal(found, plain)
+    assert torch.equal(torch.random.get_rng_state(), after)
+    assert torch.equal(job.rng.next(), other.rng.next())
+    (choice,) = sampling.choices
+    assert (choice.asked, [choice.drawn], job.all_seeds) == (asked, job.seeds, job.seeds)
+    weakest = {seed: min(own.values()) for seed, own in choice.scores.items()}
+    assert list(weakest) == seeds_to_draft(asked, 4)
+    assert max(weakest, key=weakest.get) == choice.drawn
+    assert (sampling.no_drafts, sampling.stood_aside, job.comments) == ("", "", [])
+    assert not {"sample", "sample_img2img"} & set(vars(job.sampler))
+    assert torch.equal(job.denoiser.init_latent, job.init_latent)
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_draft_of_img2img_begins_as_the_host_begins_with_that_seed(webui, monkeypatch, kind):
+    drafting, seen = sys.modules["lib_decouple.hosts.drafting"], []
+    monkeypatch.setattr(drafting, "draft", lambda denoise, x, *given: seen.append(x.clone()) or [None] * len(x))
+    picture = PICTURES[kind]
+    drawn(webui, picture=picture)
+    (latents,) = seen
+    for seed, own in zip(seeds_to_draft(3, 4), latents):
+        job, noise = job_of(webui, [PROMPT], (seed,), picture=picture)
+        first = job.init_latent + noise * (14 + job.extra_noise)
+        # DDIM's stand-in divides by 14, and drafts go on at what that timestep's noise level makes of it
+        assert torch.nn.functional.cosine_similarity(own.flatten(), first.flatten(), dim=0) > 1 - 1e-6
+    assert len({float(own.norm()) for own in latents}) == 4
+
+
+def test_each_image_of_a_batch_of_img2img_keeps_its_own_picture(webui):
+    two, prompts = torch.cat([PICTURE, -PICTURE]), [PROMPT] * 2
+    picture = {"picture": two, "mask": MASK}
+    found, job, sampling = drawn(webui, prompts, (20, 21), picture=picture)
+    plain, _, _ = drawn(webui, prompts, job.seeds, settings=None, picture=picture)
+    assert torch.equal(found, plain)
+    for k, (choice, own) in enumerate(zip(sampling.choices, job.seeds)):
+        assert own == choice.drawn
+        _, _, alone = drawn(webui, [PROMPT], (20 + k,), picture={"picture": two[k : k + 1], "mask": MASK})
+        if webui.adapter.__name__.endswith("a1111"):  # Forge noises what the mask keeps by numbers of the whole batch
+            assert alone.choices[0].scores[20 + k] == pytest.approx(choice.scores[20 + k], rel=1e-3)
+        assert list(alone.choices[0].scores) == seeds_to_draft(20 + k, 4)
+
+
+NO_OTHER_SEED = {
+    "latent noise under a mask": ({"mask": MASK, "fill": 2}, {}, "“Masked content” is latent noise"),
+    "a script of tiles": ({}, {"script": "SD upscale"}, "the script “SD upscale”"),
+}
+
+
+@pytest.mark.parametrize("case", NO_OTHER_SEED)
+def test_where_another_seed_would_not_draw_the_picture_again_none_is_drafted(webui, case):
+    picture, given, told = NO_OTHER_SEED[case]
+    for script in (given.get("script"), "Loopback"):
+        job, x = job_of(webui, [PROMPT], (3,), picture=picture)
+        scripts = [SimpleNamespace(title=lambda own=script: own)]
+        job.scripts, job.script_args = SimpleNamespace(selectable_scripts=scripts, alwayson_scripts=[]), [1]
+        sampling = webui.adapter.SamplingPass(job, CHOOSE)
+        sampling.attach(x)
+        refused = script != "Loopback" or "mask" in picture
+        if script is None:
+            job.script_args = [0]
+        found = sampled(job, x)
+        assert (told in sampling.no_drafts, len(job.sampler.noises) == 1) == (refused, refused)
+        if refused:
+            plain, _, _ = drawn(webui, settings=None, picture=picture)
+            assert torch.equal(found, plain)
+            assert any(told in comment for comment in job.comments)
+    _, job, sampling = drawn(webui, picture={"mask": MASK, "fill": 2}, subseed_strength=0.5)
+    assert sampling.choices[0].variation  # whose seeds make no latent noise
+    assert sampling.no_drafts == ""
+
+
+def test_latents_that_are_not_of_picture_and_noise_alone_are_not_drafted(webui):
+    class Changed(Sampler):
+        def sample_img2img(self, p, x, noise, *args, **given):
+            self.job.denoiser.init_latent = x
+            return self._sampled(p, noise, x + noise * 14 + torch.ones_like(x))
+
+    def drawn_so(settings):
+        job, x = job_of(webui, [PROMPT], (3,), picture={})
+        job.sampler = Changed(job)
+        sampling = webui.adapter.SamplingPass(job, settings or CHOOSE)
+        if settings:
+            sampling.attach(x)
+        return sampled(job, x), job, sampling
+
+    found, job, sampling = drawn_so(CHOOSE)
+    assert torch.equal(found, drawn_so(None)[0])
+    assert job.seeds == [3]
+    assert "changed the latents that sampling begins with" in sampling.no_drafts
+
+
+def drafted_alone(webui, prompt=PROMPT, **given):
+    job, x = job_of(webui, [prompt], (3,), **given)
+    job.enable_hr = True
+    sampling = webui.adapter.SamplingPass(job, CHOOSE, Looking(draws=False))
     sampling.attach(x)
-    job.sampler.sample(job, x)
-    assert "txt2img" in sampling.no_drafts
-    assert len(job.sampler.noises) == 1
+    return sampled(job, x), job, sampling
+
+
+@pytest.mark.parametrize("picture", [None, {}], ids=["txt2img", "img2img"])
+def test_of_drafts_alone_nothing_is_drawn_and_the_job_keeps_its_seeds(webui, picture):
+    _, _, chosen = drawn(webui, picture=picture)
+    seen = []
+    unet = webui.shared.sd_model
+    unet = (
+        unet.forge_objects.unet.model.diffusion_model if hasattr(unet, "forge_objects") else unet.model.diffusion_model
+    )
+    hook = unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    try:
+        found, job, sampling = drafted_alone(webui, picture=picture)
+    finally:
+        hook.remove()
+    assert seen == [4] * 4  # four drafts of four steps, and no run
+    assert found.shape == (1, 4, 8, 8)
+    (choice,) = sampling.choices
+    assert (choice.asked, choice.drawn, choice.scores) == (3, None, chosen.choices[0].scores)
+    assert choice.words() == f"4 seeds drafted, {chosen.choices[0].drawn} is the best; nothing was drawn"
+    assert (job.seeds, job.all_seeds, job.enable_hr, sampling.drew) == ([3], [3], False, False)
+    assert (webui.shared.state.skipped, sampling.no_drafts, job.comments) == (True, "", [])
+    another = webui.adapter.SamplingPass(job, CHOOSE)  # of the next batch, which img2img draws by the same sampler
+    another.attach(None)
+    assert another.replaces is None
+
+
+@pytest.mark.parametrize("case", ["nothing to look for", "latent noise", "out of memory"])
+def test_where_none_can_be_drafted_nothing_is_drawn_either_and_why_is_told(webui, monkeypatch, case):
+    def fail(*given):
+        raise MemoryError("out of memory")
+
+    if case == "out of memory":
+        monkeypatch.setattr(sys.modules["lib_decouple.hosts.drafting"], "draft", fail)
+    if case == "nothing to look for":
+        monkeypatch.setattr(sys.modules[__name__], "CHOOSE", Settings(enabled=True, look="choose", gradient="none"))
+    picture = {"mask": MASK, "fill": 2} if case == "latent noise" else None
+    _, job, sampling = drafted_alone(webui, "fog" if case == "nothing to look for" else PROMPT, picture=picture)
+    told = {"nothing to look for": "no entity was found"}.get(case, case)
+    assert told in sampling.no_drafts
+    assert (sampling.drew, sampling.choices, webui.shared.state.skipped) == (False, [None], True)
+    assert job.comments == [f"Attention Decoupling drafted nothing, and nothing is drawn: {sampling.no_drafts}"]
+
+
+def test_the_second_pass_of_hires_fix_is_left_alone(webui):
     job, x = job_of(webui, [PROMPT], (3,))
     job.is_hr_pass, job.hr_prompts = True, [PROMPT]
     sampling = webui.adapter.SamplingPass(job, CHOOSE)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+import types
 from types import SimpleNamespace
 
 import pytest
 
 fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed")
 pytest.importorskip("httpx", reason="httpx is not installed")
+import torch  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from lib_decouple.hosts.seeds import Choice  # noqa: E402
-from lib_decouple.settings import Settings  # noqa: E402
-from lib_decouple.webui import api, drafts  # noqa: E402
+from lib_decouple.settings import FIXED, Settings  # noqa: E402
+from lib_decouple.webui import api, drafts, infotext  # noqa: E402
 from lib_decouple.webui.report import Run  # noqa: E402
 from lib_decouple.webui.runs import Runs, UnknownRun, of_job  # noqa: E402
 
@@ -30,11 +33,11 @@ SCORES = {
 }  # fmt: skip
 
 
-def drafted(variation=False, **given):
-    """A run of two images, the second of which was drafted."""
+def drafted(variation=False, p=None, **given):
+    """A run of two images, the second of which was drafted, of a job ``p``."""
     one = sampling(images=2)
     one.choices = [None, Choice(11, 14, SCORES, variation, {11: RED, 14: BLUE})]
-    p = SimpleNamespace(
+    p = p or SimpleNamespace(
         batch_size=2, width=512, height=512, sampler_name="Euler", cfg_scale=7, all_prompts=["a", "a cat and a dog"],
         all_negative_prompts=["no", "rain"], all_seeds=[10, 14], all_subseeds=[70, 71], all_hr_prompts=None,
     )  # fmt: skip
@@ -178,6 +181,108 @@ def test_what_can_t_be_drawn_is_told_and_the_job_drawn_as_it_is(host, case):  # 
     host.jobs.begin(p, tab, [{"enabled": True, "draw": draw}])
     assert told in p.attention_decoupling.problem
     assert (p.n_iter, p.batch_size, p.all_seeds) == (3, 2, [3] * 6)
+
+
+def test_another_picture_to_begin_with_is_told(host):  # noqa: F811
+    def img2img(**given):
+        return a_job(init_images=[RED], image_mask=None, denoising_strength=0.6, **given)
+
+    run = drafted(p=img2img(all_prompts=["a", "a cat and a dog"]), tab="img2img")
+    host.jobs.runs.keep(run, 5)
+    args = [{"enabled": True, **FIXED, "draw": f"{run.id}/1/11"}]
+    begun_with = ["picture that it begins with"]
+    cases = [
+        ({}, []), ({"init_images": [BLUE]}, begun_with), ({"image_mask": BLUE}, begun_with),
+        ({"denoising_strength": 0.7}, ["denoising strength"]),
+    ]  # fmt: skip
+    for number, (given, told) in enumerate(cases):
+        host.state.time_start = 10.0 + number
+        p = img2img()
+        vars(p).update(given)
+        host.jobs.begin(p, "img2img", args)
+        assert p.all_seeds == [11]
+        notes = p.attention_decoupling.notes
+        assert len(notes) == len(told)
+        assert all(part in note for part, note in zip(told, notes))
+
+
+def test_of_a_batch_each_image_s_draft_begins_with_its_own_picture(host):  # noqa: F811
+    run = drafted(p=a_job(init_images=[RED, BLUE], all_prompts=["a", "a cat and a dog"]), tab="img2img")
+    host.jobs.runs.keep(run, 5)
+    p = a_job(init_images=[RED, BLUE])
+    host.jobs.begin(p, "img2img", [{"enabled": True, **FIXED, "draw": f"{run.id}/1/11"}])
+    assert (p.init_images, p.batch_size) == ([BLUE], 1)
+
+
+def test_drafts_alone_end_with_no_picture_and_are_kept(host, monkeypatch):  # noqa: F811
+    class DecodedSamples(list):
+        already_decoded = True
+
+    processing = types.ModuleType("modules.processing")
+    processing.DecodedSamples = DecodedSamples
+    monkeypatch.setitem(sys.modules, "modules.processing", processing)
+    p = a_job(n_iter=1, batch_size=2, iteration=0, do_not_save_samples=False, do_not_save_grid=False)
+    p.all_prompts, p.all_seeds = ["a", "a cat and a dog"], [10, 11]
+    host.jobs.begin(p, "txt2img", [{"look": "insist", "drafts_only": True}])
+    run = p.attention_decoupling
+    asked = run.settings
+    assert (asked.enabled, asked.look, asked.gradient) == (True, "choose", "none")
+    assert host.jobs._looking(run, p).draws is False
+    one = sampling(images=2)
+    one.drew, one.iteration, one.choices = False, 0, [None, Choice(11, None, SCORES, False, {11: RED, 14: BLUE})]
+    one.no_drafts = ""
+    run.passes = [one]
+    sampled = SimpleNamespace(samples=torch.randn(2, 4, 64, 64))
+    host.jobs.after_sampling(p, sampled)
+    assert torch.stack(sampled.samples).shape == (2, 3, 512, 512)
+    assert (sampled.samples.already_decoded, p.do_not_save_samples, p.do_not_save_grid) == (True, True, True)
+    processed = SimpleNamespace(
+        images=[RED, RED, RED], infotexts=["grid", "a", "b"], info="a", index_of_first_image=1,
+        extra_generation_params={}, all_prompts=p.all_prompts, all_seeds=p.all_seeds,
+    )  # fmt: skip
+    host.opts.return_mask = host.opts.return_mask_composite = False
+    host.jobs.end(p, "txt2img", processed)
+    assert (processed.images, processed.infotexts, processed.info) == ([], [], "")
+    kept = host.jobs.runs.get(run.id)
+    told = drafts.ranked(kept.images[1])
+    assert [one["seed"] for one in told] == [14, 11, 15, 12, 13]
+    assert not any(one["drawn"] for one in told)
+    lines, _ = host.jobs.status_of(json.dumps({"extra_generation_params": {infotext.RUN: run.id}}))
+    assert "5 seeds drafted, 14 is the best; nothing was drawn" in " ".join(lines)
+    assert processed.extra_generation_params.get(infotext.ASKED) is None
+
+
+def test_a_picture_that_was_drawn_though_drafts_alone_were_wanted_is_delivered(host):  # noqa: F811
+    p = a_job(iteration=0)
+    host.jobs.begin(p, "txt2img", [{"drafts_only": True}])
+    run = p.attention_decoupling
+    run.problem = "the model can't be read"
+    sampled = SimpleNamespace(samples=(was := torch.randn(2, 4, 64, 64)))
+    host.jobs.after_sampling(p, sampled)
+    processed = SimpleNamespace(
+        images=[RED], infotexts=["a"], info="a", index_of_first_image=0, extra_generation_params={}
+    )
+    host.jobs.end(p, "txt2img", processed)
+    assert sampled.samples is was
+    assert (processed.images, processed.infotexts) == ([RED], ["a"])
+
+
+def test_beside_a_script_that_draws_drafts_alone_are_refused(host):  # noqa: F811
+    scripts = SimpleNamespace(selectable_scripts=[SimpleNamespace(title=lambda: "X/Y/Z plot")])
+    p = a_job(scripts=scripts, script_args=[1])
+    host.jobs.begin(p, "txt2img", [{"drafts_only": True}])
+    assert "X/Y/Z plot" in p.attention_decoupling.problem
+    assert not p.attention_decoupling.drafts_only
+    request = {"alwayson_scripts": {"attention decoupling": {"args": [{"drafts_only": True}]}}}
+    assert api.problem_of(request) == ""
+    assert "X/Y/Z plot" in api.problem_of({**request, "script_name": "X/Y/Z plot"})
+
+
+@pytest.mark.parametrize("more", [{"compare": True}, {"draw": "a-_9/3/-12"}, {"drafts_only": "yes"}])
+def test_drafts_alone_are_not_wanted_beside_what_draws(more):
+    with pytest.raises(ValueError, match=r"drafts_only: .* is not allowed"):
+        api.arguments_from([{"drafts_only": True, **more}])
+    assert api.arguments_from([{"drafts_only": True}]).drafts_only
 
 
 @pytest.mark.parametrize(

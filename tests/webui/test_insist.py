@@ -14,7 +14,7 @@ from lib_decouple.core.presence import Curve, Level
 from lib_decouple.hosts.seeds import seeds_to_draft
 from lib_decouple.settings import Settings
 
-from .test_choose import PROMPT, Sampler, a1111_unet, forge_unet, job_of, webui  # noqa: F401
+from .test_choose import MASK, PROMPT, Sampler, a1111_unet, forge_unet, job_of, sampled, webui  # noqa: F401
 
 # ruff: noqa: F811
 
@@ -74,8 +74,8 @@ def insist(webui, monkeypatch):
         sampling.attach(x)
         if prepare:
             prepare(job)
-        found = job.sampler.sample(job, x)
-        assert "sample" not in vars(job.sampler)
+        found = sampled(job, x)
+        assert not {"sample", "sample_img2img"} & set(vars(job.sampler))
         return found, job, sampling, curve, len(drafted)
 
     return drawn
@@ -84,7 +84,7 @@ def insist(webui, monkeypatch):
 def plain(webui, *seeds, **given):
     """As the host draws by itself."""
     job, x = job_of(webui, [PROMPT] * len(seeds), seeds, steps=STEPS, **given)
-    return job.sampler.sample(job, x), job
+    return sampled(job, x), job
 
 
 def state_of(webui):
@@ -172,6 +172,21 @@ def test_what_guidance_did_is_told_of_the_run_that_is_delivered(webui, insist):
     assert (sampling.stood_aside, alone.stood_aside) == ("", "")
     assert [record.step for record in sampling.traces[0].steps] == [record.step for record in alone.traces[0].steps]
     assert sampling.traces[0].passes == alone.traces[0].passes > 0
+
+
+@pytest.mark.parametrize("picture", [{}, {"mask": MASK}], ids=["img2img", "inpainting"])
+def test_in_img2img_too_a_run_is_begun_again_and_its_seed_draws_the_same_without_us(webui, insist, picture):
+    torch.manual_seed(99)
+    found, job, sampling, curve, made = insist([[0.3], [0.7], [0.2], [0.8]], {SEEDS[1]: BAD}, picture=picture)
+    after = torch.random.get_rng_state()
+    torch.manual_seed(99)
+    expected, other = plain(webui, SEEDS[3], picture=picture)
+    assert torch.equal(found, expected)
+    assert torch.equal(torch.random.get_rng_state(), after)
+    assert torch.equal(job.rng.next(), other.rng.next())
+    assert (job.seeds, made, sampling.no_drafts) == ([SEEDS[3]], 4, "")
+    assert [own for own, _ in itertools.groupby(curve.runs)] == [[SEEDS[1]], [SEEDS[3]]]
+    assert sampling.choices[0].begun_again() == f"with seed {SEEDS[1]} dog probably missing"
 
 
 def test_an_image_that_lacks_nothing_keeps_its_noise_while_another_of_the_batch_gets_its_next(webui, insist):

@@ -362,7 +362,7 @@ def test_only_a_picture_that_was_guided_is_called_decoupled(host, monkeypatch, m
             SimpleNamespace(iteration=1, hires=False, traces=[ImageTrace((), steps)], left_alone=[""],
                             stood_aside=reason, exact_since="", seconds=0.0, step=6, total=6,
                             teller=SimpleNamespace(told=[None]),
-                            choices=[None], no_drafts="")
+                            choices=[None], no_drafts="", drew=True)
         )  # fmt: skip
     host.jobs.after_batch(p, 1)
     host.jobs._put_side_by_side(run, run.comparison, None)

@@ -29,7 +29,7 @@ def sampling(iteration, weakest, chances=False, hires=False):
     return SimpleNamespace(
         iteration=iteration, hires=hires, traces=[ImageTrace(()) for _ in told], left_alone=[""] * count,
         stood_aside="", exact_since="", teller=SimpleNamespace(told=told), choices=[None] * count,
-        no_drafts="", not_insisted="",
+        no_drafts="", not_insisted="", drew=True,
         seconds=0.0, step=1, total=4,
     )  # fmt: skip
 

@@ -42,7 +42,8 @@ def sampling(iteration=0, hires=False, images=2, left_alone="", maps=None):
         trace.moments["unguided"] = kept(0, NAMES, LEFT * (k + 1) / 2)
     return SimpleNamespace(
         iteration=iteration, hires=hires, traces=traces, left_alone=[""] * (images - 1) + [left_alone],
-        stood_aside="", exact_since="", seconds=1.0, step=3, total=8, maps=maps or {},
+        stood_aside="", exact_since="", no_drafts="", not_insisted="", drew=True, seconds=1.0, step=3, total=8,
+        maps=maps or {},
         p=SimpleNamespace(batch_size=images),
         teller=SimpleNamespace(told=[Presence(0.5, {"cat": 0.9, "dog": 0.2}, None, NAMES)] + [None] * (images - 1)),
         choices=[Choice(4, 5, {4: {"cat": 0.2}, 5: {"cat": float("nan")}})] + [None] * (images - 1),

@@ -174,7 +174,7 @@ def drafted(backend: Any, task: Task) -> list[dict[str, Any]]:
             "draft": [choice.scores[choice.drawn][entity] for entity in job.prompt.entities],
         }
         for job, gone, choice in zip(task.jobs, lost, picture.choices)
-        if choice
+        if choice and choice.drawn is not None
     ]
 
 
