@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_whole
+from .flops import STEPS, times_plain, was_accepted
 from .judges.base import COLOUR, EXTRA
 from .results import judge_notes, telling
 from .statistics import mcnemar, share
 from .store import Store
 
 Record = dict[str, Any]
-"""Of an image: ``arm``, ``set``, ``count``, ``prompt``, ``seed``, names that are ``missing``, ``passes``; where the
+"""Of an image: ``arm``, ``set``, ``count``, ``prompt``, ``seed``, names that are ``missing``, ``passes``, what it cost
+and, where it was insisted on, whether a draft was ``accepted`` (:mod:`flops`); where the
 judge counts them ``extra``, and ``wrong``: entity -> whether it shows another colour than asked for."""
 
 BY = ("count", "set")
@@ -62,6 +64,8 @@ def records(store: Store, judge: str | None = None) -> list[Record]:
             continue
         record = {"arm": row["arm"], "set": row["prompt_set"], "count": row["count"], "prompt": row["prompt_id"]}
         record |= {"seed": row["seed"], "passes": row["passes"], "settings": row["settings"]}
+        record |= {f"flops_{steps}": times_plain(row, steps) for steps in STEPS}
+        record["accepted"] = was_accepted(row)
         record["missing"] = [name for name in row["entities"] if own.get(name, border) < border]
         if EXTRA in own:
             record["extra"] = round(own[EXTRA])
@@ -82,6 +86,7 @@ COLOURS = "colour"
 """Share of the things that are there, and for which a colour was asked, that show another. A share of images would take
 bringing back for harm: what is missing shows no wrong colour."""
 SHOWN = ("missing", "extra", COLOURS, "right")
+COSTS = {f"flops_{steps}": f"FLOPs x plain of {steps} steps" for steps in STEPS}
 
 
 def summarise(records: Sequence[Record], against: str = "plain", by: str = "count") -> list[Record]:
@@ -126,6 +131,13 @@ def _row(own: Mapping[Any, Record], base: Mapping[Any, Record], other: bool) -> 
     passes = [record["passes"] for record in own.values() if record["passes"] is not None]
     if passes:
         row["passes"] = sum(passes) / len(passes)
+    for name in COSTS:
+        times = [record[name] for record in own.values() if record.get(name) is not None]
+        if len(times) == len(own):
+            row[name] = sum(times) / len(times)
+    accepted = [record["accepted"] for record in own.values() if record.get("accepted") is not None]
+    if accepted:
+        row["not_accepted"] = accepted.count(False)
     return row
 
 
@@ -154,13 +166,16 @@ WORDS = {"missing": "missing", "extra": "extra", COLOURS: "wrong colour of thing
 
 
 def as_markdown(rows: Sequence[Record]) -> str:
-    """The rows for people: per cent with 95 % Wilson intervals, exact McNemar p against the arm compared with."""
+    """The rows for people: per cent with 95 % Wilson intervals, exact McNemar p against the arm compared with; FLOPs as
+    :mod:`flops` reckons them."""
     shown = [name for name in SHOWN if any(name in row for row in rows)]
     head = ["set", "arm"] if any("set" in row for row in rows) else ["entities", "arm"]
     head.append("N")
     for name in shown:
         head += [f"{WORDS[name]} %", "p", *(["entities brought back %"] if name == "missing" else [])]
-    head.append("passes")
+    insisted = any("not_accepted" in row for row in rows)
+    counted = [name for name in COSTS if any(name in row for row in rows)]
+    head += ["passes", *(COSTS[name] for name in counted), *(["no draft accepted"] if insisted else [])]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [str(row.get("set", row["count"])), row["arm"], str(row["n"])]
@@ -169,6 +184,8 @@ def as_markdown(rows: Sequence[Record]) -> str:
             if name == "missing":
                 cells.append(f"{100 * row['removed']:.0f}" if "removed" in row and "missing_p" in row else "")
         cells.append(f"{row['passes']:.1f}" if "passes" in row else "")
+        cells += [f"{row[name]:.2f}" if name in row else "" for name in counted]
+        cells += [str(row.get("not_accepted", ""))] if insisted else []
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 from . import plots
 from .calibrate import FILE
 from .files import write_durably, write_whole
+from .flops import STEPS, was_accepted
 from .heat import maps_of, overlay
 from .results import (
     LEAST,
@@ -55,7 +56,9 @@ NOTE = (
     "Intervals are 95 % of a bootstrap over prompts. Change is against the same prompts and seeds. p flips the sign of "
     "whole prompts and says what holds; p of images (exact McNemar) takes the images as independent, which those of "
     "one prompt are not. Both are corrected for the number of arms within a figure and number of entities (Holm). "
-    "Seconds are one machine's, which may have been busy; passes are exact where the host tells them."
+    "Seconds are one machine's, which may have been busy; passes are exact where the host tells them. FLOPs are what "
+    "passes, drafts and runs that were given up would take on Stable Diffusion 1.5, over a plain picture of so many "
+    "steps."
 )
 
 
@@ -141,7 +144,8 @@ def result_table(figure: Figure, spent: Mapping[tuple[int, str], Cost]) -> Table
     unit = " %" if figure.share else ""
     table = Table(
         ["entities", "arm", "images", "prompts", f"{figure.name}{unit} [95 %]", "change [95 %]", "p (Holm)",
-         "p of images (McNemar, Holm)", "passes", "seconds", "time ×"]
+         "p of images (McNemar, Holm)", "passes", *(f"FLOPs × plain of {steps} steps" for steps in STEPS), "seconds",
+         "time ×"]
     )  # fmt: skip
     for i, line in enumerate(figure.lines):
         cost, own = spent[line.count, line.arm], line.estimate
@@ -158,6 +162,7 @@ def result_table(figure: Figure, spent: Mapping[tuple[int, str], Cost]) -> Table
                 _p(line.p),
                 _p(line.p_images),
                 _number_or_not_told(cost.passes, 1),
+                *(_number_or_not_told((cost.flops or {}).get(steps), 2) for steps in STEPS),
                 _number_or_not_told(cost.seconds, 2),
                 "" if cost.times is None else f"{cost.times:.2f}",
             ]
@@ -192,6 +197,19 @@ def said(figure: Figure, label: str, against: str) -> list[str]:
             f"No change that holds: {rest} of {len(others)}."
         )
     return found
+
+
+def accepted_none(images: Sequence[Row]) -> list[str]:
+    """Of each arm that insists, how many images were drawn though no draft was accepted."""
+    found: dict[str, list[bool]] = {}
+    for row in images:
+        accepted = was_accepted(row)
+        if accepted is not None:
+            found.setdefault(row["arm"], []).append(accepted)
+    return [
+        f"{arm}: {own.count(False)} of {len(own)} images were drawn though none of their drafts was accepted."
+        for arm, own in found.items()
+    ]
 
 
 def prompt_table(rows: Sequence[ByPrompt], arms: Sequence[str], against: str) -> Table:
@@ -435,7 +453,7 @@ def gather(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
         "says": [
             one for figure in found if notes[figure.judge].trained is not False
             for one in said(figure, notes[figure.judge].label, against)
-        ],
+        ] + accepted_none(images),
         "figures": [
             {
                 "title": f"{notes[figure.judge].label}: {figure.name}",

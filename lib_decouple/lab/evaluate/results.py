@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .flops import mean_times_plain
 from .judges.base import COLOUR, EXTRA, MARK
 from .statistics import Change, Estimate, Preference, agreement, change, holm, mean, preference
 from .store import Row, Store
@@ -190,6 +191,8 @@ class Cost:
     seconds: float | None
     times: float | None
     """Seconds over those of the arm compared with."""
+    flops: Mapping[int, float] | None = None
+    """By number of steps, over a plain picture's of so many (:mod:`flops`)."""
 
 
 def costs(images: Sequence[Row], against: str) -> dict[tuple[int, str], Cost]:
@@ -206,7 +209,9 @@ def costs(images: Sequence[Row], against: str) -> dict[tuple[int, str], Cost]:
     found = {}
     for (count, arm), rows in groups.items():
         own, base = seconds[count, arm], seconds.get((count, against))
-        found[count, arm] = Cost(average(rows, "passes"), own, own / base if own and base else None)
+        found[count, arm] = Cost(
+            average(rows, "passes"), own, own / base if own and base else None, mean_times_plain(rows)
+        )
     return found
 
 

@@ -37,6 +37,22 @@ def test_pairs_are_by_seed_and_entities_are_counted():
     assert as_csv([plain, ours]).splitlines()[2].startswith("2,iou,8,0.125")
 
 
+def test_cost_stands_beside_gain_and_what_no_draft_was_accepted_for_is_counted():
+    own = {"flops_20": 1.5, "flops_50": 1.2}
+    records = [record("plain", s, [], 0, flops_20=1.0, flops_50=1.0, accepted=None) for s in range(4)]
+    records += [record("insist", s, [], 0, **own, accepted=s > 0) for s in range(4)]
+    records += [record("choose", s, [], 0, flops_20=None, flops_50=None, accepted=None) for s in range(4)]
+    plain, insist, choose = summarise(records)
+    assert [(row.get("flops_20"), row.get("not_accepted")) for row in (plain, insist, choose)] == [
+        (1.0, None), (1.5, 1), (None, None),
+    ]  # fmt: skip
+    head, _, *lines = as_markdown([plain, insist, choose]).splitlines()
+    assert head.endswith("| passes | FLOPs x plain of 20 steps | FLOPs x plain of 50 steps | no draft accepted |")
+    assert [line.split("|")[-4:-1] for line in lines] == [
+        [" 1.00 ", " 1.00 ", "  "], [" 1.50 ", " 1.20 ", " 1 "], ["  ", "  ", "  "],
+    ]  # fmt: skip
+
+
 def test_the_same_seed_of_another_prompt_is_another_pair():
     records = [record("plain", 1, [], 0, prompt="a"), record("plain", 1, ["cat"], 0, prompt="b")]
     records += [record("iou", 1, ["cat"], 0, prompt="a"), record("iou", 1, ["cat"], 0, prompt="b")]
@@ -88,6 +104,7 @@ def test_the_command_takes_any_run_that_a_judge_has_scored(tmp_path, capsys):
     ]  # fmt: skip
     assert float(rows[1]["missing_p"]) == pytest.approx(2 / 2**6)
     assert [rows[1][name] for name in ("extra", "right", "colour", "passes")] == ["1.0", "0.0", "0.0", "8.0"]
+    assert float(rows[1]["flops_20"]) == pytest.approx(1 + 0.52 * 8 / 20)
     report = json.loads((tmp_path / "out/results.json").read_text())
     assert report["settings"]["2 zebracom"] == {"loss": "zebracom"}
     assert (tmp_path / "out/results.png").stat().st_size > 1000

@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 from lib_decouple.__main__ import main
 from lib_decouple.lab.evaluate.heat import maps_of, overlay
 from lib_decouple.lab.evaluate.rate import arms_of
-from lib_decouple.lab.evaluate.report import THUMB, Table, fenced, literal
+from lib_decouple.lab.evaluate.report import THUMB, Table, accepted_none, fenced, literal
 from lib_decouple.lab.evaluate.results import (
     JudgeNote,
     calibration,
@@ -83,10 +83,23 @@ def test_rates_and_changes_by_hand(store):
 
 def test_costs_stand_beside_and_are_not_made_up(store):
     found = costs(store.images(), "plain")
-    assert found[2, "plain"] == type(found[2, "plain"])(0.0, 1.0, 1.0)
-    assert found[2, "zebracom"] == type(found[2, "plain"])(8.0, 2.0, 2.0)
+    assert found[2, "plain"] == type(found[2, "plain"])(0.0, 1.0, 1.0, {20: 1.0, 50: 1.0})
+    guided = found[2, "zebracom"]
+    assert (guided.passes, guided.seconds, guided.times) == (8.0, 2.0, 2.0)
+    assert guided.flops == pytest.approx({20: 1 + 0.52 * 8 / 20, 50: 1 + 0.52 * 8 / 50})
     rows = [{**row, "passes": None, "seconds": None} for row in store.images()]
     assert costs(rows, "plain")[2, "zebracom"] == type(found[2, "plain"])(None, None, None)
+
+
+def test_of_an_arm_that_insists_it_is_told_how_many_had_no_draft_accepted(store):
+    rows = [
+        {**row, "settings": {"look": "insist"}, "trace": {"draft": {}, "drafts": 4, "accepted": row["seed"] == 0}}
+        for row in store.images()
+        if row["arm"] == "zebracom"
+    ]
+    told = accepted_none([*rows, *(row for row in store.images() if row["arm"] == "plain")])
+    assert told == ["zebracom: 4 of 6 images were drawn though none of their drafts was accepted."]
+    assert accepted_none(store.images()) == []
 
 
 def test_the_worst_prompts_come_first_and_moves_are_counted(store):

@@ -162,8 +162,15 @@ def summary(trace: ImageTrace) -> dict[str, Any] | None:
 
 
 def drafted(choice: Choice | None) -> dict[str, Any]:
-    """What the draft scored that an image was drawn from; nothing where none was made."""
-    return {} if choice is None else {"draft": choice.scores[choice.drawn]}
+    """What the draft scored that an image was drawn from, how many there were, whether it was accepted, and how many
+    runs were given up; nothing where no draft was made."""
+    if choice is None or choice.drawn is None:
+        return {}
+    delivered_last = bool(choice.runs) and choice.runs[-1].seed == choice.drawn
+    return {
+        "draft": choice.scores[choice.drawn], "drafts": len(choice.scores), "accepted": choice.accepted,
+        "given_up": len(choice.runs) - delivered_last,
+    }  # fmt: skip
 
 
 def readings(told: Sequence[Presence]) -> list[dict[str, Any]]:
