@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     from . import doctor
     from .embedded import place
-    from .lab.evaluate import calibrate, imports, judge, pairs, rate, report, table
+    from .lab.evaluate import calibrate, imports, judge, pairs, rate, report, table, tell
     from .lab.evaluate import run as run_plan
     from .lab.study import batch, causes, detector, generate, layers, missing, precision, presence
     from .lab.study.bench import command as bench
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_parser(commands)
     evaluate = commands.add_parser("evaluate", help="judge a run and report on it")
     evaluations = evaluate.add_subparsers(dest="evaluate", required=True, metavar="STEP")
-    for step in (run_plan, imports, judge, calibrate, rate, report, pairs, table):
+    for step in (run_plan, imports, judge, calibrate, rate, report, pairs, table, tell):
         step.add_parser(evaluations)
     place.add_parser(commands)
     doctor.add_parser(commands)
