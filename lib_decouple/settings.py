@@ -117,7 +117,8 @@ class Settings:
     layers: str = _setting(
         "auto",
         "Layers",
-        "Which of the level's layers are read; last is the last one on the way up; auto is the model's own default.",
+        "Which of the level's layers are read; early ends with the first transformer on the way up, last is that "
+        "path's last layer; auto is the model's own default.",
         "Decouple layers",
         choices=("auto", *get_args(Part)),
         group="maps",

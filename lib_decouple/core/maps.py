@@ -22,7 +22,7 @@ from torch.nn import functional
 
 Treatment = Literal["raw", "attend-excite"]
 Combine = Literal["mean", "max"]
-Part = Literal["all", "down", "middle", "up", "last"]
+Part = Literal["all", "early", "down", "middle", "up", "last"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class CrossAttentionLayer:
         if self.name.startswith(("down", "input")):
             return "down"
         return "middle" if self.name.startswith("mid") else "up"
+
+    @property
+    def transformer(self) -> str:
+        """The name of the transformer that its block is one of."""
+        return self.name.partition(".transformer_blocks")[0]
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,15 @@ def choose_layers(
     part = default.part if part == "auto" else part
     if part == "last":
         return level[-1:]
+    if part == "early":
+        first = next((layer.transformer for layer in level if layer.part == "up"), None)
+        return [layer for layer in level if layer.part != "up" or layer.transformer == first]
     chosen = [layer for layer in level if part in ("all", layer.part)]
     if not chosen:
         parts = ", ".join(sorted({layer.part for layer in level}))
-        raise ValueError(f"layers: {part!r} is not allowed; at factor {wanted} this model has all, last, {parts}")
+        raise ValueError(
+            f"layers: {part!r} is not allowed; at factor {wanted} this model has all, early, last, {parts}"
+        )
     return chosen
 
 

@@ -157,6 +157,7 @@ def test_finest_level_negative_prompt_and_other_scale(sd1: Any) -> None:
         ("middle", ("mid_block.",)),
         ("up", ("up_blocks.0.",)),
         ("last", ("up_blocks.0.attentions.1.",)),
+        ("early", ("down_blocks.1.", "mid_block.", "up_blocks.0.attentions.0.")),
     ],
 )
 def test_one_path_of_the_level(sd1: Any, part: str, names: tuple[str, ...]) -> None:

@@ -18,7 +18,8 @@ from lib_decouple.core.maps import ImagePlan, MapReader
 from lib_decouple.core.presence import Curve
 from lib_decouple.core.presence import Level as CurveLevel
 from lib_decouple.hosts import diffusers_drafts
-from lib_decouple.hosts.base import Level, choose_layers, make_guide
+from lib_decouple.hosts.base import Level, choose_layers, make_guide, unet_level
+from lib_decouple.hosts.checkpoints import FAMILIES
 from lib_decouple.hosts.diffusers import (
     _encoded,
     chunks,
@@ -374,6 +375,18 @@ class TestLayers:
             handle.remove()
         assert ran == [layer.name for layer in layers]
         assert len(layers) > 5
+
+    @pytest.mark.parametrize(("family", "count", "last"), [("sd1", 3, "up_blocks.1"), ("sdxl", 40, "up_blocks.0")])
+    def test_early_ends_with_the_first_transformer_on_the_way_up(self, family: str, count: int, last: str) -> None:
+        from diffusers import UNet2DConditionModel
+
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(dict(FAMILIES[family]["unet"]))
+        layers = cross_attention_layers(unet)
+        level, early = (choose_layers(layers, 0, part, unet_level(layers)) for part in ("all", "early"))
+        assert level[:count] == early
+        assert early[-1].transformer == f"{last}.attentions.0"
+        assert level[count].transformer == f"{last}.attentions.1"
 
     def test_choice_of_a_level(self, sd1: Any) -> None:
         layers = cross_attention_layers(sd1.unet)

@@ -24,6 +24,7 @@ from ....core.gradient import LossGradient
 from ....core.host_pass import RowsInOrder
 from ....core.late import differentiated_beside
 from ....core.maps import CrossAttentionLayer
+from ....hosts.base import choose_layers, unet_level
 from ....settings import Settings
 from ..unets import UNetWithInputs, unet_config, with_inputs
 from .counting import count_flops
@@ -35,20 +36,10 @@ FULL = {"sd15": ("Stable Diffusion 1.5, 512 px", 64), "sdxl": ("SDXL, 1024 px", 
 """What each is called, and the side of its latents."""
 PATHS: dict[str, Callable[[Layers], Layers]] = {
     "all layers of the level": list,
-    "all but the last transformer": lambda level: [
-        one for one in level if _transformer(one) != _transformer(level[-1])
-    ],
-    "to the first transformer on the way up": lambda level: [
-        one
-        for one in level
-        if one.part != "up" or _transformer(one) == next(_transformer(up) for up in level if up.part == "up")
-    ],
+    "all but the last transformer": lambda level: [one for one in level if one.transformer != level[-1].transformer],
+    "to the first transformer on the way up": lambda level: choose_layers(level, 0, "early", unet_level(level)),
     "to the middle, or down alone": lambda level: [one for one in level if one.part != "up"],
 }
-
-
-def _transformer(layer: CrossAttentionLayer) -> str:
-    return layer.name.partition(".transformer_blocks")[0]
 
 
 class Alive(TorchDispatchMode):
