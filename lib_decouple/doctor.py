@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from . import __version__
 from .core.differentiable import GradientCut, computed_by
 from .core.finite_differences import MISFIT, in_float32, misfit, slopes_of
 from .core.gradient import LossGradient, Pass
+from .core.host_pass import RowsInOrder
+from .core.late import differentiated_beside
 from .core.maps import PassEnded
 from .settings import Settings
 
@@ -34,7 +37,9 @@ SETTINGS = Settings(enabled=True, entities=ENTITIES, loss="com")
 SECONDS = 40.0
 """What is not begun by then is left out."""
 SLOW = 2.0
-"""Seconds of a gradient from which on fewer finite differences are taken."""
+"""Seconds of a gradient from which on fewer finite differences are taken, and of a plain step from which on one late
+step has to do."""
+LATE = "a gradient one step late"
 GOOD = 0.995
 """The least cosine of half precision to float32 that is good enough."""
 
@@ -73,7 +78,7 @@ class Report:
     memory: dict[str, int] = field(default_factory=dict)
     """Bytes on top of the model at the peak of a gradient: ``kept`` activations, and ``recomputed``."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of a ``plain`` step, a ``guided`` and a ``late`` one; the latter two include the plain step."""
+    """Of a ``plain`` step, a ``gradient``, a ``guided`` step, which is both, and one whose gradient is ``late``."""
     left_out: list[str] = field(default_factory=list)
 
     def as_json(self) -> str:
@@ -143,6 +148,8 @@ class Examination:
     """``[1, ...]``"""
     run: Pass
     report: Report
+    late: Callable[[], object] | None = None
+    """A plain step that leaves a gradient, where it can be made by itself."""
     started: float = field(default_factory=time.perf_counter)
     _took: float = field(default=0.0, init=False)
     """Seconds, the first gradient."""
@@ -164,12 +171,12 @@ class Examination:
         report.dtype = str(self._dtype()).removeprefix("torch.")
         if report.dtype == "float16":
             report.scale = self.gradient.learned.scale.factor
-        for name, part in (
-            ("time", self._time),
-            ("finite differences", lambda: self._slopes(found.gradient)),
-            ("half against float32", self._half),
-            ("memory", self._memory),
-        ):
+        parts: dict[str, Callable[[], None]] = {"time": self._time}
+        if self.late is not None:
+            parts[LATE] = partial(self._time_late, self.late)
+        parts["finite differences"] = lambda: self._slopes(found.gradient)
+        parts["half against float32"], parts["memory"] = self._half, self._memory
+        for name, part in parts.items():
             self._try(name, part)
 
     def _dtype(self) -> torch.dtype:
@@ -184,15 +191,13 @@ class Examination:
         self.report.slopes = [list(pair) for pair in found]
 
     def _time(self) -> None:
-        """What a gradient takes; one step late, it is that of the host's own conditional pass, run to its end."""
-        seconds, device = self.report.seconds, self.latents.device
-        plain = seconds.get("plain")
-        guided = timed(lambda: self.gradient(self.latents, [0], self.run), device)
-        whole = replace(self.gradient, reader=replace(self.gradient.reader, stop=False))
-        late = timed(lambda: whole(self.latents, [0], self.run), device)
-        seconds["gradient"], seconds["gradient_of_a_whole_pass"] = guided, late
-        if plain is not None:
-            seconds["guided"], seconds["late"] = plain + guided, plain / 2 + late
+        seconds = self.report.seconds
+        seconds["gradient"] = timed(lambda: self.gradient(self.latents, [0], self.run), self.latents.device)
+        if "plain" in seconds:
+            seconds["guided"] = seconds["plain"] + seconds["gradient"]
+
+    def _time_late(self, late: Callable[[], object]) -> None:
+        self.report.seconds["late"] = min(timed(late, self.latents.device) for _ in range(2))
 
     def _half(self) -> None:
         """The first two layers alone, so that few weights have to be widened."""
@@ -283,11 +288,14 @@ def _of_time(seconds: dict[str, float]) -> list[str]:
         return [f"A gradient takes {seconds['gradient']:.2f} s."] if "gradient" in seconds else []
     plain, guided = seconds["plain"], seconds["guided"]
     times = 0.5 * (guided / plain + 1)
-    return [
-        f"A plain step takes {plain:.2f} s, a guided one {guided:.2f} s, one with a gradient taken one step late "
-        f"{seconds['late']:.2f} s. With half of the steps guided, sampling takes {times:.2f} times as long as plain; "
-        "to shorten it, guide fewer steps or every second one."
-    ]
+    told = f"A plain step takes {plain:.2f} s, a guided one {guided:.2f} s"
+    shorter = "guide fewer steps or every second one"
+    if "late" in seconds:
+        told += f", one whose gradient is late {seconds['late']:.2f} s"
+        if seconds["late"] < guided:
+            shorter += ", or set “Gradient” to late"
+    half = f"With half of the steps guided, sampling takes {times:.2f} times as long as plain"
+    return [f"{told}. {half}; to shorten it, {shorter}."]
 
 
 def _of_memory(memory: dict[str, int]) -> list[str]:
@@ -323,9 +331,21 @@ def examine_pipeline(pipe: Any, size: int | None = None) -> Report:
     layers = cross_attention_layers(unet)
     guide = make_guide(SETTINGS, unet, layers, [plan_image(pipe, PROMPT, ENTITIES)], default_level(unet))
     report = Report(model=f"{type(unet).__name__}, {sum(one.numel() for one in unet.parameters()) / 1e6:.0f} M")
-    plain = [timed(lambda: run(torch.cat([latents] * 2), [0]), device) for _ in range(3)]
-    report.seconds["plain"] = min(plain)
-    Examination(guide.gradient, latents, run, report).all()
+
+    def step() -> None:
+        run(torch.cat([latents] * 2), [0])
+
+    proved = False
+
+    def late_step() -> None:
+        nonlocal proved
+        with differentiated_beside(guide.gradient, lambda: RowsInOrder(1, 1, (1,)), proved=proved) as late:
+            step()
+        late.take(latents.shape[-2:], latents.shape[1], [0])
+        proved = late.proved
+
+    report.seconds["plain"] = min(timed(step, device) for _ in range(3))
+    Examination(guide.gradient, latents, run, report, late_step).all()
     return report
 
 

@@ -32,6 +32,7 @@ def test_a_sound_machine(sd1: Any, hooks_are_off: Any) -> None:
     assert (report.dtype, report.scale, report.cosine) == ("float32", None, None)
     assert all(parameter.requires_grad for parameter in sd1.unet.parameters())
     assert misfit(report.slopes) < MISFIT
+    assert set(report.seconds) == {"plain", "gradient", "guided", "late"}
     assert report.seconds["guided"] == report.seconds["plain"] + report.seconds["gradient"]
     assert set(report.memory) == {"kept", "recomputed"}
     told = " ".join(sentences(report))
@@ -97,7 +98,7 @@ def test_nothing_is_begun_late(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     report = examine_pipeline(sd1)
     assert report.whole
     assert report.left_out[0] == "time: no time was left"
-    assert len(report.left_out) == 4
+    assert len(report.left_out) == 5
 
 
 def test_a_slope_that_does_not_fit_is_told() -> None:
@@ -107,6 +108,14 @@ def test_a_slope_that_does_not_fit_is_told() -> None:
     told = sentences(report)
     assert any(one.endswith("but for 32 %, which does NOT fit.") for one in told)
     assert told[-1] == "What to do: please report this: what guidance does here can't be trusted."
+
+
+@pytest.mark.parametrize(("late", "told"), [(1.2, True), (1.9, False), (None, False)])
+def test_a_late_gradient_is_recommended_where_it_was_measured_to_be_cheaper(late: float | None, told: bool) -> None:
+    seconds = {"plain": 1.0, "gradient": 0.8, "guided": 1.8, **({} if late is None else {"late": late})}
+    (sentence,) = [one for one in sentences(Report(whole=True, seconds=seconds)) if "A plain step takes" in one]
+    assert ("set “Gradient” to late" in sentence) is told
+    assert ("whose gradient is late" in sentence) is (late is not None)
 
 
 def test_what_is_sound_asks_for_nothing() -> None:

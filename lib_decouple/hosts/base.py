@@ -154,8 +154,9 @@ class Looking:
     """Draw a picture behind its drafts."""
     doubts: Callable[[str], None] | None = None
     """Hold the run's first gradient against finite differences, and tell this where they disagree."""
-    examine: Callable[[LossGradient, Tensor, int, Pass], None] | None = None
-    """Called with the latents, the step and the pass of each guided step, in the place of what would move them."""
+    examine: Callable[[LossGradient, Tensor, int, Pass], bool] | None = None
+    """Called with the latents, the step and the pass of each guided step, in the place of what would move them; gives
+    whether a gradient is to be taken of the host's own pass of the step, as a late one is."""
 
     def behind(self, schedule: Schedule) -> Callable[[int, int], bool]:
         """Of a step and their number, is a look behind its update wanted? One that no step follows shows the last."""
@@ -227,13 +228,13 @@ class Session:
         if self.stood_aside or not (self.moves or self.looking.examine):
             return latents
         try:
-            if self.waiting:
-                waiting, self.waiting = self.waiting, None
+            waiting, self.waiting = self.waiting, None
+            if self.looking.examine is not None:
+                self._late = self.looking.examine(self.guide.gradient, latents, step, run)
+                return latents
+            if waiting:
                 latents = self.guide.moved(latents, waiting, sigma)
                 self._show(waiting.seen)
-            if self.looking.examine is not None:
-                self.looking.examine(self.guide.gradient, latents, step, run)
-                return latents
             if self.guide.schedule.guided(step, total):
                 self._verify(latents, step, run)
                 self._late = self._is_late(latents, step, total)

@@ -26,6 +26,8 @@ from ..hosts.family import denoiser_of, profile_of_model
 
 PLAIN_STEPS = 2
 """Steps before the examination, which tell what a plain one takes; the first may have to load the model."""
+LATE_STEPS = 2
+"""Steps behind them that leave a gradient; the first's is proved whole, which takes time. On a slow machine one."""
 STEPS = 20
 SAMPLER = "Euler"
 CORNER = 8
@@ -50,21 +52,38 @@ class Examiner:
     """Why there is none."""
     _began: list[float] = field(default_factory=list)
 
-    def examine(self, gradient: LossGradient, latents: Tensor, step: int, run: Pass) -> None:
+    def examine(self, gradient: LossGradient, latents: Tensor, step: int, run: Pass) -> bool:
         """See :attr:`Looking.examine`."""
         if self.done:
-            return
+            return False
         doctor.wait_for(latents.device)
         self._began.append(time.perf_counter())
-        if len(self._began) <= PLAIN_STEPS:
-            return
         took = [later - earlier for earlier, later in zip(self._began, self._began[1:])]
-        self.report.seconds["plain"] = min(took)
+        plain, late = took[:PLAIN_STEPS], took[PLAIN_STEPS:]
+        if len(plain) < PLAIN_STEPS:
+            return False
+        why_not = self._why_not_late(gradient, latents)
+        if not why_not and len(late) < (LATE_STEPS if min(plain) < doctor.SLOW else 1):
+            return True
+        seconds, left_out = self.report.seconds, self.report.left_out
+        seconds["plain"] = min(plain)
+        if why_not:
+            left_out.append(f"{doctor.LATE}: {why_not}")
+        else:
+            seconds["late"] = min(late)
         self.done = True
         try:
             Examination(gradient, latents[:1].clone(), run, self.report).all()
         finally:
             self.end()
+        return False
+
+    @staticmethod
+    def _why_not_late(gradient: LossGradient, latents: Tensor) -> str:
+        """Why no gradient of the host's own pass is taken, in words that hold no path; "" where one is."""
+        if gradient.learned.exact_since:
+            return "none could be taken of the sampler's own pass"
+        return "" if gradient.late_fits(latents, gradient.reader.named) else "it would not fit into the free memory"
 
     def why_not(self) -> str:
         """Why nothing was examined; "" where something was."""

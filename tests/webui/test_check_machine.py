@@ -14,6 +14,8 @@ pytest.importorskip("fastapi", reason="fastapi is not installed")
 
 from lib_decouple import doctor
 from lib_decouple.core.finite_differences import MISFIT, misfit
+from lib_decouple.core.gradient import LossGradient
+from lib_decouple.core.late import LatePass
 from lib_decouple.hosts.base import Looking
 from lib_decouple.webui import check_machine
 
@@ -39,10 +41,28 @@ def test_a_job_is_examined_once_and_drawn_as_without(a1111, shared):  # noqa: F8
     assert report.whole
     assert report.left_out == []
     assert misfit(report.slopes) < MISFIT
-    assert set(report.seconds) == {"plain", "guided", "late", "gradient", "gradient_of_a_whole_pass"}
+    assert set(report.seconds) == {"plain", "guided", "late", "gradient"}
     assert report.seconds["guided"] == report.seconds["plain"] + report.seconds["gradient"]
     assert torch.equal(latents, stand_in.Job(shared, [doctor.PROMPT], steps=20).sample(noise()))
     assert untouched(job)
+
+
+@pytest.mark.parametrize("why", ["memory", "fault"])
+def test_a_late_gradient_that_is_not_to_be_had_is_left_out(a1111, shared, monkeypatch, why):  # noqa: F811
+    def broken(*_):
+        raise RuntimeError("in /home/somebody/models")
+
+    if why == "memory":
+        monkeypatch.setattr(LossGradient, "late_fits", lambda *_: False)
+    else:
+        monkeypatch.setattr(LatePass, "take", broken)
+    examiner, latents, *_ = examined(a1111, shared)
+    assert set(examiner.report.seconds) == {"plain", "guided", "gradient"}
+    (told,) = examiner.report.left_out
+    assert told.startswith("a gradient one step late: ")
+    assert "/" not in told
+    assert ("free memory" in told) is (why == "memory")
+    assert torch.equal(latents, stand_in.Job(shared, [doctor.PROMPT], steps=20).sample(noise()))
 
 
 def test_only_a_corner_of_the_picture_is_decoded(monkeypatch):
