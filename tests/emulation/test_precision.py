@@ -111,6 +111,20 @@ def test_the_command_goes_on_where_it_was_stopped(
     assert f"fp16: least cosine of 2 {min(one['scaled']['cosine'] for one in found[:2]):.4f}" in capsys.readouterr().out
 
 
+def test_scaled_only_leaves_out_the_gradients_without_a_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: UNetWithInputs
+) -> None:
+    monkeypatch.setattr(precision, "open_model", lambda *_: model)
+    arguments = ["--models", "sd15", "--sharpened", "4", "--losses", "com", "--kinds", "fp16", "--out", str(tmp_path)]
+    assert main(["study", "precision", *arguments, "--scaled-only"]) == 0
+    (found,) = json.loads((tmp_path / "precision.json").read_text())["records"]
+    assert "unscaled" not in found
+    assert (
+        f"| {found['scaled']['cosine']:.4f} | {found['scaled']['scale']:.0f} |"
+        in (tmp_path / "precision.md").read_text()
+    )
+
+
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [

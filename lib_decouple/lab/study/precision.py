@@ -143,9 +143,9 @@ def map_error(model: UNetWithInputs, kind: str) -> float:
 
 
 def measure(
-    name: str, sharpened: float, losses: Sequence[str], kinds: Sequence[str], done: set[Any]
+    name: str, sharpened: float, losses: Sequence[str], kinds: Sequence[str], done: set[Any], unscaled: bool = True
 ) -> Iterator[Record]:
-    """One record for each kind and loss that is not ``done``."""
+    """One record for each kind and loss that is not ``done``; ``unscaled``: with what there is without a scale."""
     wanted = [(kind, loss) for kind in kinds for loss in losses if (name, sharpened, kind, loss) not in done]
     if not wanted:
         return
@@ -158,7 +158,7 @@ def measure(
         if point not in exact:
             exact[point] = gradient(held, loss, "fp32")
         for key, scaled in (("scaled", True), ("unscaled", False)):
-            if not scaled and KINDS[kind][0] == torch.bfloat16:
+            if not scaled and (not unscaled or KINDS[kind][0] == torch.bfloat16):
                 continue  # bf16 has float32's range, so nothing is scaled there
             found, seen = gradient(held, loss, kind, scaled)
             cosine = functional.cosine_similarity(found.double(), exact[point][0].double(), 0)
@@ -177,7 +177,7 @@ def table(records: Sequence[Record]) -> str:
     for one in records:
         own, without = one["scaled"], one.get("unscaled")
         bare = f"{without['cosine']:.4f} | {100 * without['flushed']:.1f}" if without else "– | –"
-        scale = f"{own['scale']:.0f}" if without and "scale" in own else "–"
+        scale = f"{own['scale']:.0f}" if KINDS[one["kind"]][0] == torch.float16 and "scale" in own else "–"
         lines.append(
             f"| {one['model']} | {one['sharpened']:g} | {one['kind']} | {one['loss']} | {own['cosine']:.4f} "
             f"| {scale} | {100 * own['flushed']:.1f} | {bare} | {one['map_error']:.0e} |"
@@ -208,6 +208,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"by comma, of {', '.join(KINDS)}")
     parser.add_argument("--losses", default=";".join(ALL), help="by semicolon")
     parser.add_argument("--sharpened", default="1,4", help="by comma: 1 leaves the random maps flat (1,4)")
+    parser.add_argument("--scaled-only", action="store_true", help="leave out the gradients without a loss scale")
     parser.add_argument("--out", type=Path, default=Path("out/precision"), help="folder of the results (out/precision)")
     parser.set_defaults(run=run)
 
@@ -227,7 +228,8 @@ def run(arguments: argparse.Namespace) -> int:
     with (out / "records.jsonl").open("a", encoding="utf-8") as file, tqdm(unit="gradient") as bar:
         for name in arguments.models.split(","):
             for sharpened in [1.0] if name == "embedded" else map(float, arguments.sharpened.split(",")):
-                for record in measure(name, sharpened, arguments.losses.split(";"), arguments.kinds.split(","), done):
+                wanted = arguments.losses.split(";"), arguments.kinds.split(",")
+                for record in measure(name, sharpened, *wanted, done, not arguments.scaled_only):
                     bar.set_description(f"{name}, {record['kind']}, {record['loss']}")
                     bar.update()
                     file.write(json.dumps(record) + "\n")
