@@ -393,7 +393,7 @@ class LossGradient:
     def _needed(self, latents: Tensor, images: Sequence[int]) -> int:
         """Bytes that a gradient of these images keeps, estimated."""
         rows, size = sum(self.reader.images[i].parts for i in images), (latents.shape[-2], latents.shape[-1])
-        return memory.kept_bytes(self.layers, self.reader.layers[-1], size, rows, self._width(latents))
+        return memory.kept_bytes(self.layers, self.reader.layers, size, rows, self._width(latents))
 
     def _width(self, latents: Tensor) -> int:
         """Bytes of a number, at least those of half precision."""

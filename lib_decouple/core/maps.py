@@ -22,6 +22,8 @@ from torch.nn import functional
 
 Treatment = Literal["raw", "attend-excite"]
 Combine = Literal["mean", "max"]
+CLIP_COLUMNS = 77
+"""Of a text that fits into one of CLIP's contexts."""
 Part = Literal["all", "early", "down", "middle", "up", "last"]
 
 
@@ -63,6 +65,8 @@ class CrossAttentionLayer:
     reader: Reader = to_q_and_to_k
     third: Part | None = None
     """Of a denoiser without paths down and up: which third of its depth this is."""
+    columns: int = CLIP_COLUMNS
+    """Of the text that it attends to, as a rule: for an estimate of memory."""
 
     @property
     def part(self) -> Part:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .maps import CrossAttentionLayer, level_size
+from .maps import CLIP_COLUMNS, CrossAttentionLayer, level_size
 
 # torch 2.1 to 2.4 have the CUDA one only; 2.5 made it general.
 _TORCH_OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError
@@ -30,6 +30,9 @@ _WORDS = (
 _KEPT_A_CHANNEL = 32
 """Numbers kept for a gradient, over pixels times channels of all transformer blocks on the way. Counted on shapes
 with an attention that keeps no map of its own, the convolutions' part included: SD 1.5 31, XL 25 (test_memory.py)."""
+_OF_MAPS = 4
+"""Bytes kept of each number of a map that is read: heads times pixels times the text's columns. The figures here have
+those of a text of 77 columns in them."""
 _AGAIN_A_CHANNEL, _AGAIN_A_TRANSFORMER, _AGAIN_LAST = 1.1, 5, 8
 """The same where blocks are computed again: a block's input, what stands around each transformer's blocks, and the
 block left alone. Counted likewise: SD 1.5 0.07 GB at 512x512, XL 0.30 GB at 1024x1024."""
@@ -80,7 +83,7 @@ def give_back() -> None:
 
 def kept_bytes(
     layers: Sequence[CrossAttentionLayer],
-    last: CrossAttentionLayer,
+    read: Sequence[CrossAttentionLayer],
     size: tuple[int, int],
     rows: int,
     width: int,
@@ -89,23 +92,31 @@ def kept_bytes(
 ) -> int:
     """Bytes that a gradient keeps of a pass of ``rows``, estimated.
 
-    ``layers`` are all of the model's, ``last`` is where the pass ends; ``size`` is the latents' height and width, and
-    ``width`` the bytes of a number. With ``recompute`` blocks are computed again, and the largest one's own part counts
-    while it is. ``whole_softmax``: the denoiser's attention keeps every head's map of all pixels by all.
+    ``layers`` are all of the model's, of which the pass reads some and ends with their last; ``size`` is the latents'
+    height and width, and ``width`` the bytes of a number. With ``recompute`` blocks are computed again, and the
+    largest one's own part counts while it is. ``whole_softmax``: the denoiser's attention keeps every head's map of all
+    pixels by all.
     """
-    numbers, transformers, softmaxes = [], {}, []
+    numbers, transformers, softmaxes, maps = [], {}, [], []
+    of_read = {id(layer.module) for layer in read}
     for layer in layers:
         (height, wide), parts = level_size(*size, layer.factor), layer.reader(layer.module)
         numbers.append(height * wide * int(getattr(parts.query, "in_features", 0)))
         softmaxes.append(parts.heads * (height * wide) ** 2 if whole_softmax else 0)
-        transformers[layer.name.partition(".transformer_blocks")[0]] = numbers[-1]
-        if layer.module is last.module:
+        columns = layer.columns - CLIP_COLUMNS if id(layer.module) in of_read else 0
+        maps.append(_OF_MAPS * parts.heads * height * wide * columns)
+        if layer.third is None:  # nothing stands around a transformer's blocks where they are all of the denoiser
+            transformers[layer.transformer] = numbers[-1]
+        if layer.module is read[-1].module:
             break
     if not recompute:
-        return rows * width * (_KEPT_A_CHANNEL * sum(numbers) + sum(softmaxes))
+        return rows * (width * (_KEPT_A_CHANNEL * sum(numbers) + sum(softmaxes)) + sum(maps))
     inputs = _AGAIN_A_CHANNEL * sum(numbers) + _AGAIN_A_TRANSFORMER * sum(transformers.values())
-    meanwhile = max(_KEPT_A_CHANNEL * own + softmax for own, softmax in zip(numbers, softmaxes))
-    return rows * width * int(inputs + _AGAIN_LAST * numbers[-1] + softmaxes[-1] + meanwhile)
+    meanwhile = max(
+        width * (_KEPT_A_CHANNEL * own + softmax) + one for own, softmax, one in zip(numbers, softmaxes, maps)
+    )
+    last = width * (_AGAIN_LAST * numbers[-1] + softmaxes[-1]) + maps[-1]
+    return rows * int(width * inputs + last + meanwhile)
 
 
 @dataclass

@@ -36,6 +36,8 @@ def q_proj_and_k_proj(module: nn.Module) -> Projections:
     return Projections(parts.q_proj, parts.k_proj, int(parts.n_heads), query_norm=parts.q_norm, key_norm=parts.k_norm)
 
 
+COLUMNS = 512
+"""Of every text."""
 _LAYOUTS: tuple[tuple[str, str, str, Reader], ...] = (
     ("blocks", "cross_attn", "q_proj", q_proj_and_k_proj),
     ("transformer_blocks", "attn2", "to_q", to_q_and_to_k),
@@ -50,7 +52,9 @@ def cross_attention_layers(network: nn.Module) -> list[CrossAttentionLayer]:
         modules = [getattr(block, attention, None) for block in getattr(network, blocks, ())]
         if (factor := _patch(network)) and modules and all(hasattr(module, query) for module in modules):
             return [
-                CrossAttentionLayer(f"{blocks}.{i}.{attention}", module, factor, reader, _THIRDS[3 * i // len(modules)])
+                CrossAttentionLayer(
+                    f"{blocks}.{i}.{attention}", module, factor, reader, _THIRDS[3 * i // len(modules)], COLUMNS
+                )
                 for i, module in enumerate(modules)
                 if isinstance(module, nn.Module)
             ]

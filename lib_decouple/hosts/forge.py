@@ -97,7 +97,7 @@ class SamplingPass(sampling.SamplingPass):
         """
         model, thrift, settings = patcher.model.diffusion_model, self._learned.thrift, self.settings
         layers = cross_attention_layers(model)
-        last = choose_layers(layers, settings.factor, settings.layers, default_level(model))[-1]
+        read = choose_layers(layers, settings.factor, settings.layers, default_level(model))
         prompts, _, _ = prompt_parser.get_multicond_prompt_list(self._prompts())
         parts = [len(own) for own in prompts]
         computed = getattr(patcher.model, "computation_dtype", None)  # the Forges built on ldm_patched have none
@@ -105,9 +105,9 @@ class SamplingPass(sampling.SamplingPass):
         is_cast = bool(computed) and (patcher.model.storage_dtype != computed or patcher.has_online_lora())
 
         def needed() -> int:
-            weights = weights_on_the_way(model, last, thrift.recompute) if is_cast else 0
+            weights = weights_on_the_way(model, read[-1], thrift.recompute) if is_cast else 0
             return width * weights + memory.kept_bytes(
-                layers, last, (x.shape[-2], x.shape[-1]), max(parts) if thrift.one_at_a_time else sum(parts), width,
+                layers, read, (x.shape[-2], x.shape[-1]), max(parts) if thrift.one_at_a_time else sum(parts), width,
                 thrift.recompute, features.attention_keeps_its_map(),
             )  # fmt: skip
 

@@ -318,7 +318,7 @@ class TestMemory:
 
         model = Toy()
         layers = model.layers("coarse", "coarse2")
-        activations = memory.kept_bytes(layers, layers[-1], (8, 8), 1, 4)
+        activations = memory.kept_bytes(layers, layers[-1:], (8, 8), 1, 4)
         just_enough = int(activations / 0.8) + 1
         assert not chosen(just_enough)
         assert chosen(just_enough - 8)

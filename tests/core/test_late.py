@@ -276,7 +276,7 @@ def test_what_will_not_fit_is_known_before_it_is_tried(monkeypatch: pytest.Monke
     gradient = gradient_of(model)
     gradient.layers = model.layers("fine", "coarse", "coarse2")
     assert gradient.late_fits(latents, NAMED)  # nothing is known of the CPU's
-    needed = memory.kept_bytes(gradient.layers, gradient.layers[-1], SIZE, 3, 4)
+    needed = memory.kept_bytes(gradient.layers, gradient.layers[-1:], SIZE, 3, 4)
     for there, fits in ((3 * needed, True), (2 * needed, False)):  # a fifth is left free
         monkeypatch.setattr(memory, "free", lambda _, there=there: there)
         assert gradient.late_fits(latents, NAMED) is fits

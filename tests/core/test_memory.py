@@ -44,7 +44,7 @@ def counted(family: str, side: int, thrift: Thrift, part: str = "all") -> tuple[
         source.differentiate(
             latents, [0], lambda x, _: unet(x, time, encoder_hidden_states=context, added_cond_kwargs=more)
         )
-    return kept[0], kept_bytes(layers, read[-1], (side, side), 1, 2, thrift.recompute)
+    return kept[0], kept_bytes(layers, read, (side, side), 1, 2, thrift.recompute)
 
 
 @pytest.mark.parametrize(("family", "side", "most"), [("sd1", 64, 0.15e9), ("sdxl", 128, 0.5e9)])

@@ -17,12 +17,13 @@ from lib_decouple.core.finite_differences import slopes
 from lib_decouple.core.gradient import Learned, LossGradient
 from lib_decouple.core.losses import WeightedLoss
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader, entity_maps, token_maps
-from lib_decouple.core.memory import Thrift
+from lib_decouple.core.memory import Thrift, kept_bytes
 from lib_decouple.core.trace import ImageTrace
 from lib_decouple.hosts import anima
 from lib_decouple.hosts.anima import cross_attention_layers, pieces, q_proj_and_k_proj
 from lib_decouple.hosts.base import choose_layers
 from lib_decouple.hosts.family import profile_of
+from lib_decouple.lab.study.bench.shapes import Alive, without_its_own_map
 from lib_decouple.prompt.align import EntityNotFound, find
 from lib_decouple.settings import Settings
 
@@ -318,3 +319,38 @@ def test_the_first_word_belongs_to_attend_and_excite_s_maps() -> None:
     assert found.shape == (1, 4, 4)
     assert not torch.allclose(found, alone)
     assert found.amax() <= 1
+
+
+def kept_and_estimated(side: int, recompute: bool, part: str) -> tuple[int, int]:
+    """Bytes kept for a gradient of one image on Anima's own sizes in bfloat16, counted on shapes."""
+    kept: list[int] = []
+    with torch.device("meta"):
+        network = CosmosTransformer3DModel(
+            num_attention_heads=16, attention_head_dim=128, num_layers=28, extra_pos_embed_type=None,
+            rope_scale=(1.0, 4.0, 4.0), concat_padding_mask=False,
+        ).to(torch.bfloat16)  # fmt: skip
+        shapes = (1, 16, 1, side, side), (1,), (1, anima.COLUMNS, 1024)
+        latents, time, text = (torch.empty(shape, dtype=torch.bfloat16) for shape in shapes)
+    network = network.eval().to("meta")  # its rotation makes numbers on the CPU
+    layers = cross_attention_layers(network)
+    read = choose_layers(layers, 0, part, anima.LEVEL)
+    alive = Alive(network)
+
+    def loss(maps: Tensor) -> Tensor:
+        kept.append(alive.bytes())
+        return WeightedLoss.parse("com")(maps)
+
+    plan = ImagePlan((Entity("cat", (CAT,)), Entity("dog", (DOG,))))
+    source = LossGradient(network, MapReader(read, [plan]), loss, Learned(Thrift(recompute=recompute)))
+    source.proved = True
+    with alive, without_its_own_map():
+        source.differentiate(latents, [0], lambda x, _: network(x, time, text))
+    return kept[0], kept_bytes(layers, read, (side, side), 1, 2, recompute)
+
+
+@pytest.mark.parametrize("part", ["auto", "all"])
+@pytest.mark.parametrize(("recompute", "most"), [(False, 1.5), (True, 2.5)])
+def test_what_is_reserved_is_what_a_gradient_keeps(part: str, recompute: bool, most: float) -> None:
+    kept, estimated = kept_and_estimated(64, recompute, part)
+    assert kept > 0.1e9
+    assert kept <= estimated < most * kept
