@@ -7,6 +7,7 @@ operation on half tensors, forward and backward, runs in float32 and its result 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,17 +38,19 @@ class HalfOnGpu(TorchDispatchMode):
     """Inside, operations on half tensors sum in float32 and round their result, as on a GPU.
 
     ``flushed`` counts what a backward pass inside loses to rounding. The half weights of ``model`` are widened once
-    instead of at every use, which is several times faster and takes their float32 size of memory.
+    instead of at every use, which is several times faster and takes their float32 size of memory, unless ``before``,
+    parameter -> float32, has these very numbers.
     """
 
-    def __init__(self, model: nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module | None = None, before: Mapping[nn.Parameter, Tensor] = {}) -> None:
         super().__init__()
         self.flushed = Flushed()
         self._weights: dict[int, Tensor] = {}
         for one in model.parameters() if model else ():
             storage = one.untyped_storage()
             if one.dtype in HALVES and one.is_contiguous() and storage.nbytes() == one.numel() * one.element_size():
-                self._weights[storage.data_ptr()] = one.detach().float()
+                wide, known = one.detach().float(), before.get(one)
+                self._weights[storage.data_ptr()] = wide if known is None or not torch.equal(wide, known) else known
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

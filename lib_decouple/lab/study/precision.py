@@ -90,7 +90,7 @@ def half(model: UNetWithInputs, kind: str) -> Iterator[HalfOnGpu]:
                 weights = {one: one.data for one in model.unet.parameters()}
                 for one in weights:
                     one.data = one.data.to(dtype)
-        emulated = HalfOnGpu(model.unet)
+        emulated = HalfOnGpu(model.unet, weights)
         try:
             if kind != "fp32":
                 stack.enter_context(emulated)
