@@ -58,6 +58,8 @@ class Waiting(NamedTuple):
     """By the scaled latents (alpha-bar form) of these images ``[k, ...]``."""
     seen: list[Observation]
     """Of these images; each one's update is told where it is made."""
+    strengths: Tensor | None = None
+    """What each image's update is multiplied with, ``[k]``, where that is not 1."""
 
 
 class GuidedStep(NamedTuple):
@@ -112,6 +114,12 @@ class Guide:
         whole = self.helping.whole if self.helping else ()
         return [k for k, (image, loss) in enumerate(zip(images, losses)) if loss > limit and image not in whole]
 
+    def _strengths(self, maps: Sequence[Tensor], noise: float) -> Tensor | None:
+        """What the updates of images with these ``maps`` are multiplied with, ``[k]``; None where with 1."""
+        if self.helping is None or not self.helping.weighed:
+            return None
+        return torch.tensor(self.helping.strengths(maps, noise))
+
     def waiting(
         self, step: int, total: int, images: Sequence[int], found: LossAndGradient, noise: float = math.inf
     ) -> Waiting:
@@ -124,7 +132,8 @@ class Guide:
         (limit,) = self._limits(step)
         moved = set(self._left(images, losses, found.maps, limit, noise))
         above = torch.tensor([float(k in moved) for k in range(len(images))])
-        return Waiting(step, total, list(images), _column(above, found.gradient) * found.gradient, seen)
+        gradient = _column(above, found.gradient) * found.gradient
+        return Waiting(step, total, list(images), gradient, seen, self._strengths(found.maps, noise))
 
     def moved(self, latents: Tensor, waiting: Waiting, sigma: Tensor | None = None) -> Tensor:
         """The latents ``[batch, ...]`` of the step behind that of ``waiting``, moved as those would have been.
@@ -136,6 +145,8 @@ class Guide:
             gradient = gradient / (1 + sigma**2).sqrt()
         place = self.schedule.place(waiting.step, waiting.total)
         update = self.rule.update(own, gradient, waiting.step, waiting.total, place, sigma)
+        if waiting.strengths is not None:
+            update = _column(waiting.strengths, update) * update
         shares = (_norms(update) / _norms(own).clamp(min=1e-30)).cpu()
         if not torch.isfinite(shares).all():
             raise NonFinite("the update is not finite")
@@ -183,6 +194,9 @@ class Guide:
             images = [images[k] for k in above]
             update = rows(update_of(own, gradient), above)
             shares = rows(shares, above)
+            strengths = self._strengths([maps[k] for k in above], noise)
+            if strengths is not None:
+                shares, update = strengths.to(shares.device) * shares, _column(strengths, update) * update
             if not torch.isfinite(shares).all():
                 raise NonFinite("the update is not finite")
             if place[1] <= self.caution.places and self.rule.name == "relative":

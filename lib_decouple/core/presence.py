@@ -176,21 +176,39 @@ class Helping:
 
     An image whose entities are all there at a look is left alone from then on; where some are there, the others alone
     are moved. Above the curve's highest noise level nothing is known, and every entity is moved.
+
+    Or, ``weighed``, none is left alone: an update is as long as the weakest entity is likely to be missing, and each
+    entity pulls by its own chance to be.
     """
 
     curve: Curve
     whole: set[int] = field(default_factory=set)
     """Images of the batch that are left alone."""
+    weighed: bool = False
+
+    def _missing(self, maps: Tensor, sigma: float) -> Tensor | None:
+        """Of maps ``[entities, h, w]`` each entity's chance to be missing, ``[entities]``; None where nothing is
+        known."""
+        odds = self.curve.odds(presence(maps.detach()[None])[0], sigma)
+        return None if odds is None else torch.sigmoid(-odds)
 
     def focused(self, maps: Tensor, sigma: float) -> Tensor:
-        """Maps ``[entities, h, w]``, those of entities that are there without their gradient."""
-        odds = self.curve.odds(presence(maps.detach()[None])[0], sigma)
-        if odds is None:
+        """Maps ``[entities, h, w]``, those of entities that are there without their gradient or with less of it."""
+        chance = self._missing(maps, sigma)
+        if chance is None:
             return maps
-        return torch.where((odds < 0)[:, None, None], maps, maps.detach())
+        share = chance / chance.amax().clamp(min=1e-30) if self.weighed else (chance > 0.5).to(maps.dtype)
+        return maps.detach() + share[:, None, None] * (maps - maps.detach())
+
+    def strengths(self, maps: Sequence[Tensor], sigma: float) -> list[float]:
+        """What each image's update is multiplied with where it is weighed, in [0, 1]; maps ``[entities, h, w]``."""
+        chances = [self._missing(own, sigma) for own in maps]
+        return [1.0 if own is None else float(own.amax()) for own in chances]
 
     def note(self, images: Sequence[int], maps: Sequence[Tensor], sigma: float) -> None:
         """Remember which of ``images`` are whole, by their maps ``[entities, h, w]``."""
+        if self.weighed:
+            return
         for image, own in zip(images, maps):
             odds = self.curve.odds(presence(own[None])[0], sigma)
             if odds is not None and bool((odds >= 0).all()):

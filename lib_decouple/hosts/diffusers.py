@@ -181,6 +181,7 @@ def generate(
     doubts: Callable[[str], None] | None = None,
     tell_at: Sequence[float] = (),
     loss: Callable[[Tensor], Tensor] | None = None,
+    weighed: bool = False,
 ) -> Picture:
     """Draw one image a prompt with the pipeline's own loop, its latents guided as the settings say.
 
@@ -197,7 +198,8 @@ def generate(
     A prompt longer than the text encoder's 75 tokens is encoded in chunks, as the WebUIs do.
     ``doubts`` has the first gradient held against finite differences, and is told where they disagree.
     ``tell_at``: falling noise levels at which to tell whatever the settings say, each at the first pass at or below it.
-    ``loss``: of maps ``[1, entities, h, w]``, ``[1]``; stands in the place of the settings', for trials.
+    For trials: ``loss``, of maps ``[1, entities, h, w]``, ``[1]``, stands in the place of the settings'; ``weighed``:
+    where ``settings.stop`` goes by presence, nothing is left alone, and strength goes by it.
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
     """
     count = len(prompts)
@@ -228,6 +230,8 @@ def generate(
         level = default_level(unet)
         guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers, curve=curve)
         guide.gradient.loss = loss or guide.gradient.loss
+        if guide.helping is not None:
+            guide.helping.weighed = weighed
         to_tell = reader_of(cross_attention_layers(unet), plans, level)
         session = Session(
             guide,
@@ -337,7 +341,7 @@ def generate(
             pipe, [prompts[k] for k in images], [entities[k] for k in images], replace(settings, look="tell"),
             seeds=seeds, steps=steps, guidance_scale=guidance_scale, height=height, width=width,
             negative_prompt=negative_prompt, watch=watch, keep_maps=keep_maps, keep_latents=keep_latents, curve=curve,
-            output=output, progress=progress, layers=layers, doubts=doubts, tell_at=tell_at, loss=loss,
+            output=output, progress=progress, layers=layers, doubts=doubts, tell_at=tell_at, loss=loss, weighed=weighed,
         )  # fmt: skip
 
     if settings.look == "insist":

@@ -14,13 +14,14 @@ from torch import Tensor
 from toy import Runner, Toy, contexts, noise
 
 from lib_decouple.core import losses
-from lib_decouple.core.gradient import Learned, LossGradient, NonFinite, frozen
+from lib_decouple.core.gradient import Learned, LossAndGradient, LossGradient, NonFinite, frozen
 from lib_decouple.core.guidance import Caution, Guide, Refinement
 from lib_decouple.core.host_pass import RowsInOrder
 from lib_decouple.core.losses import LOSSES, WeightedLoss
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
 from lib_decouple.core.memory import Thrift
 from lib_decouple.core.observe import Observation, Observers
+from lib_decouple.core.presence import Curve, Helping, Level, presence
 from lib_decouple.core.schedule import Schedule, StepRule
 from lib_decouple.core.trace import ImageTrace, Tracer, measure
 from lib_decouple.hosts.base import Looking, Session
@@ -812,3 +813,28 @@ class TestMeasures:
         maps = torch.rand(1, 3, 4).repeat(2, 1, 1)
         found = measure(("a", "b"), maps)
         assert (found.kl["a/b"], found.cc["a/b"]) == (pytest.approx(0, abs=1e-7), pytest.approx(0.5, abs=1e-6))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_weighed_by_presence_an_update_is_as_long_as_the_weakest_entity_is_likely_to_be_missing(late: bool) -> None:
+    model = Toy()
+    latents, run = noise(2), Runner(model, contexts(2))
+    known = Helping(Curve((Level(2.0, 0.2, 30.0),)), weighed=True)
+    for helping, level in ((None, 1.0), (known, 1.0), (known, 3.0)):
+        guided = guide_for(model, PLANS[:2], helping=helping, rule=StepRule("relative", 0.3))
+        guide = guided.guide
+        images = guide.look_for(level)
+        losses, gradient, maps, shares = guide.gradient(latents, images, run)
+        if late:
+            waiting = guide.waiting(0, 8, images, LossAndGradient(losses, gradient, maps, shares), level)
+            moved = guide.moved(latents, waiting)
+        else:
+            moved = guide.step(latents, 0, 8, run, None, level).latents
+        lengths = (moved - latents).flatten(1).norm(dim=1) / latents.flatten(1).norm(dim=1)
+        usual = guide.rule.share(0, 4)
+        expected = [usual] * 2
+        if helping and level == 1.0:
+            weakest = [float(presence(own[None]).min()) for own in maps]
+            expected = [usual / (1 + math.exp(30 * (own - 0.2))) for own in weakest]
+            assert all(0.02 * usual < own < 0.98 * usual for own in expected)
+        assert lengths.tolist() == pytest.approx(expected, rel=1e-3)

@@ -110,6 +110,23 @@ def test_an_image_once_whole_stays_so_and_above_the_curve_nothing_is_known() -> 
     assert helping.whole == {0}
 
 
+def test_weighed_each_entity_pulls_by_its_chance_to_be_missing_and_an_image_by_its_weakest() -> None:
+    helping = Helping(Curve((Level(2.0, 0.4, 10.0),)), weighed=True)
+    maps = torch.zeros(3, 4, 4)
+    maps[0, 1, 1], maps[1, 2, 2], maps[2, 3, 3] = 0.5, 0.4, 0.1
+    missing = [1 / (1 + math.exp(1)), 0.5, 1 / (1 + math.exp(-3))]
+    leaf = maps.clone().requires_grad_()
+    focused = helping.focused(leaf, 2.0)
+    assert torch.equal(focused, maps)
+    (gradient,) = torch.autograd.grad(focused.sum(), leaf)
+    assert gradient[:, 0, 0].tolist() == pytest.approx([own / missing[2] for own in missing])
+    assert helping.strengths([maps, maps[:2]], 2.0) == pytest.approx([missing[2], 0.5])
+    assert helping.strengths([maps], 3.0) == [1.0]  # above the curve nothing is known
+    assert helping.focused(leaf, 3.0) is leaf
+    helping.note([0], [torch.full((2, 2, 2), 0.9)], 2.0)
+    assert helping.whole == set()
+
+
 @pytest.mark.parametrize("scores", [{"cat": math.nan, "dog": 0.1}, {"dog": 0.1, "cat": math.nan}])
 def test_a_score_that_is_no_number_is_the_weakest(scores):
     assert Presence(0.5, scores, None).weakest == "cat"

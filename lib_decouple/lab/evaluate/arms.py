@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...settings import PRESENCE, Settings
+from .trials import WEIGHED
 
 PLAIN = Settings()
 # That method's loss, treatment and rule in its own first half of the steps. Its factor is lowered from 20,
@@ -48,13 +49,14 @@ for _count, _arms in ARMS.items():
             "com presence": replace(_com, stop=PRESENCE),
             "com flagged": replace(_com, stop=PRESENCE, start=9, steps=16),
             "com flagged late": replace(_com, stop=PRESENCE, start=9, steps=16, gradient="late"),
+            WEIGHED: replace(_com, stop=PRESENCE),
             "gated": _arms["intensity+com"],
             "peaked": replace(_com, stop="off"),
         }
 """Beside them, tried: the best of four seeds by their drafts, and no more drafts than until one is accepted, with one
 restart, unguided and guided; a late gradient; leaving images
-alone that are whole by presence, and guiding none before that can be told (from step 9 of 20 on); and the losses of
-:mod:`trials` at another loss's settings."""
+alone that are whole by presence, and guiding none before that can be told (from step 9 of 20 on); and
+what :mod:`trials` has, at another loss's settings."""
 
 
 NAMES = tuple(ARMS[2])

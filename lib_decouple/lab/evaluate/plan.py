@@ -16,11 +16,10 @@ from typing import Any
 from ... import presets
 from ...core.losses import WeightedLoss
 from ...settings import Settings
-from . import prompts
+from . import prompts, trials
 from .arms import NAMES, tuned
 from .prompts import Prompt
 from .prompts.splits import CFG, SPLITS, STEPS
-from .trials import TRIALS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -126,7 +125,7 @@ class Job:
     """Without entities: those are the prompt's."""
     seed: int
     way: str = ""
-    """What settings alone do not say of how it is drawn: a loss of :data:`TRIALS`, or a name that a backend knows."""
+    """What settings alone do not say of how it is drawn: one of :mod:`trials`, or a name that a backend knows."""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -260,9 +259,9 @@ def _check(plan: Plan) -> None:
         raise ValueError(
             f"sampling.sampler: {plan.sampling.sampler!r} is not allowed; a local file has DDIM, a folder its own"
         )
-    trial = next((arm for arm in plan.arms if arm.tuned in TRIALS), None)
+    trial = next((arm for arm in plan.arms if arm.tuned in trials.NAMES), None)
     if trial and backend.kind == "webui":
-        raise ValueError(f"arm {trial.name!r}.tuned: {trial.tuned!r} is not drawn by a WebUI: its loss is no setting")
+        raise ValueError(f"arm {trial.name!r}.tuned: {trial.tuned!r} is not drawn by a WebUI: it is no setting")
     if plan.maps and backend.kind == "webui":
         raise ValueError("maps: true is not allowed; a WebUI does not hand them out")
 
@@ -372,7 +371,7 @@ def jobs(plan: Plan, folder: Path) -> list[Job]:
                 raise ValueError(f"{where}: {prompt.text!r} stands in {seen[prompt.id]} already; each prompt once")
             seen[prompt.id] = prompt.origin
         wanted += [(number, prompt, seed, settings[len(prompt.entities)]) for number, prompt, seed in pictures]
-    ways = {arm.name: arm.tuned for arm in plan.arms if arm.tuned in TRIALS}
+    ways = {arm.name: arm.tuned for arm in plan.arms if arm.tuned in trials.NAMES}
     return [
         Job(prompt, arm, how, seed, ways.get(arm, ""))
         for _, prompt, seed, arms in sorted(wanted, key=lambda one: one[0])

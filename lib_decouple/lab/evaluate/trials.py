@@ -1,4 +1,4 @@
-"""Losses that are tried as arms of ``study missing`` before anybody can choose them."""
+"""What is tried as arms of ``study missing`` before anybody can choose it."""
 
 from __future__ import annotations
 
@@ -37,3 +37,6 @@ def peaked(maps: Tensor) -> Tensor:
 
 TRIALS: dict[str, Callable[[Tensor], Tensor]] = {"gated": gated, "peaked": peaked}
 """Name of a trial's arm -> its loss."""
+WEIGHED = "com weighed"
+"""The arm whose strength goes by presence (:class:`lib_decouple.core.presence.Helping`)."""
+NAMES = (*TRIALS, WEIGHED)

@@ -205,7 +205,7 @@ def test_a_recipe_changes_with_what_the_picture_depends_on_and_with_nothing_else
         (SMALL.replace('"com"', '{tuned = "best"}'), r"arms\[2\].tuned: 'best' is not one of plain, iou"),
         (
             SMALL.replace('"com"', '{tuned = "gated"}') + '[backend]\nkind = "webui"\nurls = ["http://a"]\n',
-            "arm 'gated'.tuned: 'gated' is not drawn by a WebUI",
+            "arm 'gated'.tuned: 'gated' is not drawn by a WebUI: it is no setting",
         ),
         (
             SMALL.replace('"com"', '{loss = "com", settings = {enabled = false}}'),

@@ -18,7 +18,7 @@ from ....hosts.seeds import Choice
 from ....settings import Settings
 from ..plan import BackendPart, Job, Sampling
 from ..prompts import Prompt
-from ..trials import TRIALS
+from ..trials import TRIALS, WEIGHED
 from .base import HASH_DIGITS, TOLD_AT, About, Drawn, as_png, sha256
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class Local:
             width=sampling.width or None,
             negative_prompt=sampling.negative,
             curve=self.curve if settings.enabled else None,
-            loss=TRIALS[jobs[0].way] if jobs[0].way else None,
+            loss=TRIALS.get(jobs[0].way),
+            weighed=jobs[0].way == WEIGHED,
             **more,
         )
 
