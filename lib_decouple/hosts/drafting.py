@@ -51,7 +51,7 @@ def hindrance(p: Any) -> str:
     it can."""
     if not begins_with_picture(p):
         return ""
-    if getattr(p, "mask", None) is not None and p.inpainting_fill == 2 and not p.subseed_strength:
+    if getattr(p, "mask", None) is not None and getattr(p, "inpainting_fill", None) == 2 and not p.subseed_strength:
         return (
             "“Masked content” is latent noise, which is made of the seed before drafts are; choose another, such as "
             "original"
@@ -76,7 +76,8 @@ class ChoosingSampler:
         self.name, self.place = ("sample_img2img", 1) if from_picture else ("sample", 0)
         """Of the host's function, and where among its arguments the noise is."""
         self.sample = getattr(self.sampler, self.name)
-        self.strength = float(sampling.p.initial_noise_multiplier) if from_picture else 1.0
+        strength = getattr(sampling.p, "initial_noise_multiplier", None) if from_picture else None
+        self.strength = 1.0 if strength is None else float(strength)
         """What the host multiplies the noise by."""
         self.variation = bool(sampling.p.subseed_strength)
         self.seeds: list[list[int]] = []
