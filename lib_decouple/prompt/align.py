@@ -291,10 +291,13 @@ def place(texts: Sequence[str], read: Reading) -> list[tuple[int, ...]]:
     if written == letters:
         ends = accumulate(map(len, keys))
         return [theirs.tokens(end - len(key), end) if key else () for key, end in zip(keys, ends)]
-    ours = [k for k, key in enumerate(keys) for _ in key]
+    starts = list(accumulate(map(len, keys), initial=0))
     found: list[set[int]] = [set() for _ in texts]
-    for i, j in _matched(written, letters):
-        found[ours[i]].update(theirs.tokens(j, j + 1))
+    for i, j, length in _matched(written, letters):
+        for k in range(bisect_right(starts, i) - 1, bisect_left(starts, i + length)):
+            first, end = max(starts[k], i), min(starts[k + 1], i + length)
+            if first < end:
+                found[k].update(theirs.tokens(first - i + j, end - i + j))
     return [tuple(sorted(own)) for own in found]
 
 
@@ -304,15 +307,16 @@ _WINDOW = 32
 """How many characters of the one text may lack in the other before these are looked for further on."""
 
 
-def _matched(ours: str, theirs: str) -> Iterator[tuple[int, int]]:
-    """Pairs of indexes of like characters, ascending in both."""
+def _matched(ours: str, theirs: str) -> Iterator[tuple[int, int, int]]:
+    """Where like characters begin in both, and how many they are, ascending."""
     ours, theirs = ours + "\0" * _GRAM, theirs + "\0" * _GRAM
     grams: dict[str, list[int]] = {}
     i = j = 0
     while i < len(ours) - _GRAM and j < len(theirs) - _GRAM:
         if ours[i] == theirs[j]:
-            yield i, j
-            i, j = i + 1, j + 1
+            length = min(_alike(ours, i, theirs, j), len(ours) - _GRAM - i, len(theirs) - _GRAM - j)
+            yield i, j, length
+            i, j = i + length, j + length
             continue
         if not grams:
             for k in range(len(ours) - _GRAM + 1):
@@ -329,6 +333,18 @@ def _matched(ours: str, theirs: str) -> Iterator[tuple[int, int]]:
             j += _WINDOW
         else:
             _, i, j = best
+
+
+def _alike(ours: str, i: int, theirs: str, j: int) -> int:
+    """How many characters are alike from ``i`` and ``j`` on; compared by strides, as each comparison has its price."""
+    length, stride = 0, 1
+    while stride:
+        a, b = i + length, j + length
+        if a + stride <= len(ours) and ours[a : a + stride] == theirs[b : b + stride]:
+            length, stride = length + stride, 2 * stride
+        else:
+            stride //= 2
+    return length
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_decouple.prompt.align import EntityConflict, EntityNotFound, Piece, Word, align, find, words
+from lib_decouple.prompt.align import EntityConflict, EntityNotFound, Piece, Reading, Word, align, find, place, words
 
 
 def pieces(text: str, start: int = 1) -> list[Piece]:
@@ -192,3 +192,19 @@ def test_the_pieces_of_a_long_word_are_gone_through_a_few_times_alone():
         letters, owners = word.characters()
         assert (letters, owners[1]) == (text, (4, 5, 6, 7))
         assert 0 < len(times) <= 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "read", "expected"),
+    [
+        ("a porcupine , a cat", "a por|cup|ine , a cat", [(1,), (2, 3, 4), (5,), (6,), (7,)]),
+        # What the encoder lacks has no token, what is alike before and behind keeps its own.
+        ("a small porcupine and a cat", "a por|cup|ine and a cat", [(1,), (), (2, 3, 4), (5,), (6,), (7,)]),
+        # A word of which a part is otherwise keeps the tokens of the rest.
+        ("a porcXpine and a cat", "a por|cup|ine and a cat", [(1,), (2, 3, 4), (5,), (6,), (7,)]),
+        ("a cat", "two blue birds on a cat", [(5,), (6,)]),
+        ("one two", "", [(), ()]),
+    ],
+)
+def test_words_are_placed_where_the_encoder_has_them(texts: str, read: str, expected: list[tuple[int, ...]]) -> None:
+    assert place(texts.split(), Reading(words(pieces(read)))) == expected
