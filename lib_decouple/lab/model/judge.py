@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .scenes import SCENE, Placed, place, render, thing_and_colour
+from .scenes import SCENE, Placed, caption, place, render, thing_and_colour
 from .sprites import COLOURS, THINGS
 
 WEIGHTS = Path(__file__).resolve().parent / "judge.safetensors"
@@ -242,10 +242,17 @@ def focal(logits: Tensor, heat: Tensor) -> Tensor:
     return -(gain + calm).sum() / there.sum().clamp(min=1)
 
 
-RESTORED = 3200
-"""Scenes that the autoencoder gives back, kept for the judge's training; the second half redrawn by the denoiser."""
-REDRAWN = 100, 300
-"""Time steps up to which these are noised first: up to 300 a person still knows the things, at 450 not all of them."""
+RESTORED = 4000
+"""Scenes that the autoencoder gives back, kept for the judge's training."""
+REDRAWN_SHARE = 0.6
+"""Share of these, the last ones, that the denoiser redraws."""
+REDRAWN = 200, 500
+"""Time steps up to which these are noised first. By their captions the denoiser then draws the same things again at
+the same places; from 650 on it puts one in another's place."""
+REDRAWN_CFG = 3.0
+
+Change = Callable[[np.ndarray, Sequence[str]], np.ndarray]
+"""Pictures, uint8 ``[n, h, w, 3]``, and a caption of each -> the pictures, changed."""
 
 
 def restored(folder: Path, seed: int, count: int = RESTORED) -> tuple[list[list[Placed]], np.ndarray]:
@@ -257,10 +264,24 @@ def restored(folder: Path, seed: int, count: int = RESTORED) -> tuple[list[list[
     drawn = [scene_to_learn(rng) for _ in range(count)]
     path = folder / "judge-restored.npy"
     if not path.exists():
+        first = round(count * (1 - REDRAWN_SHARE))
         images = np.stack([image for _, image in drawn])
-        plain, redrawn = np.split(images, [count // 2])
-        np.save(path, np.concatenate([autoencoder(folder)(plain), autoencoder(folder, REDRAWN)(redrawn)]))
+        captions = captions_of([scene for scene, _ in drawn], np.random.default_rng([seed, 5]))
+        np.save(
+            path,
+            np.concatenate(
+                [
+                    autoencoder(folder)(images[:first], captions[:first]),
+                    autoencoder(folder, REDRAWN)(images[first:], captions[first:]),
+                ]
+            ),
+        )
     return [scene for scene, _ in drawn], np.load(path, mmap_mode="r")
+
+
+def captions_of(scenes: Sequence[list[Placed]], rng: np.random.Generator) -> list[str]:
+    """What each scene shows, as the model's own captions say it; empty for a scene of nothing."""
+    return [caption([(placed.thing, placed.colour) for placed in scene], rng) if scene else "" for scene in scenes]
 
 
 def scene_to_learn(rng: np.random.Generator) -> tuple[list[Placed], np.ndarray]:
@@ -283,12 +304,11 @@ def learn(folder: Path, seed: int, steps: int, batch: int = 24, peak: float = 3e
 
     def sample_batch(rng: np.random.Generator) -> tuple[list[list[Placed]], Tensor]:
         drawn = [scene_to_learn(rng) for _ in range(batch // 2)]
-        kept = rng.integers(0, len(held), size=batch - len(drawn))
-        images = np.stack([image for _, image in drawn] + [pictures[i] for i in kept])
-        softened = soften(to_tensor(images[: len(drawn)]))
+        kept = [moved(held[i], pictures[i], rng) for i in rng.integers(0, len(held), size=batch - len(drawn))]
+        softened = soften(to_tensor(np.stack([image for _, image in drawn])))
+        given_back = to_tensor(np.stack([image for _, image in kept]))
         mirrored = torch.rand(()) < 0.5
-        given_back = to_tensor(images[len(drawn) :])
-        scenes = [scene for scene, _ in drawn] + [mirror(held[i]) if mirrored else held[i] for i in kept]
+        scenes = [scene for scene, _ in drawn] + [mirror(scene) if mirrored else scene for scene, _ in kept]
         return scenes, torch.cat([softened, given_back.flip(-1) if mirrored else given_back])
 
     def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -310,6 +330,19 @@ def learn(folder: Path, seed: int, steps: int, batch: int = 24, peak: float = 3e
     save_file(state, WEIGHTS)
 
 
+MOVED = 28
+"""Most that a picture is moved for training, pixels: a thing at its border is then cut, as some that are drawn are."""
+
+
+def moved(scene: list[Placed], image: np.ndarray, rng: np.random.Generator) -> tuple[list[Placed], np.ndarray]:
+    """The picture moved, its border's colours drawn out behind it; things whose centre leaves it are there no more."""
+    x, y = (int(step) for step in rng.integers(-MOVED, MOVED + 1, size=2))
+    wide = np.pad(image, ((MOVED, MOVED), (MOVED, MOVED), (0, 0)), mode="edge")
+    part = wide[MOVED - y : MOVED - y + SCENE, MOVED - x : MOVED - x + SCENE]
+    placed = [replace(one, x=one.x + x, y=one.y + y) for one in scene]
+    return [one for one in placed if 0 <= one.x < SCENE and 0 <= one.y < SCENE], part
+
+
 def mirror(scene: list[Placed]) -> list[Placed]:
     """The scene as its mirrored picture shows it."""
     return [replace(placed, x=SCENE - placed.x, mirrored=not placed.mirrored) for placed in scene]
@@ -327,9 +360,7 @@ def settle(net: Judge, batches: list[Tensor]) -> None:
         net(images)
 
 
-def measure(
-    roles: tuple[str, ...], count: int, seed: int, through: Callable[[np.ndarray], np.ndarray] | None = None
-) -> dict[str, Any]:
+def measure(roles: tuple[str, ...], count: int, seed: int, through: Change | None = None) -> dict[str, Any]:
     """The judge's error on ``count`` scenes of one to three things whose content is known.
 
     ``through`` changes the pictures first (an autoencoder). ``missing`` is the share of scenes in which the judge
@@ -343,10 +374,11 @@ def measure(
         scenes.append(scene)
         images.append(image)
     pictures = np.stack(images)
+    captions = captions_of(scenes, rng)
     found: list[list[Found]] = []
     for start in range(0, count, 50):
         part = pictures[start : start + 50]
-        found += look(through(part) if through else part)
+        found += look(through(part, captions[start : start + 50]) if through else part)
     wrong: Counter[str] = Counter()
     drawn: Counter[str] = Counter()
     missed: Counter[str] = Counter()
@@ -374,11 +406,11 @@ def measure(
     }
 
 
-def given_back(pipe: Any, redrawn: tuple[int, int] | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 ``[n, h, w, 3]`` -> the same as the autoencoder of ``pipe`` gives it back.
+def given_back(pipe: Any, redrawn: tuple[int, int] | None = None) -> Change:
+    """The same pictures as the autoencoder of ``pipe`` gives them back.
 
     With ``redrawn``, a range of the schedule's time steps, after so much noise was laid over the latents and the
-    denoiser took it away again in steps of 50, without a caption: things stay, strokes become the model's own.
+    denoiser took it away again in steps of 50, by the caption: things stay, strokes become the model's own.
     """
     from diffusers import DDIMScheduler
 
@@ -388,32 +420,38 @@ def given_back(pipe: Any, redrawn: tuple[int, int] | None = None) -> Callable[[n
     schedule.set_timesteps(20)
     scale = pipe.vae.config.scaling_factor
     generator = torch.Generator().manual_seed(0)
-    empty = pipe.tokenizer("", padding="max_length", max_length=77, return_tensors="pt").input_ids
 
-    def redraw(latents: Tensor, most: int) -> Tensor:
+    def encode(captions: list[str]) -> Tensor:
+        ids = pipe.tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        return pipe.text_encoder(ids).last_hidden_state
+
+    def redraw(latents: Tensor, captions: list[str], most: int) -> Tensor:
         times = [time for time in schedule.timesteps if time <= most]
         latents = schedule.add_noise(latents * scale, torch.randn(latents.shape, generator=generator), times[0])
-        context = pipe.text_encoder(empty).last_hidden_state.expand(len(latents), -1, -1)
+        context = encode([""] * len(captions) + captions)
         for time in times:
-            predicted = pipe.unet(latents, time, encoder_hidden_states=context).sample.float()
-            latents = schedule.step(predicted, time, latents).prev_sample
+            both = pipe.unet(torch.cat([latents, latents]), time, encoder_hidden_states=context).sample.float()
+            uncond, cond = both.chunk(2)
+            latents = schedule.step(uncond + REDRAWN_CFG * (cond - uncond), time, latents).prev_sample
         return latents / scale
 
-    def one(images: Tensor) -> Tensor:
+    def one(images: Tensor, captions: list[str]) -> Tensor:
         latents = pipe.vae.encode(images).latent_dist.mean.float()
         if redrawn:
-            latents = redraw(latents, int(torch.randint(redrawn[0], redrawn[1] + 1, (), generator=generator)))
+            most = int(torch.randint(redrawn[0], redrawn[1] + 1, (), generator=generator))
+            latents = redraw(latents, captions, most)
         return pipe.vae.decode(latents).sample.float()
 
     @torch.no_grad()
-    def back(images: np.ndarray) -> np.ndarray:
-        pictures = torch.cat([one(part) for part in to_tensor(images).split(8)])
+    def back(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+        parts = [(part, list(captions[8 * n : 8 * n + 8])) for n, part in enumerate(to_tensor(images).split(8))]
+        pictures = torch.cat([one(*part) for part in parts])
         return pictures.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
     return back
 
 
-def autoencoder(folder: Path, redrawn: tuple[int, int] | None = None) -> Callable[[np.ndarray], np.ndarray]:
+def autoencoder(folder: Path, redrawn: tuple[int, int] | None = None) -> Change:
     """:func:`given_back` of the models that training left in ``folder``, in bfloat16."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
@@ -427,12 +465,13 @@ def autoencoder(folder: Path, redrawn: tuple[int, int] | None = None) -> Callabl
     parts.vae.set_attn_processor(AttnProcessor())
     if redrawn:
         parts.unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
+        parts.unet.set_attn_processor(AttnProcessor())
         parts.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
     back = given_back(parts, redrawn)
 
-    def through(images: np.ndarray) -> np.ndarray:
+    def through(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         with torch.autocast("cpu", torch.bfloat16):
-            return back(images)
+            return back(images, captions)
 
     return through
 
@@ -442,7 +481,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="the training's folder, with its autoencoder")
     parser.add_argument("--seed", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=14000)
     arguments = parser.parse_args()
     learn(arguments.folder, arguments.seed, arguments.steps)
 

@@ -35,7 +35,7 @@ def sheet(images: np.ndarray, lines: list[str], columns: int) -> Image.Image:
 def restored(folder: Path, rng: np.random.Generator) -> Image.Image:
     """Twelve scenes and what the autoencoder gives back."""
     drawn = np.stack([render(place(sample(rng), rng), rng) for _ in range(12)])
-    back = autoencoder(folder)(drawn)
+    back = autoencoder(folder)(drawn, [""] * len(drawn))
     errors = ((back.astype(float) - drawn) ** 2).mean((1, 2, 3))
     lines = [""] * 12 + [f"{10 * np.log10(255**2 / error):.1f} dB" for error in errors]
     return sheet(np.concatenate([drawn, back]), lines, 12)

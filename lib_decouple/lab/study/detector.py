@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ...hosts.checkpoints import open_pipeline
 from ..evaluate.files import write_whole
 from ..evaluate.statistics import Share
-from ..model.judge import REDRAWN, given_back, measure
+from ..model.judge import REDRAWN, Change, given_back, measure
 from ..model.sprites import THINGS
 
 SEED = 7
@@ -37,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw, judge, write detector.json and detector.md."""
     pipe = open_pipeline()
     taught, strange = ("taught",), ("held out",)
-    kinds: dict[str, tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray] | None]] = {
+    kinds: dict[str, tuple[tuple[str, ...], Change | None]] = {
         "taught": (taught, None),
         "taught, through the autoencoder": (taught, given_back(pipe)),
         "taught, redrawn by the denoiser": (taught, given_back(pipe, REDRAWN)),

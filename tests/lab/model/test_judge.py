@@ -83,3 +83,47 @@ def test_places_are_where_things_were_drawn():
         for thing in judge.look(image[None])[0]:
             distances.append(np.hypot(thing.x - scene[0].x, thing.y - scene[0].y))
     assert np.mean(distances) <= judge.CELL
+
+
+def test_a_moved_picture_holds_what_it_still_shows_where_it_stands_now():
+    rng = np.random.default_rng(11)
+    gone = cut = 0
+    for _ in range(60):
+        scene, image = judge.draw(rng, ("taught",), 3, twice=0)
+        kept, part = judge.moved(scene, image, rng)
+        assert part.shape == image.shape
+        gone += len(scene) - len(kept)
+        for placed in kept:
+            before = next(one for one in scene if one.thing == placed.thing)
+            x, y, was_x, was_y = (int(value) for value in (placed.x, placed.y, before.x, before.y))
+            assert np.array_equal(part[y, x], image[was_y, was_x])
+            cut += not (placed.size / 2 <= placed.x <= scenes.SCENE - placed.size / 2)
+    assert gone
+    assert cut
+
+
+def test_captions_name_what_a_scene_holds_and_nothing_else():
+    rng = np.random.default_rng(12)
+    scene, _ = judge.draw(rng, ("taught",), 2, twice=0, tinted=1)
+    (text, nothing) = judge.captions_of([scene, []], rng)
+    assert nothing == ""
+    assert all(f"{placed.colour} {placed.thing}" in text for placed in scene)
+    assert sum(word in scenes.THINGS for word in text.replace(",", " ").split()) == 2
+
+
+@pytest.mark.parametrize("redrawn", [None, (100, 100)])
+def test_pictures_come_back_from_the_model_with_what_they_held(redrawn):
+    """Nine, so that the last one is a part of its own; redrawn by its caption a thing stays where it was."""
+    pytest.importorskip("diffusers")
+    from lib_decouple.hosts.checkpoints import open_pipeline
+
+    rng = np.random.default_rng(13)
+    drawn = [judge.draw(rng, ("taught",), 1, tinted=0) for _ in range(9)]
+    images = np.stack([image for _, image in drawn])
+    captions = judge.captions_of([scene for scene, _ in drawn], rng)
+    back = judge.given_back(open_pipeline(), redrawn)(images, captions)
+    assert back.shape == images.shape
+    assert back.dtype == np.uint8
+    assert not np.array_equal(back, images)
+    there = [not verdict(seen, [(scene[0].thing, None)]).missing for (scene, _), seen in zip(drawn, judge.look(back))]
+    assert sum(there) >= 8
