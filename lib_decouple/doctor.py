@@ -313,20 +313,22 @@ def _of_memory(memory: dict[str, int]) -> list[str]:
 def examine_pipeline(pipe: Any, size: int | None = None) -> Report:
     """A diffusers pipeline's report, at ``size`` pixels a side (the model's own)."""
     from .hosts.base import make_guide
-    from .hosts.diffusers import _conditioning, cross_attention_layers, default_level, plan_image
+    from .hosts.diffusers import cross_attention_layers, default_level
+    from .hosts.diffusers_prompts import condition, plan_image
 
     unet, device = pipe.unet, pipe.unet.device
     side = (size or unet.config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
     pixels = side * pipe.vae_scale_factor
-    embeds, extra = _conditioning(pipe, [PROMPT], pixels, pixels, {})
+    own = condition(pipe, [PROMPT], pixels, pixels)
     generator = torch.Generator("cpu").manual_seed(1)
     latents = torch.randn(1, unet.config.in_channels, side, side, generator=generator).to(device, unet.dtype)
     timestep = torch.tensor(801, device=device)
 
     def run(x: Tensor, images: Sequence[int]) -> object:
-        rows = embeds.expand(len(x), -1, -1)
-        added = {name: value.expand(len(x), -1) for name, value in extra.items()} or None
-        return unet(x, timestep, encoder_hidden_states=rows, added_cond_kwargs=added, return_dict=False)
+        each = own.of([0] * len(x))
+        return unet(
+            x, timestep, encoder_hidden_states=each.embeds, added_cond_kwargs=each.extra or None, return_dict=False
+        )
 
     layers = cross_attention_layers(unet)
     guide = make_guide(SETTINGS, unet, layers, [plan_image(pipe, PROMPT, ENTITIES)], default_level(unet))

@@ -7,27 +7,24 @@ are those that the next denoiser call sees and the sampler goes on with.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.gradient import rows
-from ..core.host_pass import RowsInOrder
-from ..core.maps import CrossAttentionLayer, Entity, ImagePlan
+from ..core.maps import CrossAttentionLayer
 from ..core.observe import Observers
 from ..core.presence import Curve, Presence
 from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
-from ..prompt.align import Piece, align
 from ..settings import DRAFTING, PRESENCE, Settings
 from . import reasons
 from .base import Level, Looking, Session, make_guide, unet_level
-from .diffusers_drafts import Condition, Drafter, Search
+from .diffusers_drafts import Drafter, Search
+from .diffusers_loop import Beside, Loop, first_noise
+from .diffusers_prompts import condition, encoded, negatives, plan_image
 from .family import profile_of
 from .seeds import Choice
 from .tell import LEVELS, Teller, reader_of
@@ -58,70 +55,6 @@ def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
 def default_level(unet: nn.Module) -> Level:
     """Where to read maps when the user does not say."""
     return unet_level(cross_attention_layers(unet))
-
-
-BACKTRACK = 20
-"""A full chunk ends behind its last comma where that is at most so many tokens before, as in the WebUIs."""
-
-
-def chunks(pipe: Any, prompt: str) -> list[list[int]]:
-    """The numbers of a prompt's tokens, without start and end, in chunks that the encoder can read; at least one."""
-    tokenizer = pipe.tokenizer
-    most = tokenizer.model_max_length - 2
-    comma = tokenizer.convert_tokens_to_ids(",</w>")
-    found: list[list[int]] = [[]]
-    for token in tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids:
-        own = found[-1]
-        if len(own) == most:
-            last = max((k for k, one in enumerate(own) if one == comma), default=-1)
-            moved = own[last + 1 :] if token != comma and last >= 0 and most - last <= BACKTRACK else []
-            del own[most - len(moved) :]
-            found.append(moved)
-        found[-1].append(token)
-    return found
-
-
-def pieces(pipe: Any, prompt: str) -> list[Piece]:
-    """A prompt's tokens with their positions in the context, by the pipeline's own tokenizer."""
-    size = pipe.tokenizer.model_max_length
-    return [
-        Piece(number * size + k, text, chunk=number)
-        for number, chunk in enumerate(chunks(pipe, prompt))
-        for k, text in enumerate(pipe.tokenizer.convert_ids_to_tokens(chunk), start=1)
-    ]
-
-
-def plan_image(pipe: Any, prompt: str, entities: Sequence[str], skip_missing: bool = False) -> ImagePlan:
-    """Where the entities stand in the prompt. Raises EntityNotFound (a ValueError) with the prompt's words, unless
-    ``skip_missing`` leaves those out."""
-    own = pieces(pipe, prompt)
-    places = align(entities, own, missing="skip" if skip_missing else "raise")
-    found = tuple(Entity(name, tokens) for name, tokens in zip(entities, places) if tokens)
-    return ImagePlan(found, end=own[-1].position + 1 if own else 1)
-
-
-def step_openings(scheduler: Any) -> list[bool]:
-    """Of each denoiser call, whether it is the first of a sampler's step; after ``set_timesteps``.
-
-    At the others (Heun, DPM2, PNDM's start) the sampler evaluates a point on the way and goes on
-    from latents that it has put aside, which an update of those at hand would not reach.
-    """
-    calls = len(scheduler.timesteps)
-    if hasattr(scheduler, "state_in_first_order"):
-        return [call % 2 == 0 for call in range(calls)]
-    if hasattr(scheduler, "prk_timesteps"):
-        warm = len(scheduler.prk_timesteps)
-        return [call % 4 == 0 if call < warm else warm > 0 or call != 1 for call in range(calls)]
-    return [True] * calls
-
-
-def first_noise(
-    unet: Any, generators: Sequence[torch.Generator], height: int | None = None, width: int | None = None
-) -> Tensor:
-    """Noise ``[generators, channels, height, width]``, each image's from its own generator; the UNet's own size by
-    default."""
-    shape = (1, unet.config.in_channels, height or unet.config.sample_size, width or unet.config.sample_size)
-    return torch.cat([torch.randn(shape, generator=own) for own in generators]).to(unet.device, unet.dtype)
 
 
 @dataclass
@@ -205,134 +138,63 @@ def generate(
     count = len(prompts)
     if not len(entities) == len(seeds) == count:
         raise ValueError(f"prompts: {count}, but entities: {len(entities)} and seeds: {len(seeds)}")
-    unet, scheduler, device = pipe.unet, pipe.scheduler, pipe.unet.device
-    scale = pipe.vae_scale_factor
-    height, width = height or unet.config.sample_size * scale, width or unet.config.sample_size * scale
-    for name, value in (("height", height), ("width", width)):
-        if value % scale:
-            raise ValueError(f"{name}: {value} is not allowed; a multiple of {scale} pixels")
+    height, width = _size(pipe, height, width)
 
-    def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
-        return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    def start_of(seeds: Sequence[int]) -> tuple[list[torch.Generator], Tensor]:
+        own = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        return own, first_noise(pipe.unet, own, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
 
-    def noise_of(seeds: Sequence[int]) -> Tensor:
-        return first_noise(unet, generators_of(seeds), height // scale, width // scale)
-
-    session, traces = None, [ImageTrace(tuple(names)) for names in entities]
-    tells = bool(tell_at) or (settings.enabled and settings.look != "off")
-    teller = Teller(count, tells, tell_at or LEVELS)
-    no_drafts = ""
+    beside, traces = None, [ImageTrace(tuple(names)) for names in entities]
+    teller = Teller(count, bool(tell_at) or (settings.enabled and settings.look != "off"), tell_at or LEVELS)
     if settings.enabled or observe or tell_at:
-        settings = closed(settings, profile_of(unet), steps)
+        settings = closed(settings, profile_of(pipe.unet), steps)
         plans = [plan_image(pipe, p, names, settings.skip_missing) for p, names in zip(prompts, entities)]
         traces = [ImageTrace(plan.names) for plan in plans]
-        tracer = Tracer(traces, everything=True, keep_maps=keep_maps)
-        level = default_level(unet)
-        guide = make_guide(settings, unet, cross_attention_layers(unet), plans, level, layers, curve=curve)
+        all_layers, level = cross_attention_layers(pipe.unet), default_level(pipe.unet)
+        guide = make_guide(settings, pipe.unet, all_layers, plans, level, layers, curve=curve)
         guide.gradient.loss = loss or guide.gradient.loss
         if guide.helping is not None:
             guide.helping.weighed = weighed
-        to_tell = reader_of(cross_attention_layers(unet), plans, level)
         session = Session(
             guide,
             Looking(doubts=doubts),
             looks=lambda *_: observe or watch,
             moves=settings.enabled and settings.gradient != "none" and not observe,
-            observers=Observers([tracer]),
+            observers=Observers([Tracer(traces, everything=True, keep_maps=keep_maps)]),
         )
-    encoded = _encoded(pipe, prompts, negative_prompt)
-    embeds, extra = _conditioning(pipe, list(prompts), height, width, encoded)
+        beside = Beside(session, teller, reader_of(all_layers, plans, level), curve, settings.stop == PRESENCE)
 
-    scheduler.set_timesteps(steps, device=device)
-    search = None
-    if settings.enabled and settings.look in DRAFTING and not observe:
-        without = _negative(encoded)
-        nothing = Condition(*_conditioning(pipe, [negative_prompt] * count, height, width, without))
-        drafter = Drafter(pipe, to_tell, noise_of, Condition(embeds, extra), nothing, guidance_scale)
+    texts = encoded(pipe, prompts, negative_prompt)
+    own = condition(pipe, list(prompts), height, width, texts)
+    pipe.scheduler.set_timesteps(steps, device=pipe.unet.device)
+    search, no_drafts = None, ""
+    if beside and settings.enabled and settings.look in DRAFTING and not observe:
+        nothing = condition(pipe, [negative_prompt] * count, height, width, negatives(texts))
+        drafter = Drafter(pipe, beside.reader, lambda seeds: start_of(seeds)[1], own, nothing, guidance_scale)
         search = Search(drafter, seeds, settings.drafts, curve if settings.look == "insist" else None)
         try:
             search.draft(range(count))
             seeds = search.drawn
         except Exception as error:
             search, no_drafts = None, reasons.explained(error)
-    generators = generators_of(seeds)
-    noise = first_noise(unet, generators, height // scale, width // scale)
-    opens = step_openings(scheduler)
-    total = sum(opens)
-    start = scheduler.init_noise_sigma
-    kept: list[Tensor] = []
-    beside = ExitStack()  # what looks at the pipeline's own pass of a step, until that is over
-
-    def guided(latents: Tensor, call: int) -> Tensor:
-        """``latents`` as the sampler holds them before its denoiser call ``call``, guided where that opens a step."""
-        if session is None or call >= len(opens) or not opens[call]:
-            return latents
-        timestep = scheduler.timesteps[call]
-        probe = torch.ones((), device=device, dtype=torch.float32)
-        shrink = scheduler.scale_model_input(probe, timestep)
-        sigma = None if shrink == 1 else (shrink**-2 - 1).sqrt()
-
-        def run(x: Tensor, images: Sequence[int]) -> None:
-            conditions = {k: rows(v, images) for k, v in extra.items()} or None
-            unet(
-                x * shrink.to(x.dtype),
-                timestep,
-                encoder_hidden_states=rows(embeds, images),
-                added_cond_kwargs=conditions,
-                return_dict=False,
-            )
-
-        step = sum(opens[:call])
-        noise = sigma_of(timestep) if settings.stop == PRESENCE else math.inf
-        moved = session.before_step(latents, step, total, run, sigma, noise)
-        if moved is not latents and getattr(scheduler, "last_sample", None) is not None:
-            scheduler.last_sample = None  # UniPC's corrector would go on from the latents before the update
-        size, level = latents.shape[-2:], sigma_of(timestep) if teller.waiting else math.inf
-        beside.enter_context(session.beside_host(latents.shape, step, total, own_rows))
-        if teller.due(level):
-            beside.enter_context(teller.beside_host(level, size, unet, to_tell, own_rows, curve, reasons.explained))
-        return moved
-
-    def sigma_of(timestep: Tensor) -> float:
-        kept = float(scheduler.alphas_cumprod[round(float(timestep))])
-        return math.sqrt((1 - kept) / kept)
-
-    def own_rows() -> RowsInOrder:
-        """Under classifier-free guidance the unconditional rows come first."""
-        first = count if pipe.do_classifier_free_guidance else 0
-        return RowsInOrder(count, first, (first,))
-
-    def after_step(_: Any, call: int, __: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        beside.close()
-        if keep_latents:
-            kept.append(given["latents"].clone())
-        if progress:
-            progress(call + 1, len(opens))
-        return {"latents": guided(given["latents"], call + 1)}
-
-    texts = {} if encoded else {"prompt": list(prompts), "negative_prompt": [negative_prompt] * count}
-    beginning = noise * start
-    with beside:
-        moved = guided(beginning, 0)
-        first = noise if moved is beginning else moved / start  # untouched: the pipeline's own start, to the bit
-        result = pipe(
-            **texts,
-            **encoded,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            latents=first,
-            generator=generators,
-            output_type=output,
-            callback_on_step_end=after_step,
-            callback_on_step_end_tensor_inputs=["latents"],
-        )
-    stood_aside, exact_since = (session.stood_aside, session.exact_since) if session else ("", "")
+    generators, noise = start_of(seeds)
+    loop = Loop(pipe, count, own, beside, keep_latents, progress)
+    plainly = {} if texts else {"prompt": list(prompts), "negative_prompt": [negative_prompt] * count}
+    images = loop.run(
+        noise,
+        **plainly,
+        **texts,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        height=height,
+        width=width,
+        generator=generators,
+        output_type=output,
+    )
+    stood_aside, exact_since = (beside.session.stood_aside, beside.session.exact_since) if beside else ("", "")
     picture = Picture(
-        list(result.images), traces, stood_aside, kept, teller.told, [None] * count, no_drafts, exact_since,
-        teller.readings,
-    )  # fmt: skip
+        images, traces, stood_aside, loop.latents, teller.told, [None] * count, no_drafts, exact_since, teller.readings
+    )
     if search is None:
         return picture
 
@@ -348,6 +210,17 @@ def generate(
         insist(picture, search, again, settings.restarts)
     picture.choices = search.choices
     return picture
+
+
+def _size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
+    """In pixels, the UNet's own by default. Raises ValueError by name for what is no whole number of latents."""
+    scale = pipe.vae_scale_factor
+    own = pipe.unet.config.sample_size * scale
+    height, width = height or own, width or own
+    for name, value in (("height", height), ("width", width)):
+        if value % scale:
+            raise ValueError(f"{name}: {value} is not allowed; a multiple of {scale} pixels")
+    return height, width
 
 
 def insist(
@@ -384,61 +257,3 @@ def insist(
         if search.images[image].runs:
             search.numbers[image] = search.images[image].surest()
         picture.replaced(image, *drawn[image][search.numbers[image]])
-
-
-def _encoded(pipe: Any, prompts: Sequence[str], negative: str) -> dict[str, Tensor]:
-    """What to hand to the pipeline instead of texts: none where all fit into one chunk, which it reads itself."""
-    texts = [chunks(pipe, prompt) for prompt in (*prompts, negative)]
-    count = max(map(len, texts))
-    if count == 1:
-        return {}
-    rows = [own + [[]] * (count - len(own)) for own in texts]
-    embeds, pooled = zip(*(_encode(pipe, [row[k] for row in rows]) for k in range(count)))
-    joined = torch.cat(embeds, dim=1)
-    n = len(prompts)
-    found = {"prompt_embeds": joined[:n], "negative_prompt_embeds": joined[n:].repeat(n, 1, 1)}
-    if pooled[0] is not None:
-        found["pooled_prompt_embeds"] = pooled[0][:n]
-        found["negative_pooled_prompt_embeds"] = pooled[0][n:].repeat(n, 1)
-    return found
-
-
-def _negative(encoded: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of what :func:`_encoded` gave, that of the negative prompts in the place of the prompts'."""
-    return {key.removeprefix("negative_"): own for key, own in encoded.items() if key.startswith("negative_")}
-
-
-def _encode(pipe: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
-    """One chunk of each text: its context ``[rows, tokens, channels]`` and, of SDXL, what is pooled of it."""
-    contexts, pooled = [], None
-    xl = hasattr(pipe, "tokenizer_2")
-    for which in ("", "_2") if xl else ("",):
-        tokenizer, encoder = getattr(pipe, f"tokenizer{which}"), getattr(pipe, f"text_encoder{which}")
-        size, pad = tokenizer.model_max_length, tokenizer.pad_token_id
-        ids = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
-        numbers = torch.tensor([row + [pad] * (size - len(row)) for row in ids], device=pipe.unet.device)
-        read = encoder(numbers, output_hidden_states=xl)
-        contexts.append(read.hidden_states[-2] if xl else read[0])
-        pooled = read[0] if xl else None
-    return torch.cat(contexts, dim=-1).to(pipe.unet.dtype), pooled
-
-
-def _conditioning(
-    pipe: Any, prompts: list[str], height: int, width: int, given: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The conditional rows' context ``[batch, tokens, channels]``, and what SDXL adds to it; ``given``: of
-    :func:`_encoded`."""
-    xl = hasattr(pipe, "tokenizer_2")
-    if given:
-        embeds, pooled = given["prompt_embeds"], given.get("pooled_prompt_embeds")
-    else:
-        encoded = pipe.encode_prompt(
-            prompts, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        embeds, pooled = encoded[0], encoded[2] if xl else None
-    if not xl or pooled is None:
-        return embeds, {}
-    times = pipe._get_add_time_ids(
-        (height, width), (0, 0), (height, width), dtype=embeds.dtype, text_encoder_projection_dim=pooled.shape[-1]
-    )
-    return embeds, {"text_embeds": pooled, "time_ids": times.to(pooled.device).repeat(len(prompts), 1)}

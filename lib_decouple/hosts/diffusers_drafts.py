@@ -11,35 +11,16 @@ import torch
 from torch import Tensor
 
 from ..core.drafts import Draft, draft, in_groups, levels
-from ..core.gradient import rows
 from ..core.host_pass import RowsInOrder
 from ..core.insist import Noises, accepting
 from ..core.maps import MapReader
 from ..core.presence import Curve
+from .diffusers_prompts import Condition
 from .reasons import Unsupported
 from .seeds import Choice, chosen, seeds_to_draft
 
 MOST_ROWS = 16
 """Latents that are drafted at once, though memory would do for more."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the UNet is given beside latents and timestep, for each image."""
-
-    embeds: Tensor
-    """``[images, tokens, channels]``."""
-    extra: dict[str, Tensor]
-    """What SDXL adds."""
-
-    def of(self, images: Sequence[int]) -> Condition:
-        """The rows of some of the images, in this order."""
-        return Condition(rows(self.embeds, images), {k: rows(v, images) for k, v in self.extra.items()})
-
-    def before(self, other: Condition) -> Condition:
-        """The rows of this one, then those of ``other``."""
-        extra = {k: torch.cat([v, other.extra[k]]) for k, v in self.extra.items()}
-        return Condition(torch.cat([self.embeds, other.embeds]), extra)
 
 
 @dataclass(frozen=True)

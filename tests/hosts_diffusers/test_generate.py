@@ -20,15 +20,8 @@ from lib_decouple.core.presence import Level as CurveLevel
 from lib_decouple.hosts import diffusers_drafts
 from lib_decouple.hosts.base import Level, choose_layers, make_guide, unet_level
 from lib_decouple.hosts.checkpoints import FAMILIES
-from lib_decouple.hosts.diffusers import (
-    _encoded,
-    chunks,
-    cross_attention_layers,
-    default_level,
-    generate,
-    pieces,
-    plan_image,
-)
+from lib_decouple.hosts.diffusers import cross_attention_layers, default_level, generate
+from lib_decouple.hosts.diffusers_prompts import chunks, encoded, pieces, plan_image
 from lib_decouple.hosts.seeds import seeds_to_draft
 from lib_decouple.prompt.align import EntityNotFound
 from lib_decouple.settings import Settings
@@ -521,12 +514,12 @@ class TestLongPrompts:
         pipe = request.getfixturevalue(name)
         second = pipe.tokenizer.decode(chunks(pipe, LONG)[1])
         with torch.no_grad():
-            encoded = _encoded(pipe, [LONG], "")
+            given = encoded(pipe, [LONG], "")
             alone = pipe.encode_prompt(
                 second, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
-        assert encoded["prompt_embeds"].shape[1] == encoded["negative_prompt_embeds"].shape[1] == 154
-        assert torch.allclose(encoded["prompt_embeds"][:, 77:], alone[0], atol=1e-6)
+        assert given["prompt_embeds"].shape[1] == given["negative_prompt_embeds"].shape[1] == 154
+        assert torch.allclose(given["prompt_embeds"][:, 77:], alone[0], atol=1e-6)
 
     def test_a_long_prompt_is_guided_and_short_ones_beside_it(self, sd1: Any) -> None:
         use(sd1, "DDIMScheduler")

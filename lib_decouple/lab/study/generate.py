@@ -19,7 +19,8 @@ from ...core.schedule import Schedule
 from ...core.trace import ImageTrace
 from ...hosts import reasons
 from ...hosts.checkpoints import open_pipeline
-from ...hosts.diffusers import Picture, generate, plan_image
+from ...hosts.diffusers import Picture, generate
+from ...hosts.diffusers_prompts import plan_image
 from ...hosts.family import profile_of
 from ...hosts.seeds import Choice
 from ...profiles import closed

@@ -20,7 +20,9 @@ from ...core.guidance import Guide
 from ...core.maps import CrossAttentionLayer
 from ...core.trace import ImageTrace, StepRecord, Unmeasured
 from ...hosts.base import make_guide
-from ...hosts.diffusers import Picture, cross_attention_layers, default_level, first_noise, plan_image
+from ...hosts.diffusers import Picture, cross_attention_layers, default_level
+from ...hosts.diffusers_loop import first_noise
+from ...hosts.diffusers_prompts import plan_image
 from ...settings import Settings
 
 

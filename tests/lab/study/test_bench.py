@@ -15,7 +15,8 @@ from tiny import CONTEXT, tiny_unet
 
 from lib_decouple.core.schedule import StepRule
 from lib_decouple.hosts.base import make_guide
-from lib_decouple.hosts.diffusers import cross_attention_layers, default_level, generate, plan_image
+from lib_decouple.hosts.diffusers import cross_attention_layers, default_level, generate
+from lib_decouple.hosts.diffusers_prompts import plan_image
 from lib_decouple.lab.evaluate.backends import About, Drawn
 from lib_decouple.lab.evaluate.backends.base import as_png
 from lib_decouple.lab.evaluate.prompts.splits import Case

@@ -62,7 +62,7 @@ class Local:
 
     def tokens(self, prompt: Prompt) -> dict[str, list[int]]:
         """Raises ValueError for an entity that is not in the prompt."""
-        from ....hosts.diffusers import plan_image
+        from ....hosts.diffusers_prompts import plan_image
 
         if prompt.id not in self._tokens:
             found = plan_image(self.pipe, prompt.text, prompt.entities).entities

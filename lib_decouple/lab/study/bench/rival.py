@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ....core.maps import level_size
 from ....hosts.base import make_guide
-from ....hosts.diffusers import cross_attention_layers, default_level, first_noise, plan_image
+from ....hosts.diffusers import cross_attention_layers, default_level
+from ....hosts.diffusers_loop import first_noise
+from ....hosts.diffusers_prompts import plan_image
 from ...evaluate.prompts.splits import Case
 from ...model.scenes import joined
 from ..unets import UNetWithInputs
