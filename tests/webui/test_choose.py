@@ -13,6 +13,7 @@ import torch
 from lib_decouple.core.presence import presence
 from lib_decouple.hosts.base import Looking
 from lib_decouple.hosts.seeds import STRIDE, seeds_to_draft
+from lib_decouple.profiles import EMBEDDED
 from lib_decouple.settings import Settings
 from lib_decouple.webui.compare import begin
 
@@ -602,6 +603,16 @@ def decoder(webui, monkeypatch, failing=()):
 
     monkeypatch.setattr(common, "single_sample_to_image", single_sample_to_image, raising=False)
     return asked
+
+
+@pytest.mark.parametrize(("failing", "asked"), [((), [0]), ((0,), [0, 2])])
+def test_the_embedded_model_s_drafts_are_shown_by_its_own_decoder(webui, monkeypatch, failing, asked):
+    seen = decoder(webui, monkeypatch, failing)
+    webui.shared.opts.live_previews_enable = False
+    previews = sys.modules["lib_decouple.hosts.previews"]
+    monkeypatch.setattr(previews, "profile_of_model", lambda _: EMBEDDED["decouple-drawn"])
+    assert previews.picture(torch.zeros(4, 8, 8)) == "0.000000"
+    assert seen == asked
 
 
 @pytest.mark.parametrize(
