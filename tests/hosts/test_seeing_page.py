@@ -86,6 +86,12 @@ def drawn(page, selector="#txt2img_generate"):
     time.sleep(1)
 
 
+def chosen_picture(page):
+    """Number of the picture at which the gallery is open."""
+    small = find(page, "#txt2img_gallery .thumbnail-item.thumbnail-small")
+    return next((k for k, one in enumerate(small) if "selected" in one.get_attribute("class").split()), None)
+
+
 def infotexts(page):
     box = "#generation_info_txt2img textarea"
     value = page.execute_script("return document.querySelector(arguments[0]).value", box)
@@ -103,11 +109,28 @@ def test_compare_draws_both_for_one_job_only_though_the_accordion_is_off(page):
     texts = infotexts(page)
     assert len(texts) == 4  # the host's grid, plain, decoupled, side by side
     assert ["Decouple" in one for one in texts] == [True, False, True, True]
+    until(lambda: chosen_picture(page) == 3)
     drawn(page)
     assert len(infotexts(page)) == 1
     assert "Decouple" not in infotexts(page)[0]
     page.execute_script("document.querySelector(arguments[0]).click()", own("enabled-visible-checkbox"))
     until(lambda: ticked(page))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [("look", "tell", []), ("look", "choose", ["drafts"]), ("look", "insist", ["drafts", "restarts"]),
+     ("look", "off", []), ("stop", "on", ["stop_below"]), ("stop", "presence", []), ("stop", "auto", [])],
+)  # fmt: skip
+def test_a_control_is_there_where_the_choice_above_it_gives_it_a_meaning(page, name, value, shown):
+    if name == "stop" and not find(page, own("stop"))[0].is_displayed():
+        page.execute_script("document.querySelector(arguments[0]).click()", f"{own('expert')} .label-wrap")
+        until(lambda: find(page, own("stop"))[0].is_displayed())
+    page.execute_script("document.querySelector(arguments[0]).click()", f"{own(name)} input[value={value}]")
+    known = ["drafts", "restarts"] if name == "look" else ["stop_below"]
+    until(lambda: [one for one in known if find(page, own(one))[0].is_displayed()] == shown)
+    before = "tell" if name == "look" else "auto"
+    page.execute_script("document.querySelector(arguments[0]).click()", f"{own(name)} input[value={before}]")
 
 
 def test_compare_is_taken_back_when_the_job_is_interrupted(page):
@@ -146,6 +169,7 @@ def test_the_live_panel_shows_maps_and_curve_while_it_runs_and_asks_no_more_when
     assert labels[0].startswith("Map of cat, step")
     assert labels[1].startswith("Map of dog, step")
     assert find(page, f"{own('live')} svg.decouple-plot")[0].get_attribute("aria-label").startswith("Loss and IoU over")
+    page.execute_script("document.querySelector('#txt2img_interrupt').click()")
     until(lambda: idle(page), 300)
     until(lambda: "The last guided picture" in text(page, "live"))
     write(page, 6, "#txt2img_steps input[type=number]")
