@@ -224,7 +224,8 @@
             }
             const wrong = Array.isArray(told);
             says.classList.toggle("decouple-problem", wrong);
-            says.textContent = wrong ? told.map((one) => one.replace(/^entities: /, "")).join("\n") : told;
+            const sentence = (one) => one.replace(/^entities: /, "").replace(/^[a-z](?!\w*:)/, (letter) => letter.toUpperCase());
+            says.textContent = wrong ? told.map(sentence).join("\n") : told;
             if (back) {
                 const button = this.part("button", "decouple-back", say("Find automatically"));
                 button.addEventListener("click", () => this.write(""));

@@ -221,10 +221,11 @@ class Run:
         images = dict.fromkeys((one.iteration, k) for one in self.passes for k in range(len(one.traces)))
         if not images:
             return [*self.notes, f"Stood aside: {self.unreached}"] if self.drawn else list(self.notes)
-        found = [
-            (f"Image {number}: " if len(images) > 1 else "") + self._line(image)
-            for number, image in enumerate(images, start=1)
-        ]
+        found = [self._line(image) for image in images]
+        if len(found) > 1:
+            found = [f"Image {number}: {line}" for number, line in enumerate(found, start=1)]
+        elif not self._begins_with_names(next(iter(images)), found[0]):
+            found = [found[0][:1].upper() + found[0][1:]]
         more = [f"… and {len(found) - MOST_LINES} more"] if len(found) > MOST_LINES else []
         return [*self.notes, *found[:MOST_LINES], *more, *self._order(list(images)), *self._costs()]
 
@@ -256,6 +257,11 @@ class Run:
         if self.drafts_only:
             nothing = "its drafts were not made to their end"
         return "; ".join(parts) or nothing
+
+    def _begins_with_names(self, image: tuple[int, int], line: str) -> bool:
+        """Does an image's line begin with its entities, which are written as the prompt has them?"""
+        names = (self.result(key, *image) for key in (TOLD, FOUND))
+        return any(line.startswith(own) for own in names if own)
 
     def _moved(self, moved: str) -> str:
         """:func:`effect.moved` in words."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from html import escape
@@ -25,6 +26,9 @@ EXPERT: dict[Group, str] = {
     "memory": "Memory",
 }
 """Titles of the groups that are folded away."""
+
+NO_BREAK = "\u00a0"
+_PERCENT = re.compile(r"(?<=\d) (?=%)")
 
 _status_numbers = count(1)
 
@@ -129,5 +133,5 @@ def status_html(lines: list[str], run: str = "") -> str:
     """
     if not lines:
         return ""
-    told = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    told = "".join(f"<p>{escape(_PERCENT.sub(NO_BREAK, line))}</p>" for line in lines)
     return f'<div class="decouple-run" data-told="{next(_status_numbers)}" data-run="{escape(run)}">{told}</div>'

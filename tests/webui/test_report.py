@@ -282,7 +282,7 @@ def test_status_lines():
     assert asked.lines()[-2] == "Auto for a model"
     assert run(problem="loss: no").lines() == ["Stood aside: loss: no"]
     alone = Run(Settings(enabled=True), [Pass([trace()], ["no cat"])], profile_told="Auto", drawn={0})
-    assert alone.lines() == ["stood aside: no cat"]  # no "0 more passes, 0.0 s"
+    assert alone.lines() == ["Stood aside: no cat"]  # no "0 more passes, 0.0 s"
 
 
 def test_results_can_be_written_as_json():

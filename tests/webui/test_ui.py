@@ -191,3 +191,7 @@ def test_the_tiny_model_is_offered_where_it_can_be_loaded_and_is_not_there(tmp_p
     told, button = try_out.put(tmp_path / "nowhere")
     assert "does not exist" in told
     assert "visible" not in button
+
+
+def test_a_line_of_the_status_does_not_part_a_number_from_its_percent():
+    assert "by 40.0\u00a0% of the length" in ui.status_html(["cat: moved at 3 of 6 steps by 40.0 % of the length"])
