@@ -54,10 +54,9 @@ def controls(
         page.heading("See what it did")
         status = gr.HTML("", elem_id=elem_id("status"))
         _grid("told", made, elem_id)
-        made["compare"] = _job_button("Compare with the plain picture", "compare", elem_id)
+        made |= _job_buttons(elem_id)
         made["draw"] = gr.Textbox("", label="Draw", visible=False, elem_id=elem_id("draw"))
         made["draw"].do_not_save_to_config = True  # a click on a draft fills it for one job
-        made["drafts_only"] = _job_button("Draft without drawing", "drafts_only", elem_id)
         gr.HTML(page.place("drafts"), elem_id=elem_id("drafts_page"))
         gr.HTML(page.place("live"), elem_id=elem_id("live"))
         gr.HTML(page.place("trace"), elem_id=elem_id("trace"))
@@ -73,11 +72,15 @@ def controls(
     return {name: made[name] for name in ORDER}, status
 
 
-def _job_button(text: str, name: str, elem_id: Callable[[str], str]) -> Any:
-    """A button, and the hidden control that it ticks for one job (``decouple_buttons.js``)."""
-    gr.Button(text, elem_id=elem_id(f"{name}_button"), size="sm", elem_classes=[page.BUTTON])
-    made = gr.Checkbox(False, label=text, visible=False, elem_id=elem_id(name))
-    made.do_not_save_to_config = True
+def _job_buttons(elem_id: Callable[[str], str]) -> dict[str, Any]:
+    """Buttons side by side, and by field the hidden controls that each ticks for one job (``decouple_buttons.js``)."""
+    buttons = {"compare": "Compare with the plain picture", "drafts_only": "Draft without drawing"}
+    with gr.Row(elem_id=elem_id("job_buttons"), elem_classes=["decouple-line"]):
+        for name, text in buttons.items():
+            gr.Button(text, elem_id=elem_id(f"{name}_button"), size="sm", elem_classes=[page.BUTTON])
+    made = {name: gr.Checkbox(False, label=buttons[name], visible=False, elem_id=elem_id(name)) for name in buttons}
+    for control in made.values():
+        control.do_not_save_to_config = True
     return made
 
 

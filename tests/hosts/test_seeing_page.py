@@ -118,19 +118,17 @@ def test_compare_draws_both_for_one_job_only_though_the_accordion_is_off(page):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "shown"),
-    [("look", "tell", []), ("look", "choose", ["drafts"]), ("look", "insist", ["drafts", "restarts"]),
-     ("look", "off", []), ("stop", "on", ["stop_below"]), ("stop", "presence", []), ("stop", "auto", [])],
+    ("name", "value", "usual", "other", "shown"),
+    [*(("look", value, "tell", "restarts", value == "insist") for value in ("off", "tell", "choose", "insist")),
+     *(("stop", value, "auto", "stop_below", value == "on") for value in ("on", "off", "presence", "auto"))],
 )  # fmt: skip
-def test_a_control_is_there_where_the_choice_above_it_gives_it_a_meaning(page, name, value, shown):
-    if name == "stop" and not find(page, own("stop"))[0].is_displayed():
+def test_a_control_is_there_where_the_choice_above_it_gives_it_a_meaning(page, name, value, usual, other, shown):
+    if not find(page, own(name))[0].is_displayed():
         page.execute_script("document.querySelector(arguments[0]).click()", f"{own('expert')} .label-wrap")
-        until(lambda: find(page, own("stop"))[0].is_displayed())
-    page.execute_script("document.querySelector(arguments[0]).click()", f"{own(name)} input[value={value}]")
-    known = ["drafts", "restarts"] if name == "look" else ["stop_below"]
-    until(lambda: [one for one in known if find(page, own(one))[0].is_displayed()] == shown)
-    before = "tell" if name == "look" else "auto"
-    page.execute_script("document.querySelector(arguments[0]).click()", f"{own(name)} input[value={before}]")
+        until(lambda: find(page, own(name))[0].is_displayed())
+    for one in (value, usual):
+        page.execute_script("document.querySelector(arguments[0]).click()", f"{own(name)} input[value={one}]")
+        until(lambda one=one: find(page, own(other))[0].is_displayed() == (shown and one == value))
 
 
 def test_compare_is_taken_back_when_the_job_is_interrupted(page):
