@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from lib_decouple.__main__ import main
+from lib_decouple.lab.evaluate.flops import GUIDED
 from lib_decouple.lab.evaluate.pairs import records, summarise
 from lib_decouple.lab.evaluate.report import commands, environment
 from lib_decouple.lab.evaluate.results import costs
@@ -59,6 +60,7 @@ def test_pictures_stand_beside_the_runs_own_of_that_prompt_and_seed(run, tmp_pat
     rows = {row["arm"]: row for row in summarise(records(store, "toy"))}
     assert (rows["saga"]["n"], rows["saga"]["missing"], rows["saga"]["missing_p"]) == (2, 0.5, 1.0)
     assert rows["saga"]["removed"] == 0.5
+    assert rows["saga"]["flops_20"] == pytest.approx(1 + GUIDED * 40.5 / 20)
     assert costs(store.images(), "plain")[2, "saga"].passes == 40.5
     shown = dict(environment(store, store.images()).rows)
     assert (shown["imported"], shown["drawn by"]) == ("saga: 2 images", "toy, version 1, checkpoint 0123456789ab")
