@@ -39,7 +39,7 @@
             } catch (error) {
                 if (run === this.asked && !this.run) return this.tell(error.message);
             }
-            if (!this.run) this.tell(say("Shown here after a run for which “Look” drafted seeds."));
+            if (!this.run) this.tell(say("Shown here after a run for which “Look” drafted seeds, or the button above."));
         }
 
         show(found) {

@@ -34,6 +34,9 @@ OUR_KEYS = (
 
 
 MOST_TOLD = 500
+NO_DRAFTS_KEPT = (
+    "No draft is kept, as “Keep the traces of the last runs” on the settings page is at 0: the best is told"
+)
 
 
 class Told(NamedTuple):
@@ -97,6 +100,7 @@ class Jobs:
             run.kept = options.chosen("decouple_keep_traces") > 0
             if not run.kept:
                 self.runs.clear()
+                run.notes += [NO_DRAFTS_KEPT] if run.drafts_only else []
             preset = presets.matching(run.settings, options.preset_folder())
             if run.settings.left_open():
                 _close(run, p)

@@ -252,6 +252,15 @@ def test_drafts_alone_end_with_no_picture_and_are_kept(host, monkeypatch):  # no
     assert processed.extra_generation_params.get(infotext.ASKED) is None
 
 
+def test_where_no_run_is_kept_drafts_alone_say_so(host):  # noqa: F811
+    host.opts.data = {"decouple_keep_traces": 0}
+    for only in (True, False):
+        p = a_job()
+        host.jobs.begin(p, "txt2img", [{"enabled": True, "drafts_only": only}])
+        notes = p.attention_decoupling.notes
+        assert ["No draft is kept" in note for note in notes] == [True] * only
+
+
 def test_a_picture_that_was_drawn_though_drafts_alone_were_wanted_is_delivered(host):  # noqa: F811
     p = a_job(iteration=0)
     host.jobs.begin(p, "txt2img", [{"drafts_only": True}])
