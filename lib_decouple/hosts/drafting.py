@@ -76,6 +76,8 @@ class ChoosingSampler:
         self.name, self.place = ("sample_img2img", 1) if from_picture else ("sample", 0)
         """Of the host's function, and where among its arguments the noise is."""
         self.sample = getattr(self.sampler, self.name)
+        self.replaced = vars(self.sampler).get(self.name)
+        """What another extension has put there for all batches, which img2img draws by one sampler."""
         strength = getattr(sampling.p, "initial_noise_multiplier", None) if from_picture else None
         self.strength = 1.0 if strength is None else float(strength)
         """What the host multiplies the noise by."""
@@ -95,7 +97,10 @@ class ChoosingSampler:
     def __call__(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Sample as the host's own function does, from the noise that drafts best."""
         if vars(self.sampler).get(self.name) is self:
-            delattr(self.sampler, self.name)
+            if self.replaced is None:
+                delattr(self.sampler, self.name)
+            else:
+                setattr(self.sampler, self.name, self.replaced)
         before, x, after = args[: self.place], args[self.place], args[self.place + 1 :]
 
         def sample(noise: Tensor) -> Any:

@@ -459,6 +459,18 @@ def test_latents_that_are_not_of_picture_and_noise_alone_are_not_drafted(webui):
     assert "changed the latents that sampling begins with" in sampling.no_drafts
 
 
+def test_what_another_extension_has_put_in_the_function_s_place_stays_there(webui):
+    job, x = job_of(webui, [PROMPT], (3,), picture={})
+    calls, own = [], job.sampler.sample_img2img
+    theirs = job.sampler.sample_img2img = lambda *given, **more: calls.append(given) or own(*given, **more)
+    sampling = webui.adapter.SamplingPass(job, CHOOSE)
+    sampling.attach(x)
+    sampled(job, x)
+    assert vars(job.sampler)["sample_img2img"] is theirs
+    assert (len(calls), sampling.no_drafts) == (2, "")
+    assert sampling.choices[0]
+
+
 def drafted_alone(webui, prompt=PROMPT, **given):
     job, x = job_of(webui, [prompt], (3,), **given)
     job.enable_hr = True
