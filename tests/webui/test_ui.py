@@ -159,7 +159,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_an_import_that_is_there_already_offers_to_replace_nothing(folder):
     def values(**changed):
-        now = {**vars(Settings()), "compare": False, "draw": "", **changed}
+        now = {**vars(Settings()), "compare": False, "draw": "", "drafts_only": False, **changed}
         return [to_text(now[name]) if isinstance(now[name], tuple) else now[name] for name in ORDER]
 
     own = presets.Preset("Mine", "why", {"size": 0.3})
