@@ -42,7 +42,9 @@ def items(store: Store, rows: list[Row], captions: dict[int, str]) -> list[Item]
 
 
 def judge_all(store: Store, judge: Judge, batch: int) -> int:
-    """Score what has no score of this judge yet; gives how many images that was.
+    """Score what has no score of this judge yet, as it is now; gives how many images that was.
+
+    Scores by a judge of this name with another model, other weights or another threshold are taken back first.
 
     Raises :class:`Missing` where the judge fails or gives no number, and ValueError for an image that cannot be read or
     captions by another model.
@@ -50,7 +52,11 @@ def judge_all(store: Store, judge: Judge, batch: int) -> int:
     name = judge.name
     if judge.kind == "caption" and (author := store.notes().get("captions", name)) != name:
         raise ValueError(f"judges: this run's captions are by {author}; a run has one captioning model")
-    store.put_note(f"judge:{name}", {"source": judge.source, "threshold": judge.threshold})
+    note = {"source": judge.source, "threshold": judge.threshold}
+    before = store.notes().get(f"judge:{name}", note)
+    if any(before.get(key) != value for key, value in note.items()) and (dropped := store.drop_scores(name)):
+        print(f"{name}: scores of {dropped} images by another one ({describe(before)}) are made anew", file=sys.stderr)
+    store.put_note(f"judge:{name}", note)
     scored = store.scores(name)
     left = [row for row in store.images() if row["id"] not in scored]
     for start in tqdm(range(0, len(left), batch), desc=name, disable=not left):
@@ -62,6 +68,11 @@ def judge_all(store: Store, judge: Judge, batch: int) -> int:
             store.put_captions({row["id"]: item.caption or "" for row, item in zip(rows, captioned)})
         store.put_scores(name, {row["id"]: values for row, values in zip(rows, scores)})
     return len(left)
+
+
+def describe(note: dict[str, Any]) -> str:
+    """Which judge a note of the store names."""
+    return ", ".join(f"{key} {value}" for key, value in note.items() if value not in ("", None))
 
 
 def run(arguments: argparse.Namespace) -> int:

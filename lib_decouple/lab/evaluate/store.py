@@ -151,6 +151,13 @@ class Store:
         with self._open() as open_file:
             open_file.executemany("INSERT OR REPLACE INTO scores VALUES(?, ?, ?, ?)", rows)
 
+    def drop_scores(self, judge: str) -> int:
+        """Forget what a judge said; gives of how many images."""
+        dropped = len(self.scores(judge))
+        with self._open() as open_file:
+            open_file.execute("DELETE FROM scores WHERE judge = ?", [judge])
+        return dropped
+
     def put_score(self, image_id: int, judge: str, key: str, value: float) -> None:
         """One value."""
         self.put_scores(judge, {image_id: {key: value}})

@@ -8,9 +8,11 @@ from PIL import Image
 
 pytest.importorskip("torch")
 from lib_decouple.lab.evaluate import prompts
+from lib_decouple.lab.evaluate.judge import judge_all
 from lib_decouple.lab.evaluate.judges import Missing, Options, named, threshold
 from lib_decouple.lab.evaluate.judges.base import COLOUR, EXTRA, Item, verdicts
 from lib_decouple.lab.evaluate.judges.drawn import _asked
+from lib_decouple.lab.evaluate.store import Store
 from lib_decouple.lab.model import scenes
 
 
@@ -95,3 +97,25 @@ def test_a_model_and_another_size_are_told():
     assert "takes no model" in lacking[0]
     with pytest.raises(Missing, match=r"shape \(1, 96, 96, 3\)"):
         verdicts(judge(), [Item(Image.new("RGB", (96, 96)), "", ("cat",))])
+
+
+def test_scores_by_other_weights_or_another_threshold_are_made_anew(tmp_path, capsys):
+    store = Store(tmp_path, create=True)
+    for n, things in enumerate([["cat", "dog"], ["cat"]]):
+        drawn(*((thing, None) for thing in things), seed=n).save(tmp_path / f"{n}.png")
+        own = {"prompt": "a cat and a dog", "entities": ["cat", "dog"], "count": 2, "arm": "plain", "seed": 0}
+        store.put_image({"prompt_id": str(n), "file": f"{n}.png", **own})
+    now = judge()
+    assert judge_all(store, now, 8) == 2
+    right = store.scores("drawn")
+    assert [own["dog"] for own in right.values()] == [1.0, 0.0]
+    assert judge_all(store, now, 8) == 0
+
+    for other in ({"source": "weights of yore"}, {"threshold": 0.9}, {"source": ""}):
+        store.put_scores("drawn", {1: {"": 0.0, "cat": 0.0, "dog": 0.0}})
+        store.put_note("judge:drawn", {"source": now.source, "threshold": now.threshold, **other})
+        capsys.readouterr()
+        assert judge_all(store, now, 8) == 2
+        assert "scores of 2 images by another one" in capsys.readouterr().err
+        assert store.scores("drawn") == right
+    assert store.notes()["judge:drawn"] == {"source": now.source, "threshold": 0.5}

@@ -9,6 +9,7 @@ import numpy as np
 
 from ....prompt.lexicon import singulars
 from ...model.sprites import COLOURS, THINGS
+from ..backends.base import HASH_DIGITS, sha256
 from .base import COLOUR, EXTRA, Item, Missing, Options
 from .words import described
 
@@ -23,11 +24,13 @@ class Drawn:
     def __init__(self, source: str, options: Options) -> None:
         if source:
             raise Missing(f"the judge of drawn things has its own weights and takes no model, but was given {source!r}")
-        self.source = ""
+        from ...model.judge import WEIGHTS  # torch, which who only reads a report has no need of
+
+        self.source = f"weights {sha256(WEIGHTS)[:HASH_DIGITS]}"
 
     def score(self, items: Sequence[Item]) -> list[dict[str, float]]:
         """Raises ValueError for things and attributes that it does not know, and for images of another size."""
-        from ...model.judge import look, match, verdict  # torch, which who only reads a report has no need of
+        from ...model.judge import look, match, verdict
 
         scores: list[dict[str, float]] = []
         if len({item.image.size for item in items}) > 1:
