@@ -261,7 +261,7 @@ class Run:
     def _begins_with_names(self, image: tuple[int, int], line: str) -> bool:
         """Does an image's line begin with its entities, which are written as the prompt has them?"""
         names = (self.result(key, *image) for key in (TOLD, FOUND))
-        return any(line.startswith(own) for own in names if own)
+        return any(line.startswith(own) for own in names if own and not own.startswith("weakest: "))
 
     def _moved(self, moved: str) -> str:
         """:func:`effect.moved` in words."""

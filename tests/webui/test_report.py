@@ -168,6 +168,7 @@ def test_what_is_there_is_told_in_words_and_first():
     assert not any("%" in found.result(TOLD, 0, k) for k in range(2))
     aside = told_of(known, guided=trace(), stood_aside="out of memory")
     assert aside.lines()[0] == "cat ✓, dog probably missing; stood aside: out of memory"
+    assert told_of(unknown).lines()[0].startswith("Weakest: dog; closest: cow and dog; cat, dog: moved")
     alone = told_of(Presence(0.5, {"cat": 0.9}))
     assert alone.result(TOLD, 0, 0) is None
 
