@@ -76,15 +76,18 @@ def read(table: Path, store: Store) -> list[Picture]:
     except UnicodeDecodeError as error:
         raise ValueError(f"table: {table} is not UTF-8: {error.reason} at byte {error.start}") from None
     reader = csv.DictReader(io.StringIO(text))
-    names = list(reader.fieldnames or [])
+    try:
+        names, lines = list(reader.fieldnames or []), [(reader.line_num, line) for line in reader]
+    except csv.Error as error:
+        raise ValueError(f"{table}, after line {reader.line_num}: {error}") from None
     if lacking := [name for name in NEEDED if name not in names]:
         raise ValueError(f"{table}: no column {lacking[0]}; its columns are {', '.join(names) or 'none'}")
     if unknown := [name for name in names if name not in ALLOWED]:
         raise ValueError(f"{table}: column {unknown[0]!r} is not allowed; {', '.join(ALLOWED)}")
     known = _beside(store)
     found: dict[tuple[str, str, int], Picture] = {}
-    for line in reader:
-        where = f"{table}, line {reader.line_num}"
+    for number, line in lines:
+        where = f"{table}, line {number}"
         if None in line:
             raise ValueError(f"{where}: more values than columns; quote a text with commas")
         one = _picture(where, table.parent, {name: (value or "").strip() for name, value in line.items()}, known)
@@ -143,7 +146,7 @@ def _picture(where: str, folder: Path, line: dict[str, str], known: _Known) -> P
     try:
         with Image.open(file) as image:
             image.load()
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{where}: file: {file} cannot be read: {error}") from None
     if image.size != known.size:
         (width, height), (own_width, own_height) = image.size, known.size

@@ -127,11 +127,27 @@ def test_what_is_wrong_is_named_and_nothing_imported(run, tmp_path, capsys, line
         ("file,prompt,seed\n", "no column arm; its columns are file, prompt, seed"),
         ("file,prompt,seed,arm,cfg\n", "column 'cfg' is not allowed; file, prompt, seed, arm, passes"),
         ("", "no column file; its columns are none"),
+        (HEAD + f"a.png,{'x' * 200_000},0,saga,\n", "after line 1: field larger than field limit"),
+        ("\ufefffile;prompt;seed;arm\n", "no column file; its columns are file;prompt;seed;arm"),
     ],
 )
 def test_columns_are_named(run, tmp_path, capsys, head, said):
     assert main(["evaluate", "import", str(run), table(tmp_path, head=head)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_spreadsheets_table_is_read(run, tmp_path):
+    text = HEAD + f'{drawn(tmp_path)},"a cat and a dog", 02 ,saga,\n\n'
+    (tmp_path / "theirs.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert main(["evaluate", "import", str(run), str(tmp_path / "theirs.csv")]) == 0
+    assert [row["seed"] for row in Store(run).images() if row["arm"] == "saga"] == [2]
+
+
+def test_a_picture_beyond_what_is_opened_is_refused(run, tmp_path, capsys, monkeypatch):
+    given = table(tmp_path, f"{drawn(tmp_path, size=(64, 64))},a cat and a dog,0,saga,")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1024)
+    assert main(["evaluate", "import", str(run), given]) == 2
+    assert "a.png cannot be read" in capsys.readouterr().err
 
 
 def test_a_table_or_run_that_is_not_there(run, tmp_path, capsys):
