@@ -198,10 +198,10 @@ class Settings:
     look: str = _setting(
         "tell",
         "Look",
-        "tell: says which entity's attention is weakest, or, for a checkpoint of which that was learned, "
+        "tell: says which entity's attention stands out least, or, for a checkpoint of which that was learned, "
         "which is probably missing; this changes no picture and costs no pass. choose: for each picture a "
-        "few seeds are drafted first, and the one is drawn whose weakest entity has the most "
-        "attention; insist: only until a draft tells that all are surely there, and the picture is begun again "
+        "few seeds are drafted first, and the one is drawn whose weakest entity stands out "
+        "most; insist: only until a draft tells that all are surely there, and the picture is begun again "
         "where it lacks one midway.",
         "Decouple look",
         choices=("off", "tell", *DRAFTING),

@@ -819,7 +819,7 @@ class TestMeasures:
 def test_weighed_by_presence_an_update_is_as_long_as_the_weakest_entity_is_likely_to_be_missing(late: bool) -> None:
     model = Toy()
     latents, run = noise(2), Runner(model, contexts(2))
-    known = Helping(Curve((Level(2.0, 0.2, 30.0),)), weighed=True)
+    known = Helping(Curve((Level(2.0, 0.1, 10.0),)), weighed=True)
     for helping, level in ((None, 1.0), (known, 1.0), (known, 3.0)):
         guided = guide_for(model, PLANS[:2], helping=helping, rule=StepRule("relative", 0.3))
         guide = guided.guide
@@ -835,6 +835,6 @@ def test_weighed_by_presence_an_update_is_as_long_as_the_weakest_entity_is_likel
         expected = [usual] * 2
         if helping and level == 1.0:
             weakest = [float(presence(own[None]).min()) for own in maps]
-            expected = [usual / (1 + math.exp(30 * (own - 0.2))) for own in weakest]
+            expected = [usual / (1 + math.exp(10 * (own - 0.1))) for own in weakest]
             assert all(0.02 * usual < own < 0.98 * usual for own in expected)
         assert lengths.tolist() == pytest.approx(expected, rel=1e-3)

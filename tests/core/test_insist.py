@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lib_decouple.core.drafts import Draft
 from lib_decouple.core.insist import Noises
-from lib_decouple.core.presence import Curve, Level
+from lib_decouple.core.presence import SCORE, Curve, Level
 
 CURVE = Curve((Level(1.6, 0.3, 10.0),), Level(1.6, 0.5 - math.log(9) / 20, 20.0))
 """A draft of 0.5 has a chance of 0.9."""
@@ -102,7 +102,7 @@ def test_none_is_drawn_that_scores_below_the_seed_asked_for(
 @pytest.mark.parametrize("draft", [[1.6, 0.5], [1.6], 3.0])
 def test_what_is_no_level_of_drafts_is_refused_by_name(draft: object) -> None:
     with pytest.raises(ValueError, match="levels"):
-        Curve.from_dict({"levels": [[1.0, 0.5, 2.0]], "draft": draft})
+        Curve.from_dict({"score": SCORE, "levels": [[1.0, 0.5, 2.0]], "draft": draft})
 
 
 def test_a_curve_that_knows_of_drafts_comes_back_from_its_json() -> None:

@@ -4,20 +4,46 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from lib_decouple.core.presence import Curve, Helping, Level, Presence, colliding, presence, read
+from lib_decouple.core.presence import SCORE, Curve, Helping, Level, Presence, colliding, presence, read
 
 CURVE = Curve((Level(4.0, 0.3, 10.0), Level(1.0, 0.5, 20.0)))
 
 
-def test_the_score_is_the_highest_attention() -> None:
-    maps = torch.tensor([[[[0.1, 0.4], [0.2, 0.0]], [[0.0, 0.0], [0.05, 0.0]]]])
-    torch.testing.assert_close(presence(maps), torch.tensor([[0.4, 0.05]]))
+def test_the_score_is_by_how_much_an_entity_leads_where_it_leads_most() -> None:
+    """The first leads by 0.1, not at its peak of 0.4, where the third has 0.35; the second by 0.05 where nobody else
+    is; the third, whose peak is the second highest, nowhere."""
+    maps = torch.tensor([[[[0.1, 0.4], [0.2, 0.0]], [[0.0, 0.1], [0.0, 0.05]], [[0.0, 0.35], [0.2, 0.0]]]])
+    torch.testing.assert_close(presence(maps), torch.tensor([[0.1, 0.05, 0.0]]))
+
+
+def test_an_entity_alone_is_scored_by_its_highest_attention() -> None:
+    torch.testing.assert_close(presence(torch.tensor([[[[0.1, 0.4], [0.2, 0.0]]]])), torch.tensor([[0.4]]))
+
+
+@given(
+    hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.floats(0, 1, width=32)),
+)
+def test_the_lead_is_what_the_definition_says(maps: np.ndarray) -> None:
+    def lead(own: np.ndarray, entity: int) -> float:
+        return max(0.0, float(max(own[entity, p] - max(own[j, p] for j in range(3) if j != entity) for p in range(20))))
+
+    flat = maps.reshape(2, 3, 20)
+    expected = [[lead(own, entity) for entity in range(3)] for own in flat]
+    torch.testing.assert_close(presence(torch.from_numpy(maps)), torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_what_was_learned_of_another_score_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'peak'.*'lead'.*again"):
+        Curve.from_dict({"levels": [[4.0, 0.3, 10.0]]})
+    assert Curve.from_dict(CURVE.as_dict()) == CURVE
 
 
 def test_the_colliding_pair_is_the_one_that_overlaps_most() -> None:
@@ -63,7 +89,7 @@ def test_a_curve_comes_back_from_its_json() -> None:
 )
 def test_levels_that_are_none_are_refused_by_name(levels: list[object]) -> None:
     with pytest.raises(ValueError, match="levels"):
-        Curve.from_dict({"levels": levels})
+        Curve.from_dict({"score": SCORE, "levels": levels})
 
 
 class TestRead:
@@ -72,7 +98,7 @@ class TestRead:
 
     def test_without_a_curve_it_ranks_and_names_no_chance(self) -> None:
         found = read(("cat", "dog", "cow"), self.maps(), 0.5)
-        assert found.scores == pytest.approx({"cat": 0.9, "dog": 0.2, "cow": 0.3})
+        assert found.scores == pytest.approx({"cat": 0.8, "dog": 0.1, "cow": 0.2})
         assert (found.chances, found.weakest) == (None, "dog")
         assert found.words() == "weakest: dog; closest: dog and cow"
         assert read(("cat",), self.maps()[:1], 0.5).words() == ""
@@ -80,7 +106,7 @@ class TestRead:
     def test_with_a_curve_it_says_which_is_there(self) -> None:
         curve = Curve((Level(1.0, 0.5, 10.0), Level(0.5, 0.25, 20.0)))
         found = read(("cat", "dog"), self.maps()[:2], 0.5, curve)
-        assert found.chances == pytest.approx({"cat": 1 / (1 + math.exp(-13)), "dog": 1 / (1 + math.exp(1))})
+        assert found.chances == pytest.approx({"cat": 1 / (1 + math.exp(-11)), "dog": 1 / (1 + math.exp(3))})
         assert found.words() == "cat ✓, dog probably missing"
         above = read(("cat", "dog"), self.maps()[:2], 2.0, curve)  # where the curve says nothing
         assert (above.chances, above.words()) == (None, "weakest: dog")
@@ -101,7 +127,8 @@ def test_who_is_there_is_left_without_a_gradient_and_who_is_not_is_moved() -> No
 
 def test_an_image_once_whole_stays_so_and_above_the_curve_nothing_is_known() -> None:
     helping = Helping(Curve((Level(2.0, 0.4, 10.0),)))
-    high, low = torch.full((2, 2, 2), 0.5), torch.full((2, 2, 2), 0.3)
+    high = torch.tensor([[[0.5, 0.0]], [[0.0, 0.5]]])
+    low = 0.6 * high
     helping.note([0, 1], [high, low], 3.0)
     assert helping.whole == set()
     helping.note([0, 1], [high, low], 1.5)
@@ -123,7 +150,7 @@ def test_weighed_each_entity_pulls_by_its_chance_to_be_missing_and_an_image_by_i
     assert helping.strengths([maps, maps[:2]], 2.0) == pytest.approx([missing[2], 0.5])
     assert helping.strengths([maps], 3.0) == [1.0]  # above the curve nothing is known
     assert helping.focused(leaf, 3.0) is leaf
-    helping.note([0], [torch.full((2, 2, 2), 0.9)], 2.0)
+    helping.note([0], [torch.tensor([[[0.9, 0.0]], [[0.0, 0.9]]])], 2.0)
     assert helping.whole == set()
 
 

@@ -674,7 +674,12 @@ def test_a_curve_of_the_checkpoint_makes_chances(a1111, shared, tmp_path, monkey
     file.write_text(json.dumps(as_dict(Curve((Level(2.0, 0.0, 100.0),)), "ab" * 32)))
     _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH, steps=10)
     assert sampling.teller.told[0].words() == "cat ✓, dog ✓"
-    for bad in ("{", "[]", '{"checkpoint": "other"}', json.dumps({"checkpoint": "ab" * 32, "levels": [[1, 2]]})):
+    for bad in (
+        "{",
+        "[]",
+        '{"checkpoint": "other"}',
+        json.dumps({"checkpoint": "ab" * 32, "score": "lead", "levels": [[1, 2]]}),
+    ):
         file.write_text(bad)
         _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH, steps=10)
         assert sampling.teller.told[0].words().startswith("weakest: ")

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from ...core.drafts import LEVELS
-from ...core.presence import Curve, Level
+from ...core.presence import SCORE, Curve, Level
 from ...hosts import curves
 from .backends.base import HASH_DIGITS, sha256
 from .files import write_whole
@@ -59,6 +59,8 @@ def learned_of(store: Store, judge: str, border: float | None, arm: str) -> tupl
 def _image(
     row: Row, readings: Sequence[dict[str, Any]], scores: dict[str, float], border: float, judge: str
 ) -> dict[str, Any]:
+    if (score := readings[0].get("score", "peak")) != SCORE:
+        raise ValueError(f"curve: image {row['id']} was read by {score!r}, and {SCORE!r} is read now; draw it again")
     names = list(readings[0]["scores"])
     if lacking := set(names) - set(scores):
         raise ValueError(f"curve: {judge} gives no score for {min(lacking)!r} of image {row['id']}")
@@ -66,7 +68,7 @@ def _image(
     return {
         **({} if own is None else {"draft": [own[name] for name in names]}),
         "sigmas": [reading["sigma"] for reading in readings],
-        "scores": {"peak": [[reading["scores"][name] for name in names] for reading in readings]},
+        "scores": {SCORE: [[reading["scores"][name] for name in names] for reading in readings]},
         "missing": [scores[name] < border for name in names],
     }
 
@@ -130,7 +132,7 @@ def learn(images: Sequence[dict[str, Any]], drafts: Sequence[dict[str, Any]] = (
     """
     levels = []
     for k, sigma in enumerate(images[0]["sigmas"]):
-        score = np.array([value for image in images for value in image["scores"]["peak"][k]])
+        score = np.array([value for image in images for value in image["scores"][SCORE][k]])
         there = ~np.array([flag for image in images for flag in image["missing"]])
         if there.all():
             raise ValueError("images: nothing is missing in any, so there is nothing to learn from")
@@ -169,7 +171,7 @@ def reliability(curve: Curve, count: int, images: Sequence[dict[str, Any]]) -> l
     told to be there with a chance below a half: how many, and how many of these are missing (precision, recall)."""
     rows = []
     for k, sigma in enumerate(images[0]["sigmas"]):
-        scores = [value for image in images for value in image["scores"]["peak"][k]]
+        scores = [value for image in images for value in image["scores"][SCORE][k]]
         told = [curve.probability(score, sigma) for score in scores]
         chance = np.array([one for one in told if one is not None])
         if not len(chance):

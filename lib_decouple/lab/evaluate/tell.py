@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.presence import Curve
+from ...core.presence import SCORE, Curve
 from ...hosts import curves
 from ...hosts.checkpoints import EMBEDDED
 from ...hosts.tell import LEVELS
@@ -98,7 +98,7 @@ def _told(images: Sequence[dict[str, Any]], level: float, curve: Curve) -> dict[
         place = next((k for k, sigma in enumerate(image["sigmas"]) if sigma <= level), None)
         if place is None:
             continue
-        for score, missing in zip(image["scores"]["peak"][place], image["missing"]):
+        for score, missing in zip(image["scores"][SCORE][place], image["missing"]):
             chance = curve.probability(score, image["sigmas"][place])
             if chance is not None:
                 scores.append(score)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,8 +37,8 @@ Score = Callable[[Tensor], Tensor]
 
 
 def peak(maps: Tensor) -> Tensor:
-    """What ships: :func:`lib_decouple.core.presence.presence`."""
-    return presence(maps[None])[0]
+    """``max_p A_i(p)`` [F: Attend-and-Excite's measure of neglect, on the raw maps]."""
+    return losses.intensity(maps[None], "max")[0]
 
 
 def mean(maps: Tensor) -> Tensor:
@@ -53,13 +53,8 @@ def contrast(maps: Tensor) -> Tensor:
 
 
 def lead(maps: Tensor) -> Tensor:
-    """``max_p (A_i(p) − max_{j≠i} A_j(p))``, at least 0: the peak over what the others hold there [I]."""
-    flat = rearrange(maps.float(), "e h w -> e (h w)")
-    if len(flat) < 2:
-        return peak(maps)
-    first, second = flat.topk(2, 0).values
-    others = torch.where(flat == first, second, first)
-    return reduce(flat - others, "e p -> e", "max").clamp(min=0)
+    """What ships: :func:`lib_decouple.core.presence.presence`."""
+    return presence(maps[None])[0]
 
 
 def held(maps: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from lib_decouple.__main__ import main
-from lib_decouple.core.presence import read
+from lib_decouple.core.presence import SCORE, read
 from lib_decouple.hosts import curves
 from lib_decouple.lab.evaluate.backends.base import TOLD_AT
 from lib_decouple.lab.evaluate.backends.embedded import Embedded
@@ -144,7 +144,8 @@ def test_a_wrong_line_is_told(tmp_path: Path, line: str, told: str) -> None:
 
 
 def told_run(
-    folder: Path, seed: int = 0, images: int = 200, checkpoint: str = "", drafted: bool = False
+    folder: Path, seed: int = 0, images: int = 200, checkpoint: str = "", drafted: bool = False,
+    score: str | None = SCORE,
 ) -> Store:  # fmt: skip
     """A finished run of scripted presence: a whole entity peaks high below noise level 2, a missing one nowhere."""
     rng, store = np.random.default_rng(seed), Store(folder, create=True)
@@ -152,6 +153,7 @@ def told_run(
         there = rng.random(2) < 0.7
         readings = [
             {
+                **({"score": score} if score else {}),
                 "sigma": sigma,
                 "scores": {
                     name: float(rng.normal(0.2 + (0.3 if own and sigma < 2 else 0), 0.08))
@@ -249,5 +251,16 @@ def test_a_local_run_keeps_what_a_curve_is_learned_from() -> None:
     assert sigmas == sorted(sigmas, reverse=True)
     assert len(sigmas) >= 2
     assert max(sigmas) <= TOLD_AT[0]
-    assert all(0 < score < 1 for one in readings for score in one["scores"].values())
+    assert all(0 <= score < 1 for one in readings for score in one["scores"].values())
     assert [list(one["scores"]) for one in readings] == [["cat", "dog"]] * len(readings)
+
+
+def test_readings_of_another_score_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As runs drawn before the score was another one keep them."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.safetensors").write_bytes(b"weights")
+    told_run(tmp_path / "run", images=60, checkpoint=hashlib.sha256(b"weights").hexdigest()[:10], score=None)
+    assert main(["evaluate", "calibrate", "run", "--curve", "drawn", "--checkpoint", "mine.safetensors"]) != 0
+    assert "'peak', and 'lead' is read now; draw it again" in capsys.readouterr().err

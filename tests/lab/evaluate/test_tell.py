@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lib_decouple.__main__ import main
-from lib_decouple.core.presence import Curve, Level
+from lib_decouple.core.presence import SCORE, Curve, Level
 from lib_decouple.hosts import curves
 from lib_decouple.lab.evaluate import tell
 
@@ -27,7 +27,7 @@ def store(tmp_path):
         low = {"plain": seed == 0 or (seed == 2 and first)}.get(row["arm"], False)
         names = row["entities"]
         readings = [
-            {"sigma": sigma, "scores": {names[0]: 0.1 if low else 0.9, names[1]: 0.8}}
+            {"score": SCORE, "sigma": sigma, "scores": {names[0]: 0.1 if low else 0.9, names[1]: 0.8}}
             for sigma in (2.5, 1.5, 0.6, 0.45)
         ]
         trace = {} if row["arm"] == "quaggaiou" else {"presence": readings}

@@ -12,7 +12,7 @@ import numpy as np
 
 from .... import __version__
 from ....core.memory import OUT_OF_MEMORY
-from ....core.presence import Curve, Presence
+from ....core.presence import SCORE, Curve, Presence
 from ....core.trace import ImageTrace
 from ....hosts.seeds import Choice
 from ....settings import Settings
@@ -175,9 +175,13 @@ def drafted(choice: Choice | None) -> dict[str, Any]:
 
 
 def readings(told: Sequence[Presence]) -> list[dict[str, Any]]:
-    """Noise level and each entity's score of every reading."""
+    """Noise level and each entity's score of every reading, and what score that is."""
     return [
-        {"sigma": round(one.sigma, 4), "scores": {name: round(score, 5) for name, score in one.scores.items()}}
+        {
+            "score": SCORE,
+            "sigma": round(one.sigma, 4),
+            "scores": {name: round(score, 5) for name, score in one.scores.items()},
+        }
         for one in told
     ]
 
