@@ -70,8 +70,8 @@ _BY_CONTEXT: dict[int, Profile] = {
 EMBEDDED: dict[str, Profile] = {
     "decouple-drawn": Profile(
         "decouple-drawn",
-        "Of 48 pictures of two things 11 lack one without and 8 with these settings, 23 and 13 show something extra "
-        "(python run.py study missing --split tune).",
+        "Of 60 pictures of two things 12 lack one without and 4 with these settings, 20 and 8 show something extra "
+        "(python run.py study missing --split unseen).",
         measured=True,
         loss="intensity + 0.3*com",
         size=0.4,
