@@ -17,10 +17,15 @@ from .backends.base import HASH_DIGITS, sha256
 from .files import write_whole
 from .judges import threshold
 from .statistics import area
-from .store import Row, Store
+from .store import IMPORTED, Row, Store
 
 AT_LEAST = 50
 """Images, and entities called missing among them: a curve of fewer would be noise."""
+
+
+def drawn_by(store: Store) -> set[str]:
+    """Digests of the checkpoints that have drawn the run; pictures of other tools tell none."""
+    return {row["checkpoint"] for row in store.images() if row["recipe"] != IMPORTED}
 
 
 def learned_of(store: Store, judge: str, border: float | None, arm: str) -> tuple[list[dict[str, Any]], float]:
@@ -47,7 +52,8 @@ def learned_of(store: Store, judge: str, border: float | None, arm: str) -> tupl
     images = []
     for row in store.images():
         readings = (row["trace"] or {}).get("presence")
-        if row["arm"] == arm and row["id"] in scores and readings:
+        several = len(row["entities"]) > 1  # one alone has no lead, of which the curve is
+        if row["arm"] == arm and row["id"] in scores and readings and several:
             images.append(_image(row, readings, scores[row["id"]], found, judge))
     if not images:
         raise ValueError(
@@ -93,11 +99,10 @@ def write(
     if not checkpoint.is_file():
         raise FileNotFoundError(f"checkpoint: there is no file {checkpoint}")
     digest = sha256(checkpoint)
-    drawn_by = {row["checkpoint"] for row in store.images()}
-    if drawn_by != {digest[:HASH_DIGITS]}:
+    if (known := drawn_by(store)) != {digest[:HASH_DIGITS]}:
         raise ValueError(
             f"checkpoint: {checkpoint.name} is [{digest[:HASH_DIGITS]}], but the run was drawn by "
-            f"{', '.join(f'[{one}]' for one in sorted(drawn_by))}"
+            f"{', '.join(f'[{one}]' for one in sorted(known))}"
         )
     if webui is not None and not webui.is_dir():
         raise FileNotFoundError(f"webui: there is no folder {webui}")

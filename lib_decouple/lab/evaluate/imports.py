@@ -186,7 +186,8 @@ def _png(one: Picture) -> bytes:
 
 
 def _place(one: Picture, data: bytes) -> str:
-    digest = hashlib.sha256(data).hexdigest()[:16]
+    """A file of its own for each arm: one that is replaced goes, and may look like another arm's."""
+    digest = hashlib.sha256(one.arm.encode() + b"\0" + data).hexdigest()[:16]
     return f"{IMAGES}/{one.beside['prompt_id']}/{one.beside['seed']}-{digest}.png"
 
 

@@ -67,7 +67,7 @@ def curve_of(store: Store, file: Path | None) -> Curve:
     FileNotFoundError."""
     if file is not None:
         return Curve.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    drawn_by = {row["checkpoint"] for row in store.images()}
+    drawn_by = curve_command.drawn_by(store)
     for one in (*sorted((store.folder / "curves").glob("*.json")), *sorted(EMBEDDED.glob(f"*{curves.ENDING}"))):
         found = json.loads(one.read_text(encoding="utf-8"))
         if len(drawn_by) == 1 and str(found["checkpoint"]).startswith(next(iter(drawn_by))):

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from lib_decouple.__main__ import main
+from lib_decouple.lab.evaluate.curve import drawn_by
 from lib_decouple.lab.evaluate.flops import GUIDED
 from lib_decouple.lab.evaluate.pairs import records, summarise
 from lib_decouple.lab.evaluate.report import commands, environment
@@ -196,3 +197,19 @@ def test_drawing_goes_on_and_leaves_them_in_the_report(tmp_path, capsys):
     told = capsys.readouterr()
     assert "1 x it was imported" in told.out
     assert "--redo" in told.err
+
+
+def test_pictures_that_change_places_are_both_there_afterwards(run, tmp_path):
+    """Two arms were named the wrong way round; each file that is replaced is its own arm's."""
+    one, two = drawn(tmp_path, "one.png", "red"), drawn(tmp_path, "two.png", "blue")
+    lines = [f"{one},a cat and a dog,0,saga,", f"{two},a cat and a dog,0,initno,"]
+    assert main(["evaluate", "import", str(run), table(tmp_path, *lines)]) == 0
+    lines = [f"{two},a cat and a dog,0,saga,", f"{one},a cat and a dog,0,initno,"]
+    assert main(["evaluate", "import", str(run), table(tmp_path, *lines), "--redo"]) == 0
+    shown = {row["arm"]: Image.open(run / row["file"]).getpixel((0, 0)) for row in Store(run).images()}
+    assert (shown["saga"], shown["initno"]) == ((0, 0, 255), (255, 0, 0))
+
+
+def test_who_drew_a_run_is_told_without_those_that_were_imported(run, tmp_path):
+    main(["evaluate", "import", str(run), table(tmp_path, f"{drawn(tmp_path)},a cat and a dog,0,saga,")])
+    assert drawn_by(Store(run)) == {"0123456789ab"}
