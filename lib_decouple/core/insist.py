@@ -18,8 +18,11 @@ def nothing(_: Draft) -> bool:
 
 
 def accepting(curve: Curve | None) -> Accepts:
-    """Drafts whose every entity is surely there by the ``curve``; none without one."""
-    return nothing if curve is None else lambda draft: curve.accepts(draft.scores.values(), draft.sigma)
+    """Drafts whose every entity is surely there by the ``curve``; none without one, nor of one entity alone, whose
+    score is no lead."""
+    if curve is None:
+        return nothing
+    return lambda draft: len(draft.scores) > 1 and curve.accepts(draft.scores.values(), draft.sigma)
 
 
 @dataclass

@@ -100,11 +100,14 @@ class Presence:
 
 @torch.no_grad()
 def read(names: Sequence[str], maps: Tensor, sigma: float, curve: Curve | None = None) -> Presence:
-    """What the raw maps ``[entities, h, w]`` tell, read at noise level ``sigma``."""
+    """What the raw maps ``[entities, h, w]`` tell, read at noise level ``sigma``.
+
+    Of one entity alone no chance is told: its score is no lead, of which the curve was learned.
+    """
     pair = colliding(maps)
     scores = dict(zip(names, presence(maps[None])[0].tolist()))
     chances: dict[str, float] | None = None
-    if curve is not None:
+    if curve is not None and len(scores) > 1:
         found = {name: curve.probability(score, sigma) for name, score in scores.items()}
         chances = {name: own for name, own in found.items() if own is not None} or None
     return Presence(sigma, scores, chances, None if pair is None else (names[pair[0]], names[pair[1]]))

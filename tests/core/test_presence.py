@@ -40,6 +40,13 @@ def test_the_lead_is_what_the_definition_says(maps: np.ndarray) -> None:
     torch.testing.assert_close(presence(torch.from_numpy(maps)), torch.tensor(expected), atol=1e-6, rtol=0)
 
 
+def test_of_one_entity_alone_no_chance_is_told() -> None:
+    """Its score is its peak, not a lead, of which a curve was learned."""
+    alone = read(("cat",), torch.tensor([[[0.1, 0.9], [0.2, 0.0]]]), 1.0, CURVE)
+    assert (alone.chances, alone.words()) == (None, "")
+    assert alone.scores == {"cat": pytest.approx(0.9)}
+
+
 def test_what_was_learned_of_another_score_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'peak'.*'lead'.*again"):
         Curve.from_dict({"levels": [[4.0, 0.3, 10.0]]})
