@@ -12,13 +12,12 @@
             if (idle > LATE) clearInterval(timer);
             if (!idle || told(tab) === before) return;
             const made = JSON.parse(gradioApp().querySelector(`#generation_info_${tab} textarea`).value || "{}");
-            const first = made.index_of_first_image + made.all_seeds?.length; // of those behind the job's own pictures
             const gallery = gradioApp().querySelector(`#${tab}_gallery`);
             let shown = gallery.querySelectorAll(".thumbnail-item.thumbnail-small");
             if (!shown.length) shown = gallery.querySelectorAll(".thumbnail-item");
             if (shown.length < made.infotexts?.length) return;
             clearInterval(timer);
-            shown[first]?.click();
+            shown[shown.length - made.all_seeds.length / 2]?.click(); // the pairs stand behind all others
         }, LOOK);
     }
 

@@ -344,7 +344,10 @@ def examine_pipeline(pipe: Any, size: int | None = None) -> Report:
         nonlocal proved
         with differentiated_beside(guide.gradient, lambda: RowsInOrder(1, 1, (1,)), proved=proved) as late:
             step()
-        late.take(latents.shape[-2:], latents.shape[1], [0])
+        try:
+            late.take(latents.shape[-2:], latents.shape[1], [0])
+        finally:
+            late.drop()
         proved = late.proved
 
     report.seconds["plain"] = min(timed(step, device) for _ in range(3))

@@ -122,10 +122,10 @@ def draw(wanted: Wanted, run: KeptRun, p: Any, tab: str, state: Any) -> list[str
     p.seed, p.subseed = p.all_seeds[0], p.all_subseeds[0]
     if state.job_count != -1:  # else the host counts p.n_iter itself
         state.job_count -= p.n_iter - 1
+    now = conditions(p)
     if len(pictures := getattr(p, "init_images", None) or ()) > 1:
         p.init_images = [pictures[wanted.image % len(pictures)]]  # each image of a batch began with its own
     p.n_iter = p.batch_size = 1
-    now = conditions(p)
     return [
         f"The {name} is {now[name]}; this seed was drafted with {was}, so the picture may be another than its draft"
         for name, was in run.conditions.items()

@@ -66,6 +66,7 @@ class Jobs:
     def begin(self, p: Any, tab: str, args: Sequence[Any]) -> None:
         """In ``process``: read the arguments and write the infotext; nothing is hooked yet."""
         p.attention_decoupling = None
+        p.decouple_drafts_counted = False  # a host may go through one ``p`` several times
         if self.comparing and self.comparing.started != shared.state.time_start:
             self.comparing = None  # its job has ended by an exception
         around = self._comparison_around(p)

@@ -212,6 +212,7 @@ def test_of_a_batch_each_image_s_draft_begins_with_its_own_picture(host):  # noq
     p = a_job(init_images=[RED, BLUE])
     host.jobs.begin(p, "img2img", [{"enabled": True, **FIXED, "draw": f"{run.id}/1/11"}])
     assert (p.init_images, p.batch_size) == ([BLUE], 1)
+    assert p.attention_decoupling.notes == []
 
 
 def test_drafts_alone_end_with_no_picture_and_are_kept(host, monkeypatch):  # noqa: F811

@@ -44,7 +44,7 @@ def items(store: Store, rows: list[Row], captions: dict[int, str]) -> list[Item]
 def judge_all(store: Store, judge: Judge, batch: int) -> int:
     """Score what has no score of this judge yet, as it is now; gives how many images that was.
 
-    Scores by a judge of this name with another model, other weights or another threshold are taken back first.
+    Scores by a judge of this name with another threshold, or, of the one that ships, other weights, are dropped first.
 
     Raises :class:`Missing` where the judge fails or gives no number, and ValueError for an image that cannot be read or
     captions by another model.
