@@ -563,7 +563,8 @@ def test_what_is_told_is_read_off_the_hosts_own_pass_and_changes_nothing(forge, 
     found, uneven = sampling.teller.told
     assert uneven is None  # Forge leaves out the second part of its prompt, as the other has none
     assert list(found.scores) == ["cat", "dog"]
-    assert all(0 < score < 1 for score in found.scores.values())
+    assert 0 < max(found.scores.values()) < 1
+    assert min(found.scores.values()) >= 0
     assert found.sigma <= 1.6
 
 
