@@ -103,7 +103,10 @@ def test_it_is_told_in_both_passes_of_hires_fix_in_img2img_and_where_guidance_st
     told(aside)
 
 
-def test_a_value_that_does_not_exist_yet_is_refused(webui):
-    body = {"alwayson_scripts": {"attention decoupling": {"args": [{"enabled": True, "look": "insist"}]}}}
+def test_a_value_that_does_not_exist_is_refused(webui):
+    body = {"alwayson_scripts": {"attention decoupling": {"args": [{"enabled": True, "look": "squint"}]}}}
     status, answer = webui.post("/sdapi/v1/txt2img", {"prompt": "a cat and a dog", **body})
-    assert (status, "look: 'insist' is not allowed; one of off, tell, choose" in answer["detail"]) == (422, True)
+    assert (status, "look: 'squint' is not allowed; one of off, tell, choose, insist" in answer["detail"]) == (
+        422,
+        True,
+    )
