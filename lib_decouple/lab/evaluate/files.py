@@ -1,4 +1,4 @@
-"""Writing results so that an interrupt leaves either the whole file or nothing."""
+"""A user's texts read, and results written so that an interrupt leaves either the whole file or nothing."""
 
 from __future__ import annotations
 
@@ -81,3 +81,14 @@ def reopened(log: Path) -> list[dict[str, Any]]:
     # Left there, a cut last line would spoil the first one appended.
     write_whole(log, "".join(json.dumps(record) + "\n" for record in records))
     return records
+
+
+def read_text(name: str, path: Path) -> str:
+    """A user's text, with or without a byte order mark; ``name``: of what the command was given. Raises ValueError for
+    what is not UTF-8, FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: {path} does not exist")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: {path} is not UTF-8: {error.reason} at byte {error.start}") from None

@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from .backends.base import as_png
-from .files import write_durably
+from .files import read_text, write_durably
 from .plan import NO_ARM
 from .run import IMAGES, check_readable, locked
 from .store import IMPORTED, Row, Store
@@ -69,12 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def read(table: Path, store: Store) -> list[Picture]:
     """The table's pictures, none yet imported. Raises ValueError by file, line and field; FileNotFoundError."""
-    if not table.is_file():
-        raise FileNotFoundError(f"table: {table} does not exist")
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"table: {table} is not UTF-8: {error.reason} at byte {error.start}") from None
+    text = read_text("table", table)
     reader = csv.DictReader(io.StringIO(text))
     try:
         names, lines = list(reader.fieldnames or []), [(reader.line_num, line) for line in reader]

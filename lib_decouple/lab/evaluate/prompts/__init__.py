@@ -18,6 +18,7 @@ from typing import Any
 from ....prompt.entities import suggest
 from ...model.scenes import joined
 from ...model.sprites import THINGS
+from ..files import read_text
 from .splits import cases, sets_of
 
 HERE = Path(__file__).resolve().parent
@@ -112,12 +113,7 @@ def from_file(path: Path) -> list[Prompt]:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"file: {path} is not allowed; one of {', '.join('*' + suffix for suffix in SUFFIXES)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"file: {path} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"file: {path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    text = read_text("file", path)
     read = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl}[path.suffix.lower()]
     found = []
     for line, prompt, entities in read(path, text):
