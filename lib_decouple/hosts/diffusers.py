@@ -115,6 +115,7 @@ def generate(
     tell_at: Sequence[float] = (),
     loss: Callable[[Tensor], Tensor] | None = None,
     weighed: bool = False,
+    conditional_drafts: bool = False,
 ) -> Picture:
     """Draw one image a prompt with the pipeline's own loop, its latents guided as the settings say.
 
@@ -132,7 +133,8 @@ def generate(
     ``doubts`` has the first gradient held against finite differences, and is told where they disagree.
     ``tell_at``: falling noise levels at which to tell whatever the settings say, each at the first pass at or below it.
     For trials: ``loss``, of maps ``[1, entities, h, w]``, ``[1]``, stands in the place of the settings'; ``weighed``:
-    where ``settings.stop`` goes by presence, nothing is left alone, and strength goes by it.
+    where ``settings.stop`` goes by presence, nothing is left alone, and strength goes by it; ``conditional_drafts``:
+    drafts are made without the unconditional half of CFG.
     Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
     """
     count = len(prompts)
@@ -170,7 +172,8 @@ def generate(
     search, no_drafts = None, ""
     if beside and settings.enabled and settings.look in DRAFTING and not observe:
         nothing = condition(pipe, [negative_prompt] * count, height, width, negatives(texts))
-        drafter = Drafter(pipe, beside.reader, lambda seeds: start_of(seeds)[1], own, nothing, guidance_scale)
+        scale = 1.0 if conditional_drafts else guidance_scale
+        drafter = Drafter(pipe, beside.reader, lambda seeds: start_of(seeds)[1], own, nothing, scale)
         search = Search(drafter, seeds, settings.drafts, curve if settings.look == "insist" else None)
         try:
             search.draft(range(count))

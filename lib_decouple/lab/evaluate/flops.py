@@ -20,6 +20,8 @@ LATE = 0.31
 """What the gradient of the sampler's own pass adds to it."""
 DRAFT = 1 + len(LEVELS)
 """Steps of a draft."""
+CONDITIONAL = 0.5
+"""Of a step, what one without the unconditional half of CFG costs."""
 GIVEN_UP = 0.5
 """Of a run, what was drawn when it told that an entity is missing: noise level 1.6 is about the middle."""
 STEPS = (20, 50)
@@ -33,11 +35,14 @@ def times_plain(row: Mapping[str, Any], steps: int) -> float | None:
     if passes is None:
         return None
     late = max(0, len(trace.get("step", ())) - passes) if settings.get("gradient") == "late" else 0
-    run = 1 + (GUIDED * passes + LATE * late) / steps
+    run = trace.get("runs", 1) + (GUIDED * passes + LATE * late) / steps
     if settings.get("look") not in DRAFTING or "draft" not in trace:
         return run
     drafts = trace.get("drafts", settings.get("drafts") if settings["look"] == "choose" else None)
-    return None if drafts is None else run * (1 + GIVEN_UP * trace.get("given_up", 0)) + drafts * DRAFT / steps
+    if drafts is None:
+        return None
+    drafted = drafts * DRAFT / steps * (CONDITIONAL if trace.get("conditional_drafts") else 1)
+    return run * (1 + GIVEN_UP * trace.get("given_up", 0)) + drafted
 
 
 def mean_times_plain(rows: Iterable[Mapping[str, Any]]) -> dict[int, float] | None:

@@ -60,7 +60,7 @@ class ArmPart:
     name: str = _key("", "in the report; the loss's, preset's or tuned arm's when left out")
     loss: str = _key("", "a loss or a sum of losses; all else the extension's defaults")
     preset: str = _key("", f"one of {', '.join(one.name for one in presets.BUILT_IN)}, or of preset_folder")
-    tuned: str = _key("", f"the embedded model's settings, by number of entities: {', '.join(NAMES)}")
+    tuned: str = _key("", f"the embedded model's settings, by number of entities and of steps: {', '.join(NAMES)}")
     settings: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "table of any of the extension's settings, over the former"}
     )
@@ -259,9 +259,14 @@ def _check(plan: Plan) -> None:
         raise ValueError(
             f"sampling.sampler: {plan.sampling.sampler!r} is not allowed; a local file has DDIM, a folder its own"
         )
-    trial = next((arm for arm in plan.arms if arm.tuned in trials.NAMES), None)
-    if trial and backend.kind == "webui":
-        raise ValueError(f"arm {trial.name!r}.tuned: {trial.tuned!r} is not drawn by a WebUI: it is no setting")
+    for arm in plan.arms:
+        trial = trials.TRIALS.get(arm.tuned)
+        if trial and backend.kind == "webui":
+            raise ValueError(f"arm {arm.name!r}.tuned: {arm.tuned!r} is not drawn by a WebUI: it is no setting")
+        if trial and trial.seeds > 1 and backend.kind != "embedded":
+            raise ValueError(
+                f"arm {arm.name!r}.tuned: {arm.tuned!r} is drawn by the embedded model alone, whose judge chooses"
+            )
     if plan.maps and backend.kind == "webui":
         raise ValueError("maps: true is not allowed; a WebUI does not hand them out")
 
@@ -337,8 +342,11 @@ def _value(name: str, item: Field[Any], value: Any) -> Any:
     return value
 
 
-def settings_of(arm: ArmPart, count: int, folder: Path | None = None) -> Settings:
-    """An arm's settings for prompts of ``count`` entities, themselves without entities. Raises ValueError by name."""
+def settings_of(arm: ArmPart, count: int, folder: Path | None = None, steps: int = STEPS) -> Settings:
+    """An arm's settings for prompts of ``count`` entities, themselves without entities, in a run of so many ``steps``.
+
+    Raises ValueError by name.
+    """
     where = f"arm {arm.name!r}"
     if arm.name == "plain":
         return Settings()
@@ -347,7 +355,7 @@ def settings_of(arm: ArmPart, count: int, folder: Path | None = None) -> Setting
         return Settings.from_dict({**found.as_dict(), "entities": []})
     base: dict[str, Any] = {}
     if arm.tuned:
-        base = _named(where, "tuned", lambda: tuned(arm.tuned, count)).as_dict()
+        base = _named(where, "tuned", lambda: tuned(arm.tuned, count, steps)).as_dict()
     elif arm.loss:
         base = {"loss": arm.loss}
     given = {**base, "enabled": arm.tuned != "plain" or bool(arm.settings), **arm.settings}
@@ -365,13 +373,13 @@ def jobs(plan: Plan, folder: Path) -> list[Job]:
         where = f"prompts[{k}]"
         pictures = _pictures(plan, part, folder, where)
         counts = {len(prompt.entities) for _, prompt, _ in pictures}
-        settings = {n: {arm.name: settings_of(arm, n, own) for arm in plan.arms} for n in counts}
+        settings = {n: {arm.name: settings_of(arm, n, own, plan.sampling.steps) for arm in plan.arms} for n in counts}
         for prompt in dict.fromkeys(prompt for _, prompt, _ in pictures):
             if prompt.id in seen:
                 raise ValueError(f"{where}: {prompt.text!r} stands in {seen[prompt.id]} already; each prompt once")
             seen[prompt.id] = prompt.origin
         wanted += [(number, prompt, seed, settings[len(prompt.entities)]) for number, prompt, seed in pictures]
-    ways = {arm.name: arm.tuned for arm in plan.arms if arm.tuned in trials.NAMES}
+    ways = {arm.name: arm.tuned for arm in plan.arms if arm.tuned in trials.TRIALS}
     return [
         Job(prompt, arm, how, seed, ways.get(arm, ""))
         for _, prompt, seed, arms in sorted(wanted, key=lambda one: one[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -35,8 +36,28 @@ def peaked(maps: Tensor) -> Tensor:
     return 1 - divergence / math.log(max(2, maps.shape[1]))
 
 
-TRIALS: dict[str, Callable[[Tensor], Tensor]] = {"gated": gated, "peaked": peaked}
-"""Name of a trial's arm -> its loss."""
-WEIGHED = "com weighed"
-"""The arm whose strength goes by presence (:class:`lib_decouple.core.presence.Helping`)."""
-NAMES = (*TRIALS, WEIGHED)
+@dataclass(frozen=True)
+class Trial:
+    """How an arm is drawn, beyond what settings say."""
+
+    loss: Callable[[Tensor], Tensor] | None = None
+    """In the place of the settings'."""
+    weighed: bool = False
+    """Strength goes by presence (:class:`lib_decouple.core.presence.Helping`)."""
+    conditional_drafts: bool = False
+    """Drafts without the unconditional half of CFG, at half the cost."""
+    seeds: int = 1
+    """Each picture is drawn whole from so many seeds, those that ``look`` at ``choose`` drafts, and the judge of drawn
+    things chooses: what choosing by drafts could reach at best. The embedded model alone has that judge."""
+
+
+TRIALS: dict[str, Trial] = {
+    "gated": Trial(loss=gated),
+    "peaked": Trial(loss=peaked),
+    "com weighed": Trial(weighed=True),
+    "choose conditional": Trial(conditional_drafts=True),
+    "com choose conditional": Trial(conditional_drafts=True),
+    "best of 4": Trial(seeds=4),
+    "com best of 4": Trial(seeds=4),
+}
+"""By the name of the arm in :mod:`arms`, which has the settings."""

@@ -330,7 +330,7 @@ def test_the_embedded_model_draws_what_the_pipeline_draws(tuned, tmp_path):
     from lib_decouple.hosts.checkpoints import CHECKPOINT, open_pipeline
     from lib_decouple.hosts.diffusers import generate
     from lib_decouple.lab.evaluate.arms import ARMS
-    from lib_decouple.lab.evaluate.trials import TRIALS
+    from lib_decouple.lab.evaluate.trials import TRIALS, Trial
 
     text = (
         PLAN.replace("limit = 3", "limit = 1")
@@ -343,7 +343,7 @@ def test_the_embedded_model_draws_what_the_pipeline_draws(tuned, tmp_path):
     assert plans.Settings.from_dict(ours["settings"]) == ARMS[2][tuned]
     found = generate(
         open_pipeline(), [ours["prompt"]], [ours["entities"]], ARMS[2][tuned], seeds=[ours["seed"]], steps=6,
-        guidance_scale=plans.CFG, keep_maps=True, loss=TRIALS.get(tuned),
+        guidance_scale=plans.CFG, keep_maps=True, loss=TRIALS.get(tuned, Trial()).loss,
     )  # fmt: skip
     with Image.open(store.folder / ours["file"]) as image:
         assert (np.asarray(image) == np.asarray(found.images[0])).all()

@@ -18,7 +18,7 @@ from ....hosts.seeds import Choice
 from ....settings import Settings
 from ..plan import BackendPart, Job, Sampling
 from ..prompts import Prompt
-from ..trials import TRIALS, WEIGHED
+from ..trials import TRIALS, Trial
 from .base import HASH_DIGITS, TOLD_AT, About, Drawn, as_png, sha256
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Local:
         """Images with all that is known of their making; ``more``: what ``generate`` is told beyond the jobs."""
         from ....hosts.diffusers import generate
 
-        settings, sampling = jobs[0].settings, self.sampling
+        settings, sampling, trial = jobs[0].settings, self.sampling, TRIALS.get(jobs[0].way, Trial())
         return generate(
             self.pipe,
             [job.prompt.text for job in jobs],
@@ -109,8 +109,9 @@ class Local:
             width=sampling.width or None,
             negative_prompt=sampling.negative,
             curve=self.curve if settings.enabled else None,
-            loss=TRIALS.get(jobs[0].way),
-            weighed=jobs[0].way == WEIGHED,
+            loss=trial.loss,
+            weighed=trial.weighed,
+            conditional_drafts=trial.conditional_drafts,
             **more,
         )
 
@@ -124,8 +125,8 @@ class Local:
         return [
             Drawn(
                 as_png(image), trace.entities, own, seconds, trace.passes if settings.enabled else 0,
-                {**(summary(trace) or {}), "presence": readings(told), **drafted(choice)}, picture.stood_aside,
-                self.about(),
+                {**(summary(trace) or {}), "presence": readings(told), **drafted(choice, jobs[0].way)},
+                picture.stood_aside, self.about(),
                 mean_maps(trace) if self.maps else None,
             )
             for image, trace, own, told, choice in made
@@ -162,15 +163,16 @@ def summary(trace: ImageTrace) -> dict[str, Any] | None:
     }
 
 
-def drafted(choice: Choice | None) -> dict[str, Any]:
-    """What the draft scored that an image was drawn from, how many there were, whether it was accepted, and how many
-    runs were given up; nothing where no draft was made."""
+def drafted(choice: Choice | None, way: str = "") -> dict[str, Any]:
+    """What the draft scored that an image was drawn from, how many there were, whether it was accepted, how many
+    runs were given up, and whether drafts went without CFG; nothing where no draft was made."""
     if choice is None or choice.drawn is None:
         return {}
     delivered_last = bool(choice.runs) and choice.runs[-1].seed == choice.drawn
     return {
         "draft": choice.scores[choice.drawn], "drafts": len(choice.scores), "accepted": choice.accepted,
         "given_up": len(choice.runs) - delivered_last,
+        **({"conditional_drafts": True} if TRIALS.get(way, Trial()).conditional_drafts else {}),
     }  # fmt: skip
 
 
