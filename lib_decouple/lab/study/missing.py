@@ -21,7 +21,7 @@ from ..evaluate.fleet import BackendOpener
 from ..evaluate.judge import judge_all
 from ..evaluate.judges import Options, named
 from ..evaluate.pool import workers_of
-from ..evaluate.prompts.splits import SPLITS
+from ..evaluate.prompts.splits import SPLITS, STEPS
 from ..evaluate.run import Told, carry_out
 from ..evaluate.store import Store
 
@@ -40,6 +40,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--split", choices=SPLITS, default="report", help="which prompts and seeds (report)")
     parser.add_argument(
         "--first-seed", type=int, metavar="N", help="the same prompts from seeds N, N + 1, ... instead of the split's"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"sampling steps; arms guide the same share of them ({STEPS})"
     )
     parser.add_argument("--out", type=Path, default=Path("out/missing"), help="folder of the results (out/missing)")
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0 is one a core")
@@ -96,6 +99,8 @@ def plan_of(arguments: argparse.Namespace) -> str:
     """The plan, as `evaluate run` reads it. Raises ValueError by name."""
     if arguments.first_seed is not None and arguments.first_seed < 0:
         raise ValueError(f"first-seed: {arguments.first_seed} is not allowed; 0 or more")
+    if arguments.steps < 1:
+        raise ValueError(f"steps: {arguments.steps} is not allowed; 1 to 1000")
     if arguments.n < 1:
         raise ValueError(f"n: {arguments.n} is not allowed; 1 or more")
     lines = ["# Made by `study missing`.", "arms = ["]
@@ -111,6 +116,8 @@ def plan_of(arguments: argparse.Namespace) -> str:
         ]
         if arguments.first_seed is not None:
             lines.append(f"first_seed = {arguments.first_seed}")
+    if arguments.steps != STEPS:
+        lines += ["", "[sampling]", f"steps = {arguments.steps}"]
     lines += ["", "[backend]", f"batch = {arguments.batch}", f"workers = {workers_of(arguments.jobs)}"]
     return "\n".join(lines) + "\n"
 
@@ -130,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
     store = Store(out)
     (judge,), _ = named("drawn", Options())
     judge_all(store, judge, batch=64)
-    about = {name: getattr(arguments, name) for name in ("split", "first_seed", "n")}
+    about = {name: getattr(arguments, name) for name in ("split", "first_seed", "n", "steps")}
     rows = pairs.write(store, out, judge.name, about=about)
     print(
         f"{pairs.as_markdown(rows)}\n{out / 'results.json'}; `python run.py evaluate report {out}` shows its pictures"

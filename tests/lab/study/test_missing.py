@@ -175,6 +175,9 @@ def test_a_trial_reaches_the_model_by_its_name(tmp_path):
         (["--first-seed", "-1"], "first-seed: -1 is not allowed"),
         (["--jobs", "-1"], "jobs: -1 is not allowed"),
         (["--n", "0"], "n: 0 is not allowed; 1 or more"),
+        (["--steps", "0"], "steps: 0 is not allowed; 1 to 1000"),
+        (["--steps", "1001"], "sampling.steps: 1001 is not allowed"),
+        (["--steps", "600"], "steps: 360 is not allowed"),
     ],
 )
 def test_a_wrong_argument_is_named_and_nothing_is_written(given, words, tmp_path, capsys, painter):
