@@ -15,7 +15,7 @@
             this.status = decouple.find(tab, "status");
             this.drawing = decouple.part("p", "decouple-says", "", {role: "status"});
             this.status?.after(this.drawing);
-            this.means = Object.fromEntries(["loss", "steps", "size", "start", "rule", "stop"].map((name) => {
+            this.means = Object.fromEntries(["loss", "steps", "size", "start", "rule", "stop", "layers"].map((name) => {
                 const line = decouple.part("p", "decouple-means");
                 decouple.find(tab, name)?.append(line);
                 return [name, line];
@@ -79,7 +79,9 @@
                 loss: profile.loss, size: profile.size, steps: window, start: window, rule: profile.rule,
                 stop: profile.stop_below === null ? decoupleSay("off") : decoupleSay("at loss {loss}", {loss: profile.stop_below}),
             };
-            const open = {loss: "auto", size: "0", steps: "-1", start: "-1", rule: "auto", stop: "auto"};
+            // As Profile.layers_for has it.
+            if (profile && profile.layers !== "auto" && now("loss") === "auto" && now("stop") !== "presence") own.layers = profile.layers;
+            const open = {loss: "auto", size: "0", steps: "-1", start: "-1", rule: "auto", stop: "auto", layers: own.layers ? "auto" : null};
             for (const [name, line] of Object.entries(this.means)) {
                 let text = "";
                 if (name === "steps" && now(name) === "0") text = decoupleSay("0: the first half of the run");

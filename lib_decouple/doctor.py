@@ -29,11 +29,12 @@ from .core.gradient import LossGradient, Pass
 from .core.host_pass import RowsInOrder
 from .core.late import differentiated_beside
 from .core.maps import PassEnded
-from .settings import Settings
+from .profiles import Profile
+from .settings import AUTO, Settings
 
 PROMPT, ENTITIES = "a cat and a dog", ("cat", "dog")
 SETTINGS = Settings(enabled=True, entities=ENTITIES, loss="com")
-"""A loss without kinks, which would spoil finite differences."""
+"""A loss without kinks, which would spoil finite differences; the layers are those of the model's profile."""
 SECONDS = 40.0
 """What is not begun by then is left out."""
 SLOW = 2.0
@@ -58,6 +59,8 @@ class Report:
     dtype: str = ""
     latents: list[int] = field(default_factory=list)
     attention: list[str] = field(default_factory=list)
+    layers: str = AUTO
+    """Which of the level's were read; auto is all that this denoiser's family is read at."""
     """The functions that compute it."""
     flags: list[str] = field(default_factory=list)
     """Command-line options that were given, without their values."""
@@ -79,11 +82,18 @@ class Report:
     """Bytes on top of the model at the peak of a gradient: ``kept`` activations, and ``recomputed``."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of a ``plain`` step, a ``gradient``, a ``guided`` step, which is both, and one whose gradient is ``late``."""
+    late_with_proof: bool = False
+    """Was there time for one late step alone, whose gradient is proved whole, too, which takes longer?"""
     left_out: list[str] = field(default_factory=list)
 
     def as_json(self) -> str:
         """To paste into an issue."""
         return json.dumps(asdict(self), indent=1)
+
+
+def settings_for(profile: Profile) -> Settings:
+    """What a model of ``profile`` is examined with."""
+    return replace(SETTINGS, layers=profile.layers)
 
 
 def resident(peak: bool) -> int | None:
@@ -268,7 +278,12 @@ def sentences(report: Report) -> list[str]:
         )
     if report.scale is not None:
         told.append(f"Losses are multiplied by {report.scale:.0f} before they are differentiated.")
-    told += _of_time(report.seconds) + _of_memory(report.memory)
+    told += _of_time(report.seconds, report.late_with_proof) + _of_memory(report.memory)
+    if report.layers != AUTO and (report.seconds or report.memory):
+        told.append(
+            f"Time and memory are of the layers that “auto” reads here, {report.layers}; a loss that you choose "
+            "yourself reads all, and takes more of both."
+        )
     return [*told, *(f"Not measured: {one}." for one in report.left_out), *_to_set(report)]
 
 
@@ -284,7 +299,7 @@ def _to_set(report: Report) -> list[str]:
     return [f"Nothing has to be set{', as far as was measured' * bool(report.left_out)}: the defaults work here."]
 
 
-def _of_time(seconds: dict[str, float]) -> list[str]:
+def _of_time(seconds: dict[str, float], late_with_proof: bool = False) -> list[str]:
     if "guided" not in seconds:
         return [f"A gradient takes {seconds['gradient']:.2f} s."] if "gradient" in seconds else []
     plain, guided = seconds["plain"], seconds["guided"]
@@ -292,7 +307,7 @@ def _of_time(seconds: dict[str, float]) -> list[str]:
     told = f"A plain step takes {plain:.2f} s, a guided one {guided:.2f} s"
     shorter = "guide fewer steps or every second one"
     if "late" in seconds:
-        told += f", one whose gradient is late {seconds['late']:.2f} s"
+        told += f", one whose gradient is late {'at most ' * late_with_proof}{seconds['late']:.2f} s"
         if seconds["late"] < guided:
             shorter += ", or set “Gradient” to late"
     half = f"With half of the steps guided, sampling takes {times:.2f} times as long as plain"
@@ -316,6 +331,7 @@ def examine_pipeline(pipe: Any, size: int | None = None) -> Report:
     from .hosts.base import make_guide
     from .hosts.diffusers import cross_attention_layers, default_level
     from .hosts.diffusers_prompts import condition, plan_image
+    from .hosts.family import profile_of
 
     unet, device = pipe.unet, pipe.unet.device
     side = (size or unet.config.sample_size * pipe.vae_scale_factor) // pipe.vae_scale_factor
@@ -331,9 +347,10 @@ def examine_pipeline(pipe: Any, size: int | None = None) -> Report:
             x, timestep, encoder_hidden_states=each.embeds, added_cond_kwargs=each.extra or None, return_dict=False
         )
 
-    layers = cross_attention_layers(unet)
-    guide = make_guide(SETTINGS, unet, layers, [plan_image(pipe, PROMPT, ENTITIES)], default_level(unet))
-    report = Report(model=f"{type(unet).__name__}, {sum(one.numel() for one in unet.parameters()) / 1e6:.0f} M")
+    layers, settings = cross_attention_layers(unet), settings_for(profile_of(unet))
+    guide = make_guide(settings, unet, layers, [plan_image(pipe, PROMPT, ENTITIES)], default_level(unet))
+    millions = sum(one.numel() for one in unet.parameters()) / 1e6
+    report = Report(model=f"{type(unet).__name__}, {millions:.0f} M", layers=settings.layers)
 
     def step() -> None:
         run(torch.cat([latents] * 2), [0])

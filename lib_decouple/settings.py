@@ -118,7 +118,7 @@ class Settings:
         "auto",
         "Layers",
         "Which of the level's layers are read; early ends with the first transformer on the way up, last is that "
-        "path's last layer; auto is the model's own default.",
+        "path's last layer. auto is the loaded model's where “Loss” is auto, too, else all of them (on Anima middle).",
         "Decouple layers",
         choices=("auto", *get_args(Part)),
         group="maps",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from lib_decouple import doctor
 from lib_decouple.__main__ import main
 from lib_decouple.core.finite_differences import MISFIT, InFloat32, misfit
 from lib_decouple.doctor import Report, examine_pipeline, sentences
+from lib_decouple.hosts import base, family
+from lib_decouple.profiles import UNKNOWN
 
 
 @pytest.fixture
@@ -116,6 +119,26 @@ def test_a_late_gradient_is_recommended_where_it_was_measured_to_be_cheaper(late
     (sentence,) = [one for one in sentences(Report(whole=True, seconds=seconds)) if "A plain step takes" in one]
     assert ("set “Gradient” to late" in sentence) is told
     assert ("whose gradient is late" in sentence) is (late is not None)
+
+
+def test_a_late_step_that_was_proved_too_took_at_most_that_long() -> None:
+    seconds = {"plain": 1.0, "gradient": 0.8, "guided": 1.8, "late": 1.2}
+    for proved in (True, False):
+        told = " ".join(sentences(Report(whole=True, seconds=seconds, late_with_proof=proved)))
+        assert ("whose gradient is late at most 1.20 s" in told) is proved
+        assert ("whose gradient is late 1.20 s" in told) is not proved
+
+
+@pytest.mark.parametrize("layers", ["auto", "early"])
+def test_the_layers_of_the_models_profile_are_examined_and_told(
+    sd1: Any, monkeypatch: pytest.MonkeyPatch, layers: str
+) -> None:
+    monkeypatch.setattr(family, "profile_of", lambda _: replace(UNKNOWN, layers=layers))
+    made = mock.Mock(wraps=base.make_guide)
+    monkeypatch.setattr(base, "make_guide", made)
+    report = examine_pipeline(sd1)
+    assert (made.call_args.args[0].layers, report.layers) == (layers, layers)
+    assert ("of the layers that “auto” reads here, early" in " ".join(sentences(report))) is (layers == "early")
 
 
 def test_what_is_sound_asks_for_nothing() -> None:

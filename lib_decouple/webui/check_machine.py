@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..doctor import Examination, Report
 from ..hosts import detect, reasons
 from ..hosts.base import Looking
 from ..hosts.family import denoiser_of, profile_of_model
+from ..settings import Settings
 
 PLAIN_STEPS = 2
 """Steps before the examination, which tell what a plain one takes; the first may have to load the model."""
@@ -70,7 +71,7 @@ class Examiner:
         if why_not:
             left_out.append(f"{doctor.LATE}: {why_not}")
         else:
-            seconds["late"] = min(late)
+            seconds["late"], self.report.late_with_proof = min(late), len(late) == 1
         self.done = True
         try:
             Examination(gradient, latents[:1].clone(), run, self.report).all()
@@ -128,12 +129,13 @@ def _draw_and_examine(model: Any) -> Report | Exception:
         state.interrupted = True
 
     profile = profile_of_model(model)
-    examiner = Examiner(_described(model, profile.family), end)
+    settings = doctor.settings_for(profile)
+    examiner = Examiner(replace(_described(model, profile.family), layers=settings.layers), end)
     state.begin(job="Attention Decoupling checks this machine")
     try:
         side = profile.side if shared.device.type != "cpu" else min(profile.side, 256)
         with _last_parameters_kept(), closing(_job(model, side)) as p:
-            p.scripts = _runner(examiner)
+            p.scripts = _runner(examiner, settings)
             p.script_args = ()
             processing.process_images(p)
     except Exception as error:
@@ -158,8 +160,8 @@ def _job(model: Any, side: int) -> Any:
     return p
 
 
-def _runner(examiner: Examiner) -> Any:
-    """A host's runner of scripts with a single one: what guides, looking on as ``examiner`` does."""
+def _runner(examiner: Examiner, settings: Settings) -> Any:
+    """A host's runner of scripts with a single one: what guides by ``settings``, looking on as ``examiner`` does."""
     from modules import scripts
 
     class Script(scripts.Script):
@@ -169,7 +171,7 @@ def _runner(examiner: Examiner) -> Any:
         def process_before_every_sampling(self, p: Any, *_: Any, **given: Any) -> None:
             try:
                 kind = detect.adapter(p.sd_model).SamplingPass
-                examiner.sampling = kind(p, doctor.SETTINGS, Looking(examine=examiner.examine))
+                examiner.sampling = kind(p, settings, Looking(examine=examiner.examine))
                 examiner.sampling.attach(given.get("x"))
             except Exception as error:
                 examiner.problem = reasons.explained(error)

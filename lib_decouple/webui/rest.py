@@ -129,6 +129,7 @@ class ModelProfile(BaseModel):
     size: float
     window: tuple[float, float] | None
     stop_below: float | None
+    layers: str
     side: int
 
 

@@ -17,12 +17,14 @@ from lib_decouple.core import insist, presence
 from lib_decouple.core.maps import ImagePlan, MapReader
 from lib_decouple.core.presence import Curve
 from lib_decouple.core.presence import Level as CurveLevel
+from lib_decouple.hosts import diffusers as adapter
 from lib_decouple.hosts import diffusers_drafts
 from lib_decouple.hosts.base import Level, choose_layers, make_guide, unet_level
 from lib_decouple.hosts.checkpoints import FAMILIES
 from lib_decouple.hosts.diffusers import cross_attention_layers, default_level, generate
 from lib_decouple.hosts.diffusers_prompts import chunks, encoded, pieces, plan_image
 from lib_decouple.hosts.seeds import seeds_to_draft
+from lib_decouple.profiles import UNKNOWN
 from lib_decouple.prompt.align import EntityNotFound
 from lib_decouple.settings import Settings
 
@@ -410,6 +412,40 @@ class TestLayers:
     def test_path_without_layers_at_this_level(self, sd1: Any) -> None:
         with pytest.raises(ValueError, match=r"layers: 'middle' is not allowed; at factor 1 this model has .*down, up"):
             choose_layers(cross_attention_layers(sd1.unet), 1, "middle", Level(2))
+
+
+class TestLayersOfAProfile:
+    """A model whose profile reads the early layers; what is told reads all of the level whatever guidance does."""
+
+    @pytest.mark.parametrize(
+        ("settings", "more", "read"),
+        [
+            (Settings(enabled=True), {}, 2),
+            (Settings(enabled=True, gradient="late", look="choose"), {}, 2),
+            (ON, {}, 3),
+            (OFF, {"observe": True}, 3),
+            (replace(ON, loss="auto", layers="last"), {}, 1),
+            (Settings(enabled=True, stop="presence"), {"curve": Curve((CurveLevel(2.0, 0.0, 100.0),))}, 3),
+        ],
+        ids=["auto", "late and choose", "a loss by name", "only looked at", "layers by name", "presence"],
+    )
+    def test_guidance_reads_them_where_loss_and_layers_are_left_open(
+        self, sd1: Any, monkeypatch: pytest.MonkeyPatch, settings: Settings, more: dict[str, Any], read: int
+    ) -> None:
+        begun = []
+
+        class Noted(adapter.Loop):
+            def __post_init__(self) -> None:
+                super().__post_init__()
+                begun.append(self.beside)
+
+        monkeypatch.setattr(adapter, "profile_of", lambda _: replace(UNKNOWN, layers="early"))
+        monkeypatch.setattr(adapter, "Loop", Noted)
+        picture = draw(sd1, settings, steps=8, **more)
+        assert picture.stood_aside == ""
+        (beside,) = begun
+        assert len(beside.session.guide.gradient.reader.layers) == read
+        assert len(beside.reader.layers) == 3
 
 
 class TestSettingsReachTheGuide:

@@ -74,7 +74,9 @@ def test_only_a_corner_of_the_picture_is_decoded(monkeypatch):
     monkeypatch.setitem(sys.modules, "modules.scripts", scripts)
     latents = torch.randn(1, 4, 32, 32)
     drawn = SimpleNamespace(samples=latents)
-    (script,) = check_machine._runner(check_machine.Examiner(doctor.Report(), lambda: None)).alwayson_scripts
+    (script,) = check_machine._runner(
+        check_machine.Examiner(doctor.Report(), lambda: None), doctor.SETTINGS
+    ).alwayson_scripts
     script.post_sample(None, drawn)
     assert drawn.samples.shape == (*latents.shape[:2], 8, 8)
     assert torch.equal(drawn.samples, latents[:, :, :8, :8])

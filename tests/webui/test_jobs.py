@@ -174,8 +174,9 @@ def profile(monkeypatch):
          {"loss": "intensity + 0.3*com", "size": 1.5, "start": 1, "steps": 3, "stop": "on", "stop_below": 0.81}),
         ("embedded", 1, "decouple-drawn (measured)",
          {"loss": "intensity + 0.3*com", "size": 1.5, "start": 0, "steps": 1, "stop": "on", "stop_below": 0.81}),
-        (768, 20, "Stable Diffusion 1.x (not measured)", {}),
-        (2048, 30, "Stable Diffusion XL (not measured)", {}),
+        (768, 20, "Stable Diffusion 1.x (not measured)", {"layers": "early"}),
+        (1024, 20, "Stable Diffusion 2.x (not measured)", {"layers": "early"}),
+        (2048, 30, "Stable Diffusion XL (not measured)", {"layers": "early"}),
         (128, 20, "models not known here (not measured)", {}),
         (7, 20, "models not known here (not measured)", {}),
     ],
@@ -197,6 +198,41 @@ def test_what_is_left_open_is_the_loaded_model_s_and_stands_closed_in_the_infote
     written = {key: value for key, value in p.extra_generation_params.items() if not callable(value)}
     assert (written["Decouple preset"], written["Decouple profile"]) == ("Auto", told)
     assert infotext.read(written) == run.settings  # whatever the profile says one day
+
+
+@pytest.mark.parametrize(
+    ("given", "layers"),
+    [
+        ({}, "early"),
+        ({"size": 0.3, "steps": 10, "rule": "attend-excite", "gradient": "late", "look": "choose"}, "early"),
+        ({"loss": "intensity"}, "auto"),
+        ({"loss": "com"}, "auto"),  # as every infotext and preset from before has it
+        ({"stop": "presence"}, "auto"),  # its curve is learned from all of the level
+        *(({"layers": one}, one) for one in ("all", "last", "early")),
+    ],
+)
+def test_layers_are_the_profiles_only_where_they_are_left_open_with_the_loss(host, given, layers):
+    p = job()
+    p.sd_model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet(2048)))
+    host.jobs.begin(p, "txt2img", [{"enabled": True, **given}])
+    run = p.attention_decoupling
+    assert run.settings.layers == layers
+    filled = run.profile_told.partition(" fills ")[2].partition(".")[0].split(", ")
+    assert ("layers" in filled) is (given.get("layers", "auto") != layers)
+    written = {key: value for key, value in p.extra_generation_params.items() if not callable(value)}
+    assert written.get("Decouple layers", "auto") == layers
+    again = job()
+    again.sd_model = p.sd_model
+    host.jobs.begin(again, "txt2img", [infotext.read(written).as_dict()])
+    assert again.attention_decoupling.settings == run.settings
+
+
+def test_an_infotext_from_before_layers_were_a_profiles_draws_what_it_drew(host):
+    p = job()
+    p.sd_model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet(2048)))
+    before = infotext.read({"Decouple": "1", "Decouple preset": "Auto", "Decouple profile": "Stable Diffusion XL"})
+    host.jobs.begin(p, "txt2img", [before.as_dict()])
+    assert p.attention_decoupling.settings == Settings(enabled=True).fixed()
 
 
 def test_what_was_chosen_stands_over_the_profile(host, profile):

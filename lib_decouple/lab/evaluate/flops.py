@@ -2,8 +2,7 @@
 
 Seconds tell of one machine and one model. What is counted of a picture is how often the model ran: guided passes, steps
 whose gradient came of the sampler's own pass, drafts, runs that were given up. Each takes a share of one step with CFG,
-which SD 1.5's shapes say (``bench --parts shapes``, docs/results.md: 512 px, the default layers); a plain picture of so
-many steps is 1.
+which SD 1.5's shapes say (``bench --parts shapes``, docs/results.md: 512 px); a plain picture of so many steps is 1.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ from typing import Any
 from ...core.drafts import LEVELS
 from ...settings import DRAFTING
 
-GUIDED = 0.52
-"""A pass with a gradient, of a step. A look without one, which few steps make, is counted as such a pass, too."""
-LATE = 0.31
-"""What the gradient of the sampler's own pass adds to it."""
+GUIDED, GUIDED_EARLY = 0.52, 0.42
+"""A pass with a gradient, of a step, by all of the level's layers and by its early ones; what other choices read,
+and what is left to a profile, is counted as all. A look without a gradient, which few steps make, counts as such a
+pass, too."""
+LATE, LATE_EARLY = 0.31, 0.26
+"""What the gradient of the sampler's own pass adds to it, alike."""
 DRAFT = 1 + len(LEVELS)
 """Steps of a draft."""
 CONDITIONAL = 0.5
@@ -35,7 +36,8 @@ def times_plain(row: Mapping[str, Any], steps: int) -> float | None:
     if passes is None:
         return None
     late = max(0, len(trace.get("step", ())) - passes) if settings.get("gradient") == "late" else 0
-    run = trace.get("runs", 1) + (GUIDED * passes + LATE * late) / steps
+    guided, beside = (GUIDED_EARLY, LATE_EARLY) if settings.get("layers") == "early" else (GUIDED, LATE)
+    run = trace.get("runs", 1) + (guided * passes + beside * late) / steps
     if settings.get("look") not in DRAFTING or "draft" not in trace:
         return run
     drafts = trace.get("drafts", settings.get("drafts") if settings["look"] == "choose" else None)

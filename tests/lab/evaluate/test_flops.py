@@ -22,12 +22,14 @@ def row(passes=0, trace=None, **settings):
         ({"settings": Settings().as_dict(), "trace": None, "passes": 0}, 1.0, 1.0),
         (row(10), 1 + 0.52 * 10 / 20, 1 + 0.52 * 10 / 50),
         (row(1, {"step": list(range(12))}, gradient="late"), 1 + (0.52 + 0.31 * 11) / 20, 1 + (0.52 + 0.31 * 11) / 50),
+        (row(10, layers="early"), 1 + 0.42 * 10 / 20, 1 + 0.42 * 10 / 50),
+        (row(10, layers="last"), 1 + 0.52 * 10 / 20, 1 + 0.52 * 10 / 50),
         (row(0, {"draft": {}}, look="choose", drafts=6, gradient="none"), 1 + 24 / 20, 1 + 24 / 50),
         (row(0, {"draft": {}, "drafts": 3, "given_up": 2}, look="insist"), 2 + 12 / 20, 2 + 12 / 50),
         (row(5, {"draft": {}, "drafts": 1, "given_up": 1}, look="insist"), 1.13 * 1.5 + 4 / 20, 1.052 * 1.5 + 4 / 50),
         (row(0, None, look="choose", gradient="none"), 1.0, 1.0),  # nothing to look for, so none was drafted
     ],
-    ids=["plain", "guided", "late", "choose", "insist", "insist guided", "no entity"],
+    ids=["plain", "guided", "late", "early", "last", "choose", "insist", "insist guided", "no entity"],
 )
 def test_a_picture_costs_what_its_passes_drafts_and_given_up_runs_do(image, at_20, at_50):
     assert times_plain(image, 20) == pytest.approx(at_20)

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,8 @@ def written(tmp_path, text):
     file.write_text(text, encoding="utf-8")
     return file
 
+
+RESULTS = Path(__file__).resolve().parents[3] / "docs/results"
 
 SMALL = 'arms = ["plain", "com"]\n[[prompts]]\nset = "embedded-2"\nlimit = 2\n'
 
@@ -189,6 +192,13 @@ def test_a_recipe_changes_with_what_the_picture_depends_on_and_with_nothing_else
     assert not set(recipes(SMALL + "[sampling]\nsteps = 21\n")) & set(own)
     changed = recipes(SMALL.replace('"com"', '{name = "com", loss = "com", settings = {size = 0.2}}'))
     assert [a == b for a, b in zip(own, changed)] == [True, False] * (len(own) // 2)
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/plan.toml")), ids=lambda file: file.parent.name)
+def test_the_plans_of_published_figures_ask_for_the_settings_that_these_were_drawn_with(file):
+    drawn = json.loads((file.parent / "results.json").read_text(encoding="utf-8"))["settings"]
+    _, jobs = plans.read(file)
+    assert {f"{len(job.prompt.entities)} {job.arm}": job.settings.as_dict() for job in jobs} == drawn
 
 
 @pytest.mark.parametrize(

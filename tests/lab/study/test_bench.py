@@ -312,7 +312,7 @@ def test_costs_are_measured_once_and_survive_an_interrupt(tmp_path: Any, monkeyp
     assert measure_costs(log, ["sd15"]) == costs
     assert asked == []
     assert [json.loads(line)["way"] for line in log.read_text().splitlines()] == [cost["way"] for cost in costs]
-    assert "1.2500; target, at most 1.27: yes" in verdict(costs)
+    assert "1.2500; target, at most 1.25: yes" in verdict(costs)
     assert "not measured" in verdict([])
     assert "| all layers | up | 25 | 0.00 | 1.500 | 1.250 | 1.25 | not measured |" in cost_table(costs, "sd15")
 

@@ -10,6 +10,7 @@ from tiny import tiny_unet
 
 from lib_decouple.lab.study.bench import shapes
 from lib_decouple.lab.study.bench.counting import count_flops
+from lib_decouple.lab.study.bench.ways import WAYS, guide_of
 from lib_decouple.lab.study.unets import with_inputs
 
 
@@ -40,6 +41,20 @@ def test_fewer_layers_cost_less(rows: dict[str, dict[str, Any]]) -> None:
         assert row["run"]["guided"] == pytest.approx(1 + flops["guided"] / 2)
 
 
+@pytest.mark.parametrize(("model", "read"), [("sd15", 3), ("sdxl", 40)])
+def test_the_default_of_large_models_ends_with_the_first_transformer_on_the_way_up(model: str, read: int) -> None:
+    layers = guide_of(shapes.on_meta(model), WAYS["default layers"]).gradient.reader.layers
+    assert (
+        len(layers) == read
+    )  # two transformers down and one up; SDXL's have ten blocks, and its middle is of the level
+    assert [layer.name for layer in layers] == [
+        layer.name
+        for layer in shapes.PATHS["to the first transformer on the way up"](
+            guide_of(shapes.on_meta(model), WAYS["all layers"]).gradient.reader.layers
+        )
+    ]
+
+
 def test_bytes_by_hand() -> None:
     a = torch.empty(4, 8, device="meta", requires_grad=True)
     with shapes.Alive(torch.nn.Identity()) as alive:
@@ -53,5 +68,6 @@ def test_the_table_has_every_row(rows: dict[str, dict[str, Any]]) -> None:
     text = shapes.table(list(rows.values()))
     found = [line for line in text.splitlines() if line.startswith("| Stable")]
     assert len(found) == len(rows)
+    assert ["(default)" in line for line in found] == [row["default"] for row in rows.values()]
     whole = rows["all layers of the level"]["flops"]
     assert f"| {whole['look']:.2f} | {whole['guided']:.2f} | {whole['again']:.2f} |" in found[0]

@@ -28,7 +28,7 @@ from ....hosts.base import choose_layers, unet_level
 from ....settings import Settings
 from ..unets import UNetWithInputs, unet_config, with_inputs
 from .counting import count_flops
-from .ways import GUIDED, RUN
+from .ways import GUIDED, RUN, WAYS, guide_of
 
 Layers = list[CrossAttentionLayer]
 
@@ -136,9 +136,11 @@ def count(model: str, path: str) -> dict[str, Any]:
     flops = {name: count_flops(take) / plain for name, (_, take) in takes.items()}
     flops["look"] = count_flops(lambda: once.look(found.latents, [0], run)) / plain
     flops["late"] -= 1  # the host's pass itself
+    read, default = (one.reader.layers for one in (once, guide_of(found, WAYS["default layers"]).gradient))
     return {
         "model": model,
         "path": path,
+        "default": [layer.name for layer in read] == [layer.name for layer in default],
         "layers": len(once.reader.layers),
         "plain": plain,
         "flops": flops,
@@ -162,5 +164,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         flops = " | ".join(f"{row['flops'][name]:.2f}" for name in ("look", "guided", "again", "late"))
         runs = " | ".join(f"{value:.3f}" for value in row["run"].values())
         kept = " | ".join(f"{value / 1e9:.2f}" for value in row["bytes"].values())
-        lines.append(f"| {FULL[row['model']][0]} | {row['path']} | {row['layers']} | {flops} | {runs} | {kept} |")
+        path = row["path"] + " (default)" * row["default"]
+        lines.append(f"| {FULL[row['model']][0]} | {path} | {row['layers']} | {flops} | {runs} | {kept} |")
     return "\n".join(lines) + "\n"

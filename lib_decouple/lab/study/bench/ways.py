@@ -10,6 +10,7 @@ import torch
 
 from ....core.guidance import Guide
 from ....core.maps import CrossAttentionLayer
+from ....hosts.family import profile_of
 from ....settings import Settings
 from ...evaluate.arms import embedded
 from ..unets import UNetWithInputs, embedded_unet, unet_config, with_inputs
@@ -34,7 +35,7 @@ class GuidanceWay:
     """``guide``: a pass of its own, ended after the last layer; ``whole``: not ended; ``late``: the
     host's own pass, one step late; ``rival``: diffusers' Attend-and-Excite pipeline."""
     path: Literal["auto", "all", "to first up", "first up", "to middle", "down"] = "auto"
-    """Which layers of the level; ``auto``: the model's own default."""
+    """Which layers of the level; ``auto``: those that the model's profile reads."""
 
     def settings(self, settings: Settings) -> Settings:
         """``settings`` such that :meth:`layers` has the whole level to choose from."""
@@ -70,13 +71,17 @@ WAYS: dict[str, GuidanceWay] = {
     "diffusers Attend-and-Excite": GuidanceWay("rival"),
 }
 MODELS = {"embedded": "the embedded model", "sd15": "Stable Diffusion 1.5, random weights"}
-SAME_ON_SD15 = {"default layers": "all layers", "up to the middle": "down path alone"}
-"""All layers are its default, and its middle block stands a level deeper."""
+SAME_ON_SD15 = {"default layers": "up to the first up layer", "up to the middle": "down path alone"}
+"""Its profile reads the first transformer on the way up, which has one layer, and its middle block stands a level
+deeper."""
 
 
 def guide_of(found: UNetWithInputs, way: GuidanceWay, settings: Settings = COSTED) -> Guide:
     """A guide of one image that guides this way."""
-    guide: Guide = found.guide(way.settings(settings), way.layers)
+    settings = way.settings(settings)
+    if way.path == "auto":
+        settings = dataclasses.replace(settings, layers=profile_of(found.unet).layers)
+    guide: Guide = found.guide(settings, way.layers)
     if way.kind == "whole":
         guide.gradient.reader = dataclasses.replace(guide.gradient.reader, stop=False)
         # What runs behind the last layer takes no gradient, which a proof would hold against it.
