@@ -29,8 +29,8 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import accumulate, chain, groupby
+from functools import cached_property, lru_cache, partial
+from itertools import accumulate, chain, groupby, pairwise
 from typing import Literal, NamedTuple
 
 from .syntax import UNSPACED
@@ -122,6 +122,10 @@ class Word(NamedTuple):
         return self._replace(positions=tuple(position + by for position in self.positions))
 
 
+_word: Callable[[tuple[object, ...]], Word] = partial(tuple.__new__, Word)
+"""``Word(*fields)``, faster."""
+
+
 def words(pieces: Iterable[Piece]) -> tuple[Word, ...]:
     """``pieces`` joined to words; the last word may lack its end mark, as where a host cuts a prompt short."""
     found: list[Word] = []
@@ -135,9 +139,10 @@ def words(pieces: Iterable[Piece]) -> tuple[Word, ...]:
         own.clear()
 
     for piece in pieces:
-        if not own and piece.text.endswith(WORD_END):
-            text = piece.text[: -len(WORD_END)]
-            found.append(Word(_decoded(text), (piece.position,), (text,) if text and not piece.embedding else ()))
+        position, text, embedding, _ = piece
+        if not own and text.endswith(WORD_END):
+            text = text[: -len(WORD_END)]
+            found.append(_word((_decoded(text), (position,), (text,) if text and not embedding else ())))
             continue
         own.append(piece)
         if piece.text.endswith(WORD_END):
@@ -145,6 +150,9 @@ def words(pieces: Iterable[Piece]) -> tuple[Word, ...]:
     if own:
         close()
     return tuple(found)
+
+
+_NONE: list[tuple[int, ...]] = []
 
 
 class Letters:
@@ -157,10 +165,15 @@ class Letters:
         self.texts: list[str] = []
         """Of each word."""
         for word in words:
-            text, owners = (_key(word.text), []) if word.whole else word.characters()
-            self.texts.append(text)
-            self._positions.append(word.positions)
-            self._owners.append(owners)
+            text, positions, pieces = word
+            if len(positions) == 1 or not pieces:
+                self.texts.append(text.lower() if text.isalnum() and text.isascii() else _key(text))
+                self._owners.append(_NONE)
+            else:
+                text, owners = word.characters()
+                self.texts.append(text)
+                self._owners.append(owners)
+            self._positions.append(positions)
         self.starts = list(accumulate(map(len, self.texts), initial=0))
         """Of each word, and where the last one ends."""
 
@@ -172,6 +185,22 @@ class Letters:
         last = bisect_left(self.starts, end)
         found = (self._within(k, start, end) for k in range(first, last) if self.texts[k])
         return tuple(sorted(set(chain.from_iterable(found))))
+
+    def tokens_of_each(self, texts: Iterable[str]) -> list[tuple[int, ...]]:
+        """The same of texts that are all characters together, in their order; () for one without characters."""
+        found: list[tuple[int, ...]] = []
+        starts, k, at = self.starts, 0, 0
+        for text in texts:
+            end = at + len(text)
+            if at == end:
+                found.append(())
+                continue
+            while starts[k + 1] <= at:
+                k += 1
+            whole = end <= starts[k + 1] and not self._owners[k]
+            found.append(self._positions[k] if whole else self.tokens(at, end))
+            at = end
+        return found
 
     def first_token(self, at: int) -> int:
         """Position of the first token that holds the character ``at``."""
@@ -285,12 +314,11 @@ def place(texts: Sequence[str], read: Reading) -> list[tuple[int, ...]]:
     ``()`` for one that it lacks. Where the two differ, as a host's tokenizer may put one character for
     another, what is alike before and behind is matched.
     """
-    keys = [_key(text) for text in texts]
+    keys = [text.lower() if text.isalnum() and text.isascii() else _key(text) for text in texts]
     theirs = read.letters
     written, letters = "".join(keys), "".join(theirs.texts)
     if written == letters:
-        ends = accumulate(map(len, keys))
-        return [theirs.tokens(end - len(key), end) if key else () for key, end in zip(keys, ends)]
+        return theirs.tokens_of_each(keys)
     starts = list(accumulate(map(len, keys), initial=0))
     found: list[set[int]] = [set() for _ in texts]
     for i, j, length in _matched(written, letters):
@@ -413,50 +441,57 @@ class _Line:
 
     def __init__(self, prompt: Sequence[Word], letters: Letters, key: Callable[[str], str]) -> None:
         self._letters = letters
-        self._where: list[int] = []
-        """Of each character of ``text``, its index among the letters, of which some are overlooked."""
-        texts: list[str] = []
-        self._edges = {0}
-        for word, own, start in zip(prompt, letters.texts, letters.starts):
-            indexes: Iterable[int] = range(start, start + len(own))
-            if not own.isalnum():
-                if not any(map(str.isalnum, word.text)):
-                    # CLIP takes signs that touch for one word: of "(bird)," the last two.
-                    self._edges.update(range(len(self._where), len(self._where) + len(word.text)))
-                keys = [char if char.isalnum() else key(char) for char in own]
-                own = "".join(keys)
-                indexes = [k for k, one in zip(indexes, keys) for _ in one]
-            texts.append(own)
-            self._where += indexes
-            self._edges.add(len(self._where))
+        texts = list(letters.texts)
+        changed: dict[int, list[int]] = {}
+        signs: list[int] = []
+        for k, own in enumerate(texts):
+            if own.isalnum():
+                continue
+            if not any(map(str.isalnum, prompt[k].text)):
+                signs.append(k)
+            keys = [char if char.isalnum() else key(char) for char in own]
+            texts[k] = "".join(keys)
+            if len(texts[k]) != len(own) or "" in keys:
+                changed[k] = [i for i, one in enumerate(keys, start=letters.starts[k]) for _ in one]
         self.text = "".join(texts)
+        starts = list(accumulate(map(len, texts), initial=0))
+        edges = set(starts)
+        for k in signs:
+            # CLIP takes signs that touch for one word: of "(bird)," the last two.
+            edges.update(range(starts[k], starts[k] + len(prompt[k].text)))
         for match in () if self.text.isascii() else UNSPACED.finditer(self.text):
-            self._edges.update(match.span())
+            edges.update(match.span())
+        self._edges = edges
+        self._where: Sequence[int] = range(len(self.text))
+        """Of each character of ``text``, its index among the letters, of which some are overlooked."""
+        if changed:
+            same = (range(*ends) for ends in pairwise(letters.starts))
+            self._where = list(chain.from_iterable(changed.get(k, own) for k, own in enumerate(same)))
         self._places: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
         self._looked_for: dict[str, list[int]] = {}
-        """Where the places of each phrase begin."""
+        """The first token of each place of each phrase."""
 
     def look_for(self, phrases: set[str]) -> None:
         """Find the places of the short ones of ``phrases`` in one pass."""
-        short = {phrase for phrase in phrases if 0 < len(phrase) <= _SHORT}
-        begins = {phrase[:length] for phrase in short for length in range(1, len(phrase) + 1)}
-        found: dict[str, list[int]] = {phrase: [] for phrase in short}
-        ends = dict.fromkeys(short, 0)
-        edges = sorted(self._edges)
+        found: dict[str, list[int]] = {phrase: [] for phrase in phrases if 0 < len(phrase) <= _SHORT}
+        begins = {phrase[:length] for phrase in found for length in range(1, len(phrase))}
+        ends = dict.fromkeys(found, 0)
+        edges, text, where = sorted(self._edges), self.text, self._where
         for k, start in enumerate(edges):
-            for n in range(k + 1, min(k + 1 + _SHORT, len(edges))):
-                phrase = self.text[start : edges[n]]
+            for n in range(k + 1, len(edges)):
+                end = edges[n]
+                phrase = text[start:end]
+                if phrase in found and start >= ends[phrase]:
+                    found[phrase].append(self._letters.first_token(where[start]))
+                    ends[phrase] = end
                 if phrase not in begins:
                     break
-                if phrase in short and start >= ends[phrase]:
-                    found[phrase].append(start)
-                    ends[phrase] = edges[n]
         self._looked_for.update(found)
 
     def first_tokens(self, phrase: str) -> list[int]:
         """The first token of each place of ``phrase``."""
         if phrase in self._looked_for:
-            return [self._letters.first_token(self._where[start]) for start in self._looked_for[phrase]]
+            return self._looked_for[phrase]
         return [place[0] for place in self.places([phrase])]
 
     def places(self, phrases: Iterable[str]) -> list[tuple[int, ...]]:

@@ -23,8 +23,8 @@ import itertools
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from .lexicon import Entry, entry, plain, second_words, singulars, verbs
@@ -178,6 +178,10 @@ class Entity(NamedTuple):
     """How many ``AND``, ``BREAK`` and the like are before it."""
 
 
+_entity: Callable[[tuple[object, ...]], Entity] = partial(tuple.__new__, Entity)
+"""``Entity(*fields)``, faster."""
+
+
 class Token(NamedTuple):
     """A word of a clause."""
 
@@ -192,6 +196,10 @@ class Token(NamedTuple):
     """What stands before it: 1 is a bracket, 2 one that closes and one that opens."""
     qualifier: str = ""
     """What stands behind it in escaped brackets, with these, or behind an underscore in brackets that weight it."""
+
+
+_token: Callable[[tuple[object, ...]], Token] = partial(tuple.__new__, Token)
+"""``Token(*fields)``, faster."""
 
 
 class Clause(NamedTuple):
@@ -228,33 +236,28 @@ def locate(prompt: str, dialect: Dialect = HOST) -> tuple[Entity, ...]:
 
 
 def located(prompt: str, spans: Sequence[Span]) -> list[tuple[Clause, list[Entity]]]:
-    """The clauses of a prompt whose spans these are, each with the drawable things that it mentions."""
-    found = clauses(prompt, spans)
+    """The clauses of a prompt whose spans these are, each with the drawable things that it mentions. Words in quotes
+    count where they aren't writing in the picture, and where without them the prompt names nothing."""
+    quoted = _quotes(prompt, spans)
+    written = _written(prompt, spans, quoted)
+    found = _split(prompt, spans, quoted, written)
     each = mentions(found)
+    if written and not any(each):
+        found = _split(prompt, spans, quoted, set())
+        each = mentions(found)
     named = iter(_named([one for own in each for one in own], spans))
     return [(clause, [next(named) for _ in own]) for clause, own in zip(found, each)]
 
 
-def mentions(found: Sequence[Clause]) -> list[list[Entity]]:
+def mentions(found: Sequence[Clause]) -> list[tuple[Entity, ...]]:
     """The drawable things of each clause."""
-    denied = _denied_lists(found)
+    signs = [clause.sign.strip() for clause in found[1:]]
+    each = [_told(clause, sign not in ("", ",")) for clause, sign in zip(found, [*signs, "."])]
+    denied = _denied_lists(found, each)
     return [
-        [
-            one._replace(part=clause.part) if clause.part else one
-            for one in _of_clause(clause.tokens, k + 1 == len(found) or found[k + 1].sign.strip() not in ("", ","))
-            if one.start >= denied.get(k, 0)
-        ]
-        for k, clause in enumerate(found)
+        tuple([one for one in told.entities if one.start >= denied[k]]) if k in denied else told.entities
+        for k, told in enumerate(each)
     ]
-
-
-def clauses(prompt: str, spans: Sequence[Span]) -> list[Clause]:
-    """The clauses of a prompt whose spans these are. Words in quotes count where they aren't writing in the picture,
-    and where without them the prompt names nothing."""
-    quoted = _quotes(prompt, spans)
-    written = _written(prompt, spans, quoted)
-    found = _split(prompt, spans, quoted, written)
-    return found if not written or any(mentions(found)) else _split(prompt, spans, quoted, set())
 
 
 def _quotes(prompt: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
@@ -330,57 +333,61 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
 
     emphasised = -1
     for k, span in enumerate(spans):
-        gap, end = prompt[end : span.start], span.end
+        kind, start, stop, text, weight, _, share = span
+        gap, end = prompt[end:start], stop
         if k <= emphasised:
             continue
         if "\n" in gap:
             close("\n")
-        while quote < len(quoted) and quoted[quote][1] < span.start:
+        while quote < len(quoted) and quoted[quote][1] < start:
             quote += 1
-        inside = quote < len(quoted) and quoted[quote][0] <= span.start <= quoted[quote][1]
+        inside = quote < len(quoted) and quoted[quote][0] <= start <= quoted[quote][1]
         if inside and quote in written:
             close('"')
-        elif qualifying >= 0 and ")" in span.text and span.kind == "punctuation":
-            shut = span.start + span.text.index(")") + 1
-            text = re.sub(r"\\", "", prompt[qualifying:shut].lower())
-            tokens[-1] = tokens[-1]._replace(qualifier=f"{tokens[-1].qualifier} {text}", end=shut)
+        elif qualifying >= 0 and ")" in text and kind == "punctuation":
+            shut = start + text.index(")") + 1
+            qualifier = re.sub(r"\\", "", prompt[qualifying:shut].lower())
+            tokens[-1] = tokens[-1]._replace(qualifier=f"{tokens[-1].qualifier} {qualifier}", end=shut)
             qualifying = -1
-            if span.text.strip("\\)") or span.end > shut:
-                close(span.text)
+            if text.strip("\\)") or end > shut:
+                close(text)
         elif qualifying >= 0:
-            if span.kind not in ("word", "punctuation", "weight"):
-                close(span.kind)
-        elif span.kind == "punctuation" and tokens and span.text.lstrip("\\").startswith("(") and ")" not in span.text:
-            qualifying = span.start
-        elif span.kind == "word" and span.taken_away:
+            if kind not in ("word", "punctuation", "weight"):
+                close(kind)
+        elif kind == "word" and (weight <= 0 or share <= 0):
             close("taken away")
-        elif span.kind == "word" and span.text == "BREAK":
+        elif kind == "word" and text == "BREAK":
             close("break")
-        elif span.kind == "word":
-            text = span.text.lower().replace("’", "'")
-            if tokens and text == "o" and prompt[tokens[-1].start : span.start].lower() == "w/":
-                tokens[-1] = tokens[-1]._replace(text="w/o", end=span.end)
+        elif kind == "word":
+            if gap == "" and k and spans[k - 1].text == "-" and _takes_away(prompt, spans[k - 1]):
+                tokens.append(Token("no", start - 1, start))
+            lower = text.lower()
+            owner = False
+            if not lower.isalnum():
+                lower = lower.replace("’", "'")
+                owner = lower.endswith("'s")
+                lower = lower.removesuffix("'s")
+            elif lower == "o" and tokens and prompt[tokens[-1].start : start].lower() == "w/":
+                tokens[-1] = tokens[-1]._replace(text="w/o", end=end)
                 continue
-            if gap == "" and k and _takes_away(prompt, spans[k - 1]):
-                tokens.append(Token("no", span.start - 1, span.start))
-            owner = text.endswith("'s")
-            text = text.removesuffix("'s")
-            tokens.append(Token(text, span.start, span.start + len(text), span.text[0].isupper(), owner, brackets))
+            tokens.append(_token((lower, start, start + len(lower), text[0].isupper(), owner, brackets, "")))
             brackets = 0
-        elif tokens and tokens[-1].end == span.start - 1 and (shut := _shuts(prompt, spans, k)):
-            emphasised, tokens[-1] = shut, _emphasised(tokens[-1], prompt[span.end : spans[shut].start], spans[shut])
-        elif span.kind == "weight":
-            closes = span.text[0] in ":)]"
+        elif kind == "punctuation" and tokens and text.lstrip("\\").startswith("(") and ")" not in text:
+            qualifying = start
+        elif tokens and tokens[-1].end == start - 1 and (shut := _shuts(prompt, spans, k)):
+            emphasised, tokens[-1] = shut, _emphasised(tokens[-1], prompt[end : spans[shut].start], spans[shut])
+        elif kind == "weight":
+            closes = text[0] in ":)]"
             brackets = 2 if brackets == 3 and not closes else 3 if closes else max(brackets, 1)
-        elif span.kind == "punctuation" and tokens and span.text == "/" and tokens[-1].text == "w":
+        elif kind == "punctuation" and tokens and text == "/" and tokens[-1].text == "w":
             tokens[-1] = tokens[-1]._replace(text="with")
-        elif span.kind == "punctuation" and inside and prompt[span.start : span.end].strip("".join(_QUOTES)) == "":
+        elif kind == "punctuation" and inside and prompt[start:end].strip("".join(_QUOTES)) == "":
             close('"')
-        elif span.kind in ("comment", "network") or (span.kind == "punctuation" and not gap and _within(span, tokens)):
+        elif kind in ("comment", "network") or (kind == "punctuation" and not gap and _within(span, tokens)):
             continue
         else:
-            close(span.text if span.kind == "punctuation" else span.kind)
-            part += span.kind in ("and", "break", "keyword")
+            close(text if kind == "punctuation" else kind)
+            part += kind in ("and", "break", "keyword")
     close("")
     return found
 
@@ -416,18 +423,17 @@ def _within(span: Span, tokens: Sequence[Token]) -> bool:
     return set(span.text) <= {"_", "-", "'"} or (span.text == "." and bool(tokens) and tokens[-1].text == "vs")
 
 
-def _denied_lists(found: Sequence[Clause]) -> dict[int, int]:
+def _denied_lists(found: Sequence[Clause], each: Sequence[_Told]) -> dict[int, int]:
     """Clause -> where in the prompt it ends to be denied, of "no cats, dogs or birds", and of a pasted infotext's
-    negative prompt."""
+    negative prompt; ``each`` is what is told of the clauses."""
     denied: dict[int, int] = {}
-    for k, clause in enumerate(found):
-        if k not in denied and k + 1 < len(found) and _heads_denied(clause, found[k + 1]):
+    for k, (clause, told) in enumerate(zip(found, each)):
+        if told.heads and k not in denied and k + 1 < len(found) and told.heads in ("*", found[k + 1].sign.strip()):
             after = itertools.takewhile(lambda n: "\n" not in found[n].sign, range(k + 1, len(found)))
             denied.update({n: found[n].tokens[-1].end for n in after})
-        words = [token.text for token in clause.tokens]
-        if words[-1] in _DENIES_BEFORE and not any(_is_small(one, "PO") and one not in _BEING for one in words):
+        if told.denied:
             denied[k] = clause.tokens[-1].end
-        if k in denied or not _ends_denied(clause.tokens):
+        if k in denied or not told.ends_denied:
             continue
         for n in range(k + 1, min(k + 6, len(found))):
             tokens = found[n].tokens
@@ -446,12 +452,18 @@ def _denied_lists(found: Sequence[Clause]) -> dict[int, int]:
     return denied
 
 
-def _heads_denied(clause: Clause, after: Clause) -> bool:
-    """Whether a clause is the heading of what is to be left out: "negative prompt: …", "without: …"."""
-    words = [token.text for token in clause.tokens]
-    return words == ["negative", "prompt"] or (
-        after.sign.strip() == ":"
-        and (words[-1] in ("negative", "negatives", "neg") or _denies(clause.tokens, len(words) - 1))
+def _heads(tokens: Sequence[Token]) -> str:
+    """Before which sign a clause is the heading of what is to be left out: "negative prompt …", "without: …"."""
+    words = [token.text for token in tokens]
+    if words == ["negative", "prompt"]:
+        return "*"
+    return ":" if words[-1] in ("negative", "negatives", "neg") or _denies(tokens, len(words) - 1) else ""
+
+
+def _is_denied(tokens: Sequence[Token]) -> bool:
+    """Whether a clause ends in what takes the rest of it away: "dogs excluded"."""
+    return tokens[-1].text in _DENIES_BEFORE and not any(
+        _is_small(token.text, "PO") and token.text not in _BEING for token in tokens
     )
 
 
@@ -499,12 +511,9 @@ class _Thing:
 
 def _named(found: Sequence[Entity], spans: Sequence[Span]) -> tuple[Entity, ...]:
     """Names for ``found``, alike for mentions of the same thing alone."""
-    things: dict[str, list[_Thing]] = {}
-    for text, own in _grouped(found).items():
-        things[text] = list(own)
     named = list(found)
     letters: _Letters | None = None
-    for text, several in things.items():
+    for text, several in _grouped(found).items():
         if len(several) < 2:
             continue
         _tell_apart(text, several, found)
@@ -519,12 +528,13 @@ def _named(found: Sequence[Entity], spans: Sequence[Span]) -> tuple[Entity, ...]
             taken.add(thing.name)
             for k in thing.mentions:
                 start = thing.start if k == thing.mentions[0] and thing.start >= 0 else found[k].start
-                named[k] = found[k]._replace(text=thing.name, start=start)
+                if (thing.name, start) != found[k][:2]:
+                    named[k] = found[k]._replace(text=thing.name, start=start)
     return tuple(named)
 
 
 def _grouped(found: Sequence[Entity]) -> dict[str, list[_Thing]]:
-    """The things that mentions of each noun name.
+    """The things that mentions of each noun name that is there more than once.
 
     A mention is of the last thing that is described alike, or of which one of the two says no more than the noun;
     but after "a", "another", a number or "and" it is another thing, unless it stands in another ``AND`` part.
@@ -532,7 +542,10 @@ def _grouped(found: Sequence[Entity]) -> dict[str, list[_Thing]]:
     things: dict[str, list[_Thing]] = {}
     described: dict[tuple[str, frozenset[str]], _Thing] = {}
     order: dict[int, int] = {}
+    times = Counter([one.text for one in found])
     for k, one in enumerate(found):
+        if times[one.text] == 1:
+            continue
         attributes = frozenset(text for text, _ in one.attributes)
         own = things.setdefault(one.text, [])
         ways = [described.get((one.text, attributes)), described.get((one.text, frozenset()))]
@@ -579,16 +592,17 @@ class _Letters(NamedTuple):
 def _letters(spans: Sequence[Span]) -> _Letters:
     texts: list[str] = []
     starts: list[int] = []
-    for span in spans:
-        if span.kind == "word" and span.text.isalpha():
-            texts.append(span.text.lower())
-            starts.append(span.start)
-        elif span.kind in ("word", "punctuation", "choice", "wildcard"):
-            for match in _ATOM.finditer(span.text):
+    for kind, start, _, text, _, _, _ in spans:
+        if kind == "word" and text.isalpha():
+            texts.append(text.lower())
+            starts.append(start)
+        elif kind in ("word", "punctuation", "choice", "wildcard"):
+            for match in _ATOM.finditer(text):
                 texts.append(match[0].lower())
-                starts.append(span.start + match.start())
-    ends = list(itertools.accumulate((len(text) + 1 for text in texts), initial=1))[1:]
-    return _Letters(" ".join(["", *texts, ""]), ends, starts)
+                starts.append(start + match.start())
+    joined = " ".join(["", *texts, ""])
+    ends = [end + k for k, end in enumerate(itertools.accumulate(map(len, texts)), start=2)]
+    return _Letters(joined, ends, starts)
 
 
 def _places(text: str, letters: _Letters) -> list[int]:
@@ -601,26 +615,51 @@ def _places(text: str, letters: _Letters) -> list[int]:
     return found
 
 
+class _Told(NamedTuple):
+    """What is told of a clause by itself."""
+
+    entities: tuple[Entity, ...]
+    heads: str
+    """Before which sign it is the heading of what is to be left out: "*" any, "" none."""
+    denied: bool
+    """Its last word takes the others away: "dogs excluded"."""
+    ends_denied: bool
+    """It ends in a denied noun."""
+
+
 _SHORT = 40
-"""Words of the longest clause whose entities are remembered: while somebody types, all clauses but one stay."""
+"""Words of the longest clause of which it is remembered: while somebody types, all clauses but one stay."""
 
 
-def _of_clause(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
-    """The entities of one clause, of which ``ends`` says whether more than a comma follows."""
-    if len(clause) > _SHORT:
-        yield from _read(clause, ends)
-        return
-    at = clause[0].start
-    told = [(text, start - at, end - at, *more) for text, start, end, *more in clause]
-    for one in _remembered(tuple(told), ends):
-        text, start, end, head, noun, attributes, determiner, joined, part = one
-        attributes = tuple([(word, begin + at) for word, begin in attributes])
-        yield Entity(text, start + at, end + at, head, noun, attributes, determiner, joined, part)
+def _told(clause: Clause, ends: bool) -> _Told:
+    """What is told of a clause, of which ``ends`` says whether more than a comma follows."""
+    tokens, _, part = clause
+    if len(tokens) > _SHORT:
+        told = _tell(tokens, ends)
+        return told._replace(entities=tuple([one._replace(part=part) for one in told.entities])) if part else told
+    at = tokens[0].start
+    key = tuple([(text, start - at, end - at, *more) for text, start, end, *more in tokens])
+    told = _remembered(key, ends)
+    if not told.entities or not (at or part):
+        return told
+    return told._replace(
+        entities=tuple(
+            [
+                _entity((text, start + at, end + at, head, noun, tuple([(word, begin + at) for word, begin in words]),
+                         determiner, joined, part))
+                for text, start, end, head, noun, words, determiner, joined, _ in told.entities
+            ]
+        )
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
-def _remembered(clause: tuple[tuple[Any, ...], ...], ends: bool) -> tuple[Entity, ...]:
-    return tuple(_read([Token(*one) for one in clause], ends))
+def _remembered(clause: tuple[tuple[Any, ...], ...], ends: bool) -> _Told:
+    return _tell([Token(*one) for one in clause], ends)
+
+
+def _tell(clause: Sequence[Token], ends: bool) -> _Told:
+    return _Told(tuple(_read(clause, ends)), _heads(clause), _is_denied(clause), _ends_denied(clause))
 
 
 def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:

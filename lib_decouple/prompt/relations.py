@@ -17,7 +17,7 @@ from functools import lru_cache
 from .align import Piece, Reading, place, words
 from .entities import POSSESSIVE, Clause, Entity, Token, located
 from .lexicon import entry
-from .syntax import HOST, Dialect, Span, parse
+from .syntax import HOST, REMEMBERED, Dialect, Span, parse
 
 _WEARS = frozenset(["wear", "don", "dress", "clothe", "clad", "sport", "attire", "garb"])
 _HOLDS = frozenset(
@@ -117,13 +117,12 @@ class Choice:
 
 def choose(prompt: str, dialect: Dialect = HOST) -> Choice:
     """What of ``prompt`` is kept apart by itself."""
-    return choose_of(prompt, parse(prompt, dialect))
+    return remembered_choice(prompt, dialect) if len(prompt) <= REMEMBERED else _choose(prompt, dialect)
 
 
-def choose_of(prompt: str, spans: Sequence[Span]) -> Choice:
-    """:func:`choose` of a prompt whose spans these are."""
+def _choose(prompt: str, dialect: Dialect) -> Choice:
     reader = _Reader()
-    for clause, things in located(prompt, spans):
+    for clause, things in located(prompt, parse(prompt, dialect)):
         reader.read(clause, things)
     apart: dict[str, Entity] = {}
     left_out: dict[str, LeftOut] = {}
@@ -135,6 +134,9 @@ def choose_of(prompt: str, spans: Sequence[Span]) -> Choice:
         else:
             apart[one.text] = one
     return Choice(tuple(apart.values()), tuple(left_out.values()))
+
+
+remembered_choice = lru_cache(maxsize=8)(_choose)
 
 
 def choose_of_parts(texts: Sequence[str], weights: Sequence[float] = (), dialect: Dialect = HOST) -> tuple[str, Choice]:
@@ -178,9 +180,11 @@ class _Reader:
             self.anchor = None
         previous: Entity | None = None
         relation, first = "", len(self.found)
+        if not things:
+            return
         starts, ends = [token.start for token in clause.tokens], [token.end for token in clause.tokens]
         for one in things:
-            start = min([one.start, *(at for _, at in one.attributes)])
+            start = min(one.start, one.attributes[0][1]) if one.attributes else one.start
             link = clause.tokens[bisect_left(starts, previous.end if previous else 0) : bisect_right(ends, start)]
             owner = previous is not None and not link and clause.tokens[bisect_left(ends, previous.end)].owner
             relation, other = self._related(link, one, previous, relation, bool(previous), owner)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from itertools import chain, compress, pairwise
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 Kind = Literal[
@@ -89,11 +91,11 @@ _PICTURE = (
     "\U0001f000-\U0001f1e5\U0001f200-\U0001faff"
 )
 _EMOJI = f"[{_PICTURE}][\ufe0f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*"
-_LETTER = rf"(?:(?![{_UNSPACED}])[^\W_][{_MARK}]*)"
+_LETTERS = rf"(?:[A-Za-z0-9]+[{_MARK}]*|(?![{_UNSPACED}])[^\W_][{_MARK}]*)+"  # runs of ASCII, as these are quick
 _LEXEME = re.compile(
-    r"(?P<wildcard>(?<!\w)__[\w\-./*]{1,100}?__(?!\w))"
-    rf"|(?P<word>\d+\.\d+|{_LETTER}+(?:(?:['’]-?|-){_LETTER}+)*"
+    rf"(?P<word>\d+\.\d+|{_LETTERS}(?:(?:['’]-?|-){_LETTERS})*"
     rf"|(?![\W_])[{_UNSPACED}][{_MARK}]*|[\U0001f1e6-\U0001f1ff]{{2}}|{_EMOJI}(?:\u200d{_EMOJI})*)"
+    r"|(?P<wildcard>(?<!\w)__[\w\-./*]{1,100}?__(?!\w))"
     rf"|(?P<punctuation>(?:(?![{_PICTURE}\U0001f1e6-\U0001f1ff])[^\w\s])+|[^\w\s]|_+)"
 )
 
@@ -136,6 +138,10 @@ class Span(NamedTuple):
     def taken_away(self) -> bool:
         """Does the prompt name it only to keep it out?"""
         return self.weight <= 0 or self.share <= 0
+
+
+_span: Callable[[tuple[object, ...]], Span] = partial(tuple.__new__, Span)
+"""``Span(*fields)`` in a third of the time: a long prompt has thousands."""
 
 
 @dataclass(frozen=True)
@@ -207,15 +213,26 @@ class _Group:
 
 def parse(prompt: str, dialect: Dialect = HOST) -> tuple[Span, ...]:
     """All spans of ``prompt`` in order, without overlap; between them lies white space, or an escape's ``\\``."""
+    return remembered_parse(prompt, dialect) if len(prompt) <= REMEMBERED else _parse(prompt, dialect)
+
+
+def _parse(prompt: str, dialect: Dialect) -> tuple[Span, ...]:
     source, spans = _strip(prompt, dialect)
     for number, (start, body, end, weight) in enumerate(_split(source.text)):
-        own = list(_part_spans(source.slice(start, body), number, dialect))
+        own = _part_spans(source.slice(start, body), number, dialect)
         shares = _sections(source, start, body, weight)
         spans.extend(own if shares == [(0, 1.0)] else _shared(own, shares))
         spans.extend(_signs(source, body, end, "and", number))
     for number, match in enumerate(_AND.finditer(source.text), start=1):
         spans.extend(source.spans("and", match.start(), match.end(), part=number))
-    return tuple(sorted(spans, key=lambda span: span.start))
+    return tuple(sorted(spans, key=itemgetter(1)))
+
+
+REMEMBERED = 20_000
+"""Characters of the longest prompt of which it is remembered what was read in it, while it is among the last few: a
+click on a chip and a job ask again for what was asked while it was typed."""
+
+remembered_parse = lru_cache(maxsize=8)(_parse)
 
 
 def words(prompt: str, dialect: Dialect = HOST) -> tuple[Span, ...]:
@@ -304,7 +321,7 @@ def _sections(source: _Source, start: int, end: int, weight: float) -> list[tupl
 
 def _shared(spans: list[Span], sections: list[tuple[int, float]]) -> Iterator[Span]:
     """``spans`` with the weights of the sections that they stand in."""
-    spans = sorted(spans, key=lambda span: span.start)
+    spans = sorted(spans, key=itemgetter(1))
     at = 0
     for span in spans:
         while at + 1 < len(sections) and sections[at + 1][0] <= span.start:
@@ -331,19 +348,21 @@ def _signs(source: _Source, start: int, end: int, kind: Kind, part: int) -> Iter
     return source.spans(kind, left, max(left, start + len(text.rstrip())), part=part)
 
 
-def _part_spans(source: _Source, part: int, dialect: Dialect) -> Iterator[Span]:
+def _part_spans(source: _Source, part: int, dialect: Dialect) -> list[Span]:
     """The spans of one part: choices first, then editing, then weights, as the hosts resolve them."""
+    found: list[Span] = []
     for find in (_choices, _editing):
         gone: set[int] = set()
         for start, end, kind in find(source.text):
-            yield from _signs(source, start, end, kind, part)
+            found += _signs(source, start, end, kind, part)
             gone.update(range(start, end))
         source = source.without(gone)
-    yield from (
+    found += (
         _weighted(source, part, dialect.emphasis == "Ignore")
         if dialect.emphasis != "None"
         else _lexemes(source, 0, len(source.text), part=part)
     )
+    return found
 
 
 def _choices(text: str) -> Iterator[tuple[int, int, Kind]]:
@@ -499,9 +518,10 @@ def _active(
             start = max(start, signs[k])
 
 
-def _weighted(source: _Source, part: int, ignored: bool = False) -> Iterator[Span]:
+def _weighted(source: _Source, part: int, ignored: bool = False) -> list[Span]:
     """Words, punctuation and BREAK with their weights, and the signs of those weights."""
     text = source.text
+    spans: list[Span] = []
     segments: list[tuple[int, int]] = []
     open_at: dict[str, list[int]] = {"(": [], "[": []}
     closed: dict[str, list[tuple[int, int, float]]] = {"(": [], "[": []}
@@ -531,7 +551,7 @@ def _weighted(source: _Source, part: int, ignored: bool = False) -> Iterator[Spa
                 close("[", 1 / STEP_UP)
             else:
                 close("(", weight[0] if weight else STEP_UP)
-            yield from source.spans("weight", i, end, part=part)
+            spans += source.spans("weight", i, end, part=part)
             start = end
     if start < len(text):
         segments.append((start, len(text)))
@@ -540,7 +560,8 @@ def _weighted(source: _Source, part: int, ignored: bool = False) -> Iterator[Spa
             close(sign, factor)
     weights = zip(_products(closed["("], len(segments)), _products(closed["["], len(segments)))
     for (first, last), (up, down) in zip(segments, weights):
-        yield from _lexemes(source, first, last, up * down, part, breaks=True, ignored=ignored)
+        spans += _lexemes(source, first, last, up * down, part, True, ignored)
+    return spans
 
 
 def _products(groups: list[tuple[int, int, float]], count: int) -> Iterator[float]:
@@ -576,33 +597,42 @@ def _lexemes(
     part: int = 0,
     breaks: bool = False,
     ignored: bool = False,
-) -> Iterator[Span]:
+) -> list[Span]:
     """The words, wildcards, keywords, punctuation and, where they count, BREAKs of a text of one weight."""
     told = 1.0 if ignored else weight
     if not _MARKED.search(source.text, start, end):
-        yield from _lexemes_between(source, start, end, told, part)
-        return
+        return _lexemes_between(source, start, end, told, part)
     signs = sorted(
         [(m.start(), m.end(), "break") for m in _BREAK.finditer(source.text, start, end) if breaks]
         + [(m.start(), m.end(), "keyword") for m in _KEYWORD.finditer(source.text, start, end)]
     )
+    found: list[Span] = []
     for first, last, kind in signs:
-        yield from _lexemes_between(source, start, first, told, part)
+        found += _lexemes_between(source, start, first, told, part)
         if kind == "break" and weight != 1:
             # The hosts weigh their mark as if it were text, and then no longer know it.
-            yield from source.spans("word", first, last, 1.0 if ignored else -weight, part)
+            found += source.spans("word", first, last, 1.0 if ignored else -weight, part)
         else:
-            yield from source.spans(kind, first, last, part=part)  # type: ignore[arg-type]
+            found += source.spans(kind, first, last, part=part)  # type: ignore[arg-type]
         start = last
-    yield from _lexemes_between(source, start, end, told, part)
+    return found + _lexemes_between(source, start, end, told, part)
 
 
-def _lexemes_between(source: _Source, start: int, end: int, weight: float, part: int) -> Iterator[Span]:
+def _lexemes_between(source: _Source, start: int, end: int, weight: float, part: int) -> list[Span]:
     where = source.where
-    for match in _LEXEME.finditer(source.text, start, end):
+    matches = _LEXEME.finditer(source.text, start, end)
+    if isinstance(where, range):  # nothing has been taken out of it
+        by = where.start
+        return [
+            _span((match.lastgroup, match.start() + by, match.end() + by, match[0], weight, part, 1.0))
+            for match in matches
+        ]
+    found: list[Span] = []
+    for match in matches:
         first, last = match.span()
         begin, length = where[first], last - first
-        if where[last - 1] == begin + length - 1:  # as nearly always: faster than by ``spans``
-            yield Span(match.lastgroup, begin, begin + length, match[0], weight, part)  # type: ignore[arg-type]
+        if where[last - 1] == begin + length - 1:
+            found.append(_span((match.lastgroup, begin, begin + length, match[0], weight, part, 1.0)))
         else:
-            yield from source.spans(match.lastgroup, first, last, weight, part)  # type: ignore[arg-type]
+            found.extend(source.spans(match.lastgroup, first, last, weight, part))  # type: ignore[arg-type]
+    return found

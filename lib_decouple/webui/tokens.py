@@ -6,11 +6,13 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 from ..prompt import align, syntax
 from ..prompt.entities import Entity
-from ..prompt.relations import choose_of
+from ..prompt.relations import choose
 from .palette import colours
 
 Kind = Literal["word", "weight", "break", "and", "lora", "embedding", "edit", "comment", "punctuation", "keyword"]
@@ -29,7 +31,7 @@ _KINDS: dict[str, Kind] = {
     "punctuation": "punctuation",
     "keyword": "keyword",
 }
-_READ = ("word", "punctuation", "choice", "wildcard", "keyword")
+_READ = frozenset(["word", "punctuation", "choice", "wildcard", "keyword"])
 """Kinds of spans that the text encoder reads."""
 
 MOST_ENTITIES = 200
@@ -70,6 +72,10 @@ class PromptWord(NamedTuple):
     """The n of ``word@n``; 1 is the first, 0 where no entity can name it."""
 
 
+_word: Callable[[tuple[object, ...]], PromptWord] = partial(tuple.__new__, PromptWord)
+"""``PromptWord(*fields)``, faster."""
+
+
 class Abandoned(Exception):
     """Nobody waits for the answer any more."""
 
@@ -95,13 +101,13 @@ class LeftOut:
     why: str
 
 
-@dataclass
+@dataclass(slots=True)
 class _Found:
     span: syntax.Span
     tokens: tuple[int, ...] = ()
     chunk: int = 0
     embedding: bool = False
-    occurrence: int = 1
+    occurrence: int = 0
     turn: int = 0
     """In which of its part's texts it was found."""
 
@@ -159,8 +165,9 @@ class _Context:
         own = [one for one in within if one.span.kind in _READ and one.span.start in there]
         for one, tokens in zip(own, align.place([one.span.text for one in own], read)):
             if tokens and not one.tokens:
-                one.tokens, one.turn, one.chunk = tokens, turn, pieces[tokens[0]].chunk
-                one.embedding = any(pieces[token].embedding for token in tokens)
+                _, _, embedding, chunk = pieces[tokens[0]]
+                one.tokens, one.turn, one.chunk = tokens, turn, chunk
+                one.embedding = embedding or (len(tokens) > 1 and any(pieces[token].embedding for token in tokens))
 
     def _index(self, k: int) -> int:
         """Which span holds the prompt's character ``k``; -1 for none."""
@@ -180,20 +187,18 @@ class _Context:
             if one.tokens
         ]
         wanted: dict[int, set[str]] = {0: {text for _, text, _ in read}}
-        for _, text, k in read:
+        for _, text, k in read if later else ():
             if k:
                 wanted.setdefault(k, set()).add(text)
-        numbers: dict[tuple[int, str], dict[int, int]] = {}
+        numbers: dict[int, dict[str, dict[int, int]]] = {}
         for k, texts in wanted.items():
-            for text, firsts in zip(texts, self.readings[k].first_tokens(texts)):
-                numbers[k, text] = {token: n for n, token in enumerate(firsts, start=1)}
-        for one in self.found:
-            one.occurrence = 0
+            firsts = self.readings[k].first_tokens(texts)
+            numbers[k] = {text: dict(zip(own, count(1))) for text, own in zip(texts, firsts)}
         for one, text, k in read:
             start = one.span.part * align.PART
-            one.occurrence = numbers[k, text].get(start + one.tokens[0], 0)
+            one.occurrence = numbers[k][text].get(start + one.tokens[0], 0)
             if one.occurrence and k:
-                one.occurrence += bisect_left(list(numbers[0, text]), start)
+                one.occurrence += bisect_left(list(numbers[0][text]), start)
 
     def look_up(self, entities: Sequence[str], words: Sequence[PromptWord]) -> list[Chosen]:
         """The entities as a job would find them."""
@@ -339,7 +344,7 @@ def describe(
     starts = [word.start for word in words]
     chosen = context.look_up(entities, words) + context.name(selected, words)
     _go_on_unless(gone)
-    choice = choose_of(prompt, spans)
+    choice = choose(prompt, dialect)
     suggested: dict[str, list[int]] = {}
     for entity in choice.apart:
         if own := context.words_of(entity, words, starts):
@@ -369,21 +374,22 @@ def _words(prompt: str, found: Sequence[_Found]) -> Iterator[PromptWord]:
     i = 0
     while i < len(found):
         one, last = found[i], found[i]
+        tokens = one.tokens
         i += 1
-        while i < len(found) and one.tokens and found[i].tokens == one.tokens and _is_one(one, last, found[i]):
+        while i < len(found) and tokens and found[i].tokens == tokens and _is_one(one, last, found[i]):
             last = found[i]
             i += 1
-        span = one.span
-        if span.part != part:
-            chunk, part = 0, span.part
-        if one.tokens:
+        own, start, end, text, weight, number, _ = one.span
+        if number != part:
+            chunk, part = 0, number
+        if tokens:
             chunk = one.chunk
-        kind: Kind = "embedding" if one.embedding else _KINDS[span.kind]
-        selectable = kind in ("word", "embedding") and bool(one.tokens)
-        text = prompt[span.start : last.span.end] if one is not last else span.text
-        yield PromptWord(
-            text, span.start, last.span.end, kind, selectable, one.tokens, chunk, part, span.weight, one.occurrence
-        )
+        kind: Kind = "embedding" if one.embedding else _KINDS[own]
+        selectable = bool(tokens) and kind in ("word", "embedding")
+        if one is not last:
+            end = last.span.end
+            text = prompt[start:end]
+        yield _word((text, start, end, kind, selectable, tokens, chunk, part, weight, one.occurrence))
 
 
 def _is_one(one: _Found, last: _Found, next: _Found) -> bool:

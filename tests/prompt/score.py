@@ -127,26 +127,31 @@ def main() -> None:
 
 def _tell_time() -> None:
     """Of 200 words, and of 10,000 characters as the chips ask for them, without the tokenizer: CPU time of the first
-    time in a process that has the lexicon, and the least of ten more."""
+    time in a process that has the lexicon, the least of ten with a word more each, and of ten again."""
     code = (
         "import re, sys, time; from lib_decouple.webui import tokens\n"
         "from lib_decouple.prompt import align, entities, lexicon\n"
         "def tokenize(text):\n"
         "    words = re.finditer(r'[^\\W\\d_]+|\\d|[^\\w\\s]+|_+', text)\n"
         "    return [align.Piece(k, word[0].lower() + '</w>') for k, word in enumerate(words)]\n"
-        "pieces = tokenize(sys.argv[2])\n"
-        "def spent(do):\n"
-        "    start = time.process_time(); do(); return 1000 * (time.process_time() - start)\n"
+        "pieces = {}\n"
+        "def spent(do, *given):\n"
+        "    start = time.process_time(); do(*given); return 1000 * (time.process_time() - start)\n"
         "print(spent(lexicon.load))\n"
-        "for do in (lambda: entities.suggest(sys.argv[1]), lambda: tokens.describe(sys.argv[2], lambda _: pieces)):\n"
-        "    print(spent(do), min(spent(do) for _ in range(10)))"
+        "for do, text in ((entities.suggest, sys.argv[1]),\n"
+        "                 (lambda text: tokens.describe(text, lambda _: pieces[text]), sys.argv[2])):\n"
+        "    typed = [text, *(text[:len(text) // 2] + ' cat' * k + text[len(text) // 2:] for k in range(1, 11))]\n"
+        "    pieces = {one: tokenize(one) for one in typed}\n"
+        "    first, *more = (spent(do, one) for one in typed)\n"
+        "    print(first, min(more), min(spent(do, typed[-1]) for _ in range(10)))"
     )
     prompts = [case.prompt for name in SETS for case in load(name) if case.style == "prose" and case.manner != "syntax"]
     given = " ".join(" ".join(prompts).split()[-200:]), ". ".join(prompts)[:10_000]
     told = subprocess.run([sys.executable, "-c", code, *given], check=True, capture_output=True, text=True)
     load_ms, *each = map(float, told.stdout.split())
-    print(f"reading the lexicon {load_ms:.1f} ms; 200 words: {each[0]:.1f} ms at first, {each[1]:.1f} ms again")
-    print(f"10,000 characters with their tokens, without tokenizing: {each[2]:.0f} ms at first, {each[3]:.0f} again")
+    print(f"reading the lexicon {load_ms:.1f} ms")
+    for name, own in (("200 words", each[:3]), ("10,000 characters with their tokens, without tokenizing", each[3:])):
+        print(f"{name}: {own[0]:.1f} ms at first, {own[1]:.1f} with a word more, {own[2]:.1f} ms again")
 
 
 def _tell_wrong(cases: Iterable[Case]) -> None:
