@@ -60,6 +60,10 @@ class Script(scripts.Script):
                 show_progress=False,
             )
 
+    def before_process(self, p: Any, *args: Any) -> None:
+        """Before the host makes a job ready."""
+        jobs.before(p)
+
     def process(self, p: Any, *args: Any) -> None:
         """Before the job's first batch."""
         jobs.begin(p, self.tabname, args)

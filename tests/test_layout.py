@@ -106,6 +106,7 @@ def test_hosts_do_not_know_each_other() -> None:
     shared = {
         "anima",
         "base",
+        "borrowed",
         "bystanders",
         "checkpoints",
         "curves",

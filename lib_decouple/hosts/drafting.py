@@ -24,6 +24,7 @@ from ..core.drafts import Draft, draft, in_groups, levels
 from ..core.insist import Accepts, Noises, nothing
 from ..core.maps import MapReader
 from . import previews, reasons
+from .borrowed import borrow
 from .reasons import Unsupported
 from .seeds import Choice, chosen, seeds_to_draft
 
@@ -121,7 +122,9 @@ class ChoosingSampler:
     def _undrawn(self, x: Tensor) -> Tensor:
         """Latents like ``x``, of a batch that is not drawn."""
         own = self.sampling
-        own.drew, own.p.enable_hr = False, False
+        own.drew = False
+        if getattr(own.p, "enable_hr", False):
+            borrow(own.p, enable_hr=False)  # its second pass would begin right behind
         own.detach()
         shared.state.skipped = True  # so that other extensions leave the batch alone
         return x

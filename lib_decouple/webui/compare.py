@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..hosts import reasons
+from ..hosts.borrowed import borrow
 
 LISTS = (
     "all_prompts",
@@ -93,7 +94,7 @@ def begin(p: Any, state: Any) -> Comparison:
     for name, values in lists.items():
         chunks = [list(values[n * size : (n + 1) * size]) for n in range(batches)]
         setattr(p, name, [value for chunk in chunks for value in chunk * 2])
-    p.n_iter = 2 * batches
+    borrow(p, n_iter=2 * batches)
     if state.job_count != -1:  # else the host counts p.n_iter itself
         state.job_count += batches
     return Comparison(p, batches, size, state.time_start)

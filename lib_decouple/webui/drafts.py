@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from ..hosts import reasons
+from ..hosts.borrowed import borrow
 from . import compare, heatmaps
 from .answers import shown
 
@@ -119,13 +120,14 @@ def draw(wanted: Wanted, run: KeptRun, p: Any, tab: str, state: Any) -> list[str
         if values := getattr(p, name, None):
             # Where hires fix is new in this job, its pass has the prompts of the first.
             setattr(p, name, [own.get(name, own.get(name.replace("_hr", ""), values[0]))])
-    p.seed, p.subseed = p.all_seeds[0], p.all_subseeds[0]
+    borrow(p, seed=p.all_seeds[0], subseed=p.all_subseeds[0])
     if state.job_count != -1:  # else the host counts p.n_iter itself
         state.job_count -= p.n_iter - 1
     now = conditions(p)
     if len(pictures := getattr(p, "init_images", None) or ()) > 1:
-        p.init_images = [pictures[wanted.image % len(pictures)]]  # each image of a batch began with its own
-    p.n_iter = p.batch_size = 1
+        own_picture = pictures[wanted.image % len(pictures)]  # each image of a batch began with its own
+        borrow(p, init_images=[own_picture])
+    borrow(p, n_iter=1, batch_size=1)
     return [
         f"The {name} is {now[name]}; this seed was drafted with {was}, so the picture may be another than its draft"
         for name, was in run.conditions.items()

@@ -15,6 +15,7 @@ from modules import errors, progress, shared
 from .. import __version__, presets, profiles
 from ..hosts import detect, reasons
 from ..hosts.base import Looking
+from ..hosts.borrowed import borrow, put_back
 from ..hosts.family import profile_of_model
 from ..settings import Settings, specs
 from . import api, callers, compare, drafts, infotext, map_files, options, order, report, xyz
@@ -63,10 +64,16 @@ class Jobs:
     """When the host began the job that has last been made to draw a draft; what other scripts draw within it is theirs.
     """
 
+    def before(self, p: Any) -> None:
+        """In ``before_process``: a host may go through one ``p`` several times, and may have failed the last time."""
+        if self.comparing and self.comparing.p is p:
+            self.comparing = None
+        put_back(p)
+
     def begin(self, p: Any, tab: str, args: Sequence[Any]) -> None:
         """In ``process``: read the arguments and write the infotext; nothing is hooked yet."""
         p.attention_decoupling = None
-        p.decouple_drafts_counted = False  # a host may go through one ``p`` several times
+        p.decouple_drafts_counted = False
         if self.comparing and self.comparing.started != shared.state.time_start:
             self.comparing = None  # its job has ended by an exception
         around = self._comparison_around(p)
@@ -90,7 +97,8 @@ class Jobs:
             run = Run(Settings(enabled=True), problem=str(error))
             log.warning("Attention Decoupling stands aside: %s", error)
             p.comment(f"Attention Decoupling stood aside: {error}")
-        if run.comparison:
+        is_on = run.settings.enabled or not run.drafts_only
+        if run.comparison or run.drafts_only:
             run.settings = replace(run.settings, enabled=True)
         if run.settings.enabled:
             p.attention_decoupling = run
@@ -105,14 +113,19 @@ class Jobs:
             preset = presets.matching(run.settings, options.preset_folder())
             if run.settings.left_open():
                 _close(run, p)
-            told = {**infotext.write(run.settings, preset, run.profile), infotext.RELEASE: __version__}
-            written.update({**run.told_of_guided(told), **run.infotext()})
+            if is_on:
+                told = {**infotext.write(run.settings, preset, run.profile), infotext.RELEASE: __version__}
+                written.update(run.told_of_guided(told))
+            written.update(run.infotext())
+            if run.drafts_only:  # only now: the host's “last parameters” have what was asked for
+                run.settings = replace(run.settings, look="choose", gradient="none")
 
     def before_batch(self, p: Any, batch: int) -> None:
         """In ``before_process_batch``: both batches of a pair have the same prompts and seeds, whatever other scripts
         did."""
         if self.comparing and self.comparing.p is p:
             self.comparing.pair_up(batch)
+        put_back(p, "do_not_save_samples")  # of a batch before this one that was not drawn
 
     def before_sampling(self, p: Any, x: Any) -> None:
         """In ``process_before_every_sampling``: attach to the sampler that is about to run on latents like ``x``."""
@@ -142,12 +155,15 @@ class Jobs:
     def after_sampling(self, p: Any, sampled: Any) -> None:
         """In ``post_sample``: where nothing was drawn there is nothing to decode, and nothing to save."""
         run = getattr(p, "attention_decoupling", None)
-        if run is None or all(one.drew for one in run.passes if one.iteration == p.iteration):
+        if run is None:
+            return
+        put_back(p, "enable_hr")
+        if p.iteration not in run.not_drawn:
             return
         from modules.processing import DecodedSamples
 
         sampled.samples = DecodedSamples(torch.zeros(3, p.height, p.width) for _ in sampled.samples)
-        p.do_not_save_samples = p.do_not_save_grid = True
+        borrow(p, do_not_save_samples=True, do_not_save_grid=True)
 
     def after_batch(self, p: Any, batch: int) -> None:
         """In ``postprocess_batch``: a batch was sampled, by us or past us."""
@@ -174,6 +190,7 @@ class Jobs:
         """In ``postprocess``: keep what was done, draw what more is wanted, and tell in the accordion."""
         run = getattr(p, "attention_decoupling", None)
         if run is None:
+            put_back(p)
             return
         self.live.end(run)
         if run.drew_nothing:
@@ -183,6 +200,10 @@ class Jobs:
             kept = self._keep(run, p, tab, processed)
         except Exception:
             errors.report("Attention Decoupling: the trace of this run is not kept", exc_info=True)
+        if run.not_drawn and not run.drew_nothing:  # drafting failed in a later batch, which the host drew
+            not_drawn = [number for number in range(len(p.all_prompts)) if number // p.batch_size in run.not_drawn]
+            order.leave_out(not_drawn, p, processed)
+        put_back(p)
         if run.comparison:
             self._put_side_by_side(run, run.comparison, processed)
         elif options.chosen("decouple_best_first"):
@@ -228,7 +249,6 @@ class Jobs:
         if script := reasons.selected_script(p):
             raise ValueError(f'drafts_only: the script "{script}" draws pictures of its own; choose None under Script')
         run.drafts_only = True
-        run.settings = replace(run.settings, enabled=True, look="choose", gradient="none")
 
     def problem_of_draft(self, wanted: drafts.Wanted) -> str:
         """Why a draft can't be drawn; "" when it is kept."""
@@ -282,9 +302,8 @@ class Jobs:
         return job.id if run.kept else ""
 
     def _put_side_by_side(self, run: Run, comparison: compare.Comparison, processed: Any) -> None:
-        """Add the pictures of a comparison, and leave the job as it was asked for."""
+        """Add the pictures of a comparison."""
         self.comparing = None
-        comparison.p.n_iter = comparison.batches
 
         def told(number: int) -> str:
             return run.label(*divmod(number, comparison.size))

@@ -26,12 +26,16 @@ def place(p: Any, processed: Any, number: int) -> int | None:
 
     The host puts a grid before them, and behind each an inpainting mask and a composite where it is told to.
     """
+    index = processed.index_of_first_image + number * stride(p)
+    return index if index < len(processed.images) else None
+
+
+def stride(p: Any) -> int:
+    """How many pictures the host gives for an image of the job: itself, and its mask and composite."""
     from modules.shared import opts
 
     masked = getattr(p, "mask_for_overlay", None) is not None
-    stride = 1 + masked * (bool(opts.return_mask) + bool(opts.return_mask_composite))
-    index = processed.index_of_first_image + number * stride
-    return index if index < len(processed.images) else None
+    return 1 + masked * (bool(opts.return_mask) + bool(opts.return_mask_composite))
 
 
 def pictures(p: Any, processed: Any) -> dict[int, bytes]:

@@ -1,4 +1,4 @@
-"""A job's pictures in another order than they were drawn in."""
+"""A job's pictures in another order than they were drawn in, or without some."""
 
 from __future__ import annotations
 
@@ -34,3 +34,18 @@ def put(best_first: Sequence[int], p: Any, processed: Any) -> str:
     if count and not first:
         processed.info = processed.infotexts[0]
     return ""
+
+
+def leave_out(numbers: Sequence[int], p: Any, processed: Any) -> None:
+    """Take these of the job's pictures out of ``processed``, each with its masks, infotext, prompts and seeds."""
+    first = processed.index_of_first_image
+    places = {number: map_files.place(p, processed, number) for number in numbers}
+    for number, place in sorted(places.items(), reverse=True):
+        if place is not None:
+            del processed.images[place : place + map_files.stride(p)]
+            del processed.infotexts[first + number]
+    for name in LISTS:
+        kept = [value for number, value in enumerate(getattr(processed, name)) if number not in places]
+        setattr(processed, name, kept)
+    if processed.infotexts:
+        processed.info = processed.infotexts[0]

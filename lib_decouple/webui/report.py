@@ -125,6 +125,11 @@ class Run:
         return next((chosen for one in own if (chosen := one.choices[position])), None)
 
     @property
+    def not_drawn(self) -> set[int]:
+        """Batches of which drafts were made alone."""
+        return {one.iteration for one in self.passes if not one.drew}
+
+    @property
     def drew_nothing(self) -> bool:
         """Were drafts made alone, of all that was sampled?"""
         return bool(self.passes) and not self.problem and not any(one.drew for one in self.passes)
