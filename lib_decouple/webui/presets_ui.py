@@ -212,7 +212,7 @@ def export_preset(name: str) -> tuple[Any, Any]:
     try:
         preset = presets.load(name, options.preset_folder())
     except ValueError as error:
-        return gr.update(visible=False), gr.update(visible=True, value=_paragraph(str(error)))
+        return gr.update(visible=False), gr.update(visible=True, value=_problem(str(error)))
     data = base64.b64encode(presets.to_json(preset)).decode()
     link = f'<a download="{escape(preset.name)}.json" href="data:application/json;base64,{data}">Save as a file</a>'
     return gr.update(visible=True, value=presets.to_text(preset)), gr.update(visible=True, value=f"<p>{link}</p>")
@@ -229,7 +229,7 @@ def preview_import(text: str, *values: Any) -> tuple[Any, ...]:
     try:
         found = presets.preview(text, _now(values), options.preset_folder())
     except ValueError as error:
-        return parts(_paragraph(str(error)))
+        return parts(_problem(str(error)))
     lines = [_paragraph(found.preset.name, "strong"), _paragraph(found.preset.reason)]
     lines.append(_table("Applying it changes", found.changes) or _paragraph("Applying it changes nothing."))
     if found.taken == "built in":
@@ -285,9 +285,9 @@ def _answered(do: Callable[..., tuple[Shown, Any]], *got: Any) -> tuple[Shown, A
     try:
         return do(*got)
     except ValueError as error:
-        return Shown(_paragraph(str(error)), question=""), None
+        return Shown(_problem(str(error)), question=""), None
     except OSError as error:
-        return Shown(_paragraph(f"the presets' folder: {error.strerror}"), question=""), None
+        return Shown(_problem(f"the presets' folder: {error.strerror}"), question=""), None
 
 
 def _updates(shown: Shown, asked: Any) -> list[Any]:
@@ -306,7 +306,7 @@ def _reason_of(name: str) -> str:
     try:
         preset = presets.load(name, options.preset_folder())
     except ValueError as error:
-        return _paragraph(str(error))
+        return _problem(str(error))
     # Labels stand apart, so that the host's localization finds them.
     own = ", ".join(
         f"<span>{escape(specs()[field].label)}</span>: {escape(_as_text_value(value))}"
@@ -329,6 +329,8 @@ def _as_control(value: Any) -> Any:
 
 
 def _as_text_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"  # as the controls have it
     return (join_list(value) or "none") if isinstance(value, list) else json.dumps(value).strip('"')
 
 
@@ -344,3 +346,8 @@ def _table(caption: str, changes: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _paragraph(text: str, tag: str = "p") -> str:
     return f"<{tag}>{escape(text)}</{tag}>" if text else ""
+
+
+def _problem(text: str) -> str:
+    """A paragraph that is marked as the chips' problems are."""
+    return f'<p class="decouple-problem">{escape(text)}</p>'

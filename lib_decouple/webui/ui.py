@@ -29,6 +29,8 @@ EXPERT: dict[Group, str] = {
 
 NO_BREAK = "\u00a0"
 _PERCENT = re.compile(r"(?<=\d) (?=%)")
+_OPTION = re.compile(r"(?<=\s)--[\w-]+")
+"""Of a command in a sentence, which a browser would break behind its hyphens."""
 
 _status_numbers = count(1)
 
@@ -136,5 +138,8 @@ def status_html(lines: list[str], run: str = "") -> str:
     """
     if not lines:
         return ""
-    told = "".join(f"<p>{escape(_PERCENT.sub(NO_BREAK, line))}</p>" for line in lines)
+    whole = (
+        _OPTION.sub(r'<span class="decouple-option">\g<0></span>', escape(_PERCENT.sub(NO_BREAK, one))) for one in lines
+    )
+    told = "".join(f"<p>{line}</p>" for line in whole)
     return f'<div class="decouple-run" data-told="{next(_status_numbers)}" data-run="{escape(run)}">{told}</div>'

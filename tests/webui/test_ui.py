@@ -157,11 +157,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_an_import_that_is_there_already_offers_to_replace_nothing(folder):
-    def values(**changed):
-        now = {**vars(Settings()), "compare": False, "draw": "", "drafts_only": False, **changed}
-        return [to_text(now[name]) if isinstance(now[name], tuple) else now[name] for name in ORDER]
+def values(**changed):
+    """Those of a page's controls."""
+    now = {**vars(Settings()), "compare": False, "draw": "", "drafts_only": False, **changed}
+    return [to_text(now[name]) if isinstance(now[name], tuple) else now[name] for name in ORDER]
 
+
+def test_an_import_that_is_there_already_offers_to_replace_nothing(folder):
     own = presets.Preset("Mine", "why", {"size": 0.3})
     presets.save(own, folder)
     other = presets.Preset("Mine", "why", {"size": 0.4})
@@ -173,6 +175,21 @@ def test_an_import_that_is_there_already_offers_to_replace_nothing(folder):
     assert "saved already" in told.message
     assert asked is None
     assert not told.question
+
+
+def test_what_an_import_changes_is_written_as_the_controls_have_it_and_what_is_wrong_is_marked(folder):
+    other = presets.Preset("Mine", "why", {"size": 0.31, "entities": ["cat"], "every": 2})
+    html, *_ = presets_ui.preview_import(presets.to_text(other), *values(size=2.0))
+    cells = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", html)
+    assert {label: (before, after) for label, before, after in cells} == {
+        "Step size": ("2", "0.31"), "Entities": ("none", "cat"), "Every k-th step": ("1", "2"),
+    }  # fmt: skip
+    wrong, *_ = presets_ui.preview_import("nonsense", *values())
+    missing = presets_ui.export_preset("<Nobody's>")[1]["value"]
+    told, _ = presets_ui._answered(presets_ui.apply_preset, "<Nobody's>")
+    for one, words in ((wrong, "no preset in this text"), (missing, "&lt;Nobody"), (told.message, "&lt;Nobody")):
+        assert one.startswith('<p class="decouple-problem">')
+        assert words in one
 
 
 def test_the_tiny_model_is_offered_where_it_can_be_loaded_and_is_not_there(tmp_path):
@@ -195,3 +212,6 @@ def test_the_tiny_model_is_offered_where_it_can_be_loaded_and_is_not_there(tmp_p
 
 def test_a_line_of_the_status_does_not_part_a_number_from_its_percent():
     assert "by 40.0\u00a0% of the length" in ui.status_html(["cat: moved at 3 of 6 steps by 40.0 % of the length"])
+    of_command = ui.status_html(["(python run.py study missing --split <a> --first-seed 3), -- and a--b"])
+    assert re.findall(r"<span[^>]*>(.*?)</span>", of_command) == ["--split", "--first-seed"]
+    assert re.sub(r"</?span[^>]*>", "", of_command).endswith("--split &lt;a&gt; --first-seed 3), -- and a--b</p></div>")
