@@ -1,8 +1,8 @@
 """``study presence``: how early, and by which score of the maps, one sees which entity will be missing.
 
-Plain runs, looked at at every step. Area under the ROC curve: the chance that an image (or an entity) that turns
-out whole has the higher score than one that turns out missing; 0.5 says nothing. Columns are noise levels, since
-they mean the same for every sampler and number of steps.
+Plain runs, or an arm's, looked at at every step, a guided one before its update. Area under the ROC curve: the chance
+that an image (or an entity) that turns out whole has the higher score than one that turns out missing; 0.5 says
+nothing. Columns are noise levels, since they mean the same for every sampler and number of steps.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ...core.presence import Curve, presence
 from ...hosts import curves
 from ...hosts.checkpoints import CHECKPOINT
 from ...settings import Settings
+from ..evaluate.arms import tuned
 from ..evaluate.curve import learn, reliability, reliability_as_markdown
 from ..evaluate.files import write_whole
 from ..evaluate.prompts.splits import SPLITS
@@ -119,6 +120,10 @@ READINGS: dict[str, dict[str, Any]] = {
 """How the maps are read: name -> settings."""
 
 
+LOOKED_AT = ("plain", "iou", "com", "kl", "cc", "intensity", "spread", "intensity+com")
+"""Arms whose runs are looked at as they are drawn."""
+
+
 def add_parser(commands: Any) -> None:
     """Describe the command's options."""
     parser = commands.add_parser("presence", help="how early the maps tell what will be missing", description=__doc__)
@@ -126,7 +131,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--counts", default="2,3", help="numbers of entities, by comma (2,3)")
     parser.add_argument("--split", choices=SPLITS, default="report", help="which prompts and seeds (report)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (20)")
-    parser.add_argument("--readings", default=";".join(READINGS), help=f"by semicolon, of {'; '.join(READINGS)}")
+    parser.add_argument(
+        "--arm", default="plain",
+        help=f"whose pictures, of {', '.join(LOOKED_AT)} (plain); of a guided one nothing is learned",
+    )  # fmt: skip
+    parser.add_argument(
+        "--readings",
+        help=f"by semicolon, of {'; '.join(READINGS)} (all; of a guided arm raw, as it is guided by others)",
+    )
     parser.add_argument(
         "--curve", type=Path, help="a curve.json of another split, whose probabilities are held to the truth"
     )
@@ -176,10 +188,17 @@ def drafted(backend: Any, task: Task) -> list[dict[str, Any]]:
 def run(arguments: argparse.Namespace) -> int:
     """Draw, score, write presence.json and presence.md."""
     counts = [int(part) for part in arguments.counts.split(",")]
-    readings = arguments.readings.split(";")
+    if arguments.arm not in LOOKED_AT:
+        raise ValueError(f"arm: {arguments.arm!r} is not one of {', '.join(LOOKED_AT)}")
+    guided = arguments.arm != "plain"
+    if guided and (arguments.curve or arguments.ship):
+        raise ValueError(f"arm: {arguments.arm!r} is guided; a curve is learned from plain pictures and held to them")
+    allowed = {"raw": READINGS["raw"]} if guided else READINGS
+    readings = arguments.readings.split(";") if arguments.readings else list(allowed)
     for name in readings:
-        if name not in READINGS:
-            raise ValueError(f"readings: {name!r} is not one of {'; '.join(READINGS)}")
+        if name not in allowed:
+            raise ValueError(f"readings: {name!r} is not one of {'; '.join(allowed)}")
+    looked = {"watch": True} if guided else {"observe": True}
     tasks = [
         task
         for count in counts
@@ -189,9 +208,9 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.split,
             count,
             arguments.n,
-            replace(Settings(), **READINGS[name]),
-            observe=True,
+            replace(tuned(arguments.arm, count, arguments.steps), **READINGS[name]),
             keep_maps=True,
+            **looked,
         )
     ]
     images: dict[tuple[int, str], list[dict[str, Any]]] = {task.key: [] for task in tasks}
@@ -199,15 +218,18 @@ def run(arguments: argparse.Namespace) -> int:
         for task, found in draw_all(scored, tasks, arguments.jobs, arguments.steps):
             images[task.key] += found
             bar.update(len(found))
-    rows = [row for (count, name), own in images.items() for row in areas(count, name, own)]
-    report = {"split": arguments.split, "steps": arguments.steps, "n": arguments.n, "rows": rows}
-    text = as_markdown(rows)
+    rows = []
+    for (count, name), own in images.items():
+        start = tuned(arguments.arm, count, arguments.steps).start if guided else None
+        rows += areas(count, name, own if start is None else [risen(image, start) for image in own])
+    report = {"arm": arguments.arm, "split": arguments.split, "steps": arguments.steps, "n": arguments.n, "rows": rows}
+    text = as_markdown(rows, "entity" if guided else "image")
     raw = {count: own for (count, name), own in images.items() if name == "raw"}
     if arguments.curve:
         curve = Curve.from_dict(json.loads(arguments.curve.read_text(encoding="utf-8")))
         report["reliability"] = [row for count, own in raw.items() for row in reliability(curve, count, own)]
         text += "\n" + reliability_as_markdown(report["reliability"])
-    elif raw:
+    elif raw and not guided:
         tasks = [
             task
             for count in counts
@@ -225,11 +247,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def risen(image: dict[str, Any], start: int) -> dict[str, Any]:
+    """With each score's rise since step ``start``, the last before guidance has moved anything."""
+    own = image["scores"]
+    rises = {
+        f"{name}, risen": [[after - before for after, before in zip(step, steps[start])] for step in steps]
+        for name, steps in own.items()
+    }
+    return {**image, "scores": {**own, **rises}}
+
+
 def areas(count: int, reading: str, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Areas by noise level of each score: of the weakest entity for the image, and of every entity for itself."""
     flags = np.array([image["missing"] for image in images])
     rows = []
-    for score in SCORES:
+    for score in images[0]["scores"]:
         values = np.array([image["scores"][score] for image in images])  # [images, steps, entities]
         by_image = [area(np.asarray(~flags.any(1)), step.min(1)) for step in values.transpose(1, 0, 2)]
         by_entity = [area(np.asarray(~flags.ravel()), step.ravel()) for step in values.transpose(1, 0, 2)]
@@ -238,20 +270,21 @@ def areas(count: int, reading: str, images: Sequence[dict[str, Any]]) -> list[di
     return rows
 
 
-def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The areas for people: a table a number of entities, of images by their weakest entity."""
+def as_markdown(rows: Sequence[dict[str, Any]], of: str = "image") -> str:
+    """The areas for people: a table a number of entities, of images by their weakest entity or ``of`` each "entity"."""
     lines = []
     for count in sorted({row["count"] for row in rows}):
         own = [row for row in rows if row["count"] == count]
         chosen = range(0, len(own[0]["sigmas"]))
         lines += [
-            f"{count} entities, N {own[0]['n']}, {100 * own[0]['missing']:.1f} % with one missing; columns: sigma",
+            f"{count} entities, N {own[0]['n']}, {100 * own[0]['missing']:.1f} % with one missing; by {of}; "
+            "columns: sigma",
             "",
             "| maps | score | " + " | ".join(f"{own[0]['sigmas'][k]:.2g}" for k in chosen) + " |",
             "|---|---|" + "---|" * len(chosen),
         ]
         lines += [
-            f"| {row['reading']} | {row['score']} | " + " | ".join(f"{row['image'][k]:.2f}" for k in chosen) + " |"
+            f"| {row['reading']} | {row['score']} | " + " | ".join(f"{row[of][k]:.2f}" for k in chosen) + " |"
             for row in own
         ]
         lines.append("")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from lib_decouple.__main__ import main
 from lib_decouple.core.presence import Curve, Level
 from lib_decouple.lab.evaluate.curve import learn, reliability
-from lib_decouple.lab.study.presence import SCORES, areas
+from lib_decouple.lab.study.presence import SCORES, areas, risen, scored
+from lib_decouple.lab.study.sample import embedded, tasks_of
 
 
 def images(scores: list[list[float]], missing: list[list[bool]]) -> list[dict[str, object]]:
@@ -43,6 +47,47 @@ def test_the_image_goes_by_its_weakest_entity_and_each_entity_by_itself() -> Non
     assert row["image"] == [1.0]
     # Present 0.9, 0.5, 0.6, 0.3; missing 0.2, 0.8: of the 8 pairs the present one is higher in 4 + 1.
     assert row["entity"] == [pytest.approx(5 / 8)]
+
+
+def test_what_has_risen_is_told_against_the_last_step_before_guidance() -> None:
+    steps = [[0.9, 0.1], [0.5, 0.4], [0.6, 0.2], [0.7, 0.6]]
+    image = {"sigmas": [4.0, 3.0, 2.0, 1.0], "missing": [True, False], "scores": {"lead": steps}}
+    found = risen(image, start=1)["scores"]
+    assert found["lead"] == steps
+    np.testing.assert_allclose(found["lead, risen"], [[0.4, -0.3], [0.0, 0.0], [0.1, -0.2], [0.2, 0.2]])
+    assert {row["score"]: row["entity"][2] for row in areas(2, "raw", [risen(image, 1)])} == {
+        "lead": 0.0, "lead, risen": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--arm", "comm"], "arm: 'comm' is not one of plain, iou, com"),
+        (["--arm", "com", "--ship"], "arm: 'com' is guided; a curve is learned from plain pictures"),
+        (["--arm", "com", "--readings", "treated"], "readings: 'treated' is not one of raw"),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    given: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "presence", *given, "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arm", ["plain", "com"])
+def test_each_step_of_an_arm_s_run_is_scored_before_its_update(arm: str) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    from lib_decouple.lab.evaluate.arms import tuned
+
+    backend = embedded(6).open("")
+    how = {"watch": True} if arm == "com" else {"observe": True}
+    (task,) = tasks_of("", "tune", 2, 1, tuned(arm, 2, 6), keep_maps=True, **how)
+    (plain,) = tasks_of("", "tune", 2, 1, observe=True, keep_maps=True)
+    (own,), (unmoved,) = scored(backend, task), scored(backend, plain)
+    assert len(own["sigmas"]) == len(own["scores"]["lead"]) == 6
+    alike = [a == pytest.approx(b, abs=1e-6) for a, b in zip(own["scores"]["lead"], unmoved["scores"]["lead"])]
+    assert alike == ([True, True, False, False, False, False] if arm == "com" else [True] * 6)
 
 
 def test_a_curve_finds_the_odds_that_made_the_data() -> None:
