@@ -55,6 +55,20 @@ def test_the_default_of_large_models_ends_with_the_first_transformer_on_the_way_
     ]
 
 
+def test_what_is_told_costs_the_products_of_queries_and_keys_of_two_passes(rows: dict[str, dict[str, Any]]) -> None:
+    unet = tiny_unet().half().to("meta")
+    found = with_inputs(unet, 16)
+    products = 0
+    for row in rows.values():
+        gradient = shapes.gradient_of(found, row["path"])
+        side = [16 // layer.factor for layer in gradient.reader.layers]
+        widths = [layer.module.to_q.out_features for layer in gradient.reader.layers]
+        products = sum(2 * own**2 * width * found.context.shape[1] for own, width in zip(side, widths))
+        assert row["flops"]["told"] * row["plain"] == pytest.approx(products)
+        assert row["told"] == pytest.approx(1 + 2 * row["flops"]["told"] / 50)
+    assert products > 0
+
+
 def test_bytes_by_hand() -> None:
     a = torch.empty(4, 8, device="meta", requires_grad=True)
     with shapes.Alive(torch.nn.Identity()) as alive:

@@ -3,8 +3,9 @@
 FLOPs are of matrix products and convolutions, relative to one CFG step (two rows). *Look*: a conditional pass that ends
 after the last layer that is read. *Guided*: the same with its gradient; *again*: with blocks computed twice. *Late*:
 the gradient of the host's own pass, beside that pass itself. *Run*: 50 steps, 25 of them guided, without
-looks. Memory is what is kept for the gradient when the pass is over, in fp16, by an attention that keeps no map of its
-own. No weights are needed: the architectures stand on torch's ``meta`` device.
+looks. *Told*: 50 steps, of which two are read as they are made, which `look` at `tell` does. Memory is what is kept for
+the gradient when the pass is over, in fp16, by an attention that keeps no map of its own. No weights are needed: the
+architectures stand on torch's ``meta`` device.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ....core.gradient import LossGradient
-from ....core.host_pass import RowsInOrder
+from ....core.host_pass import RowsInOrder, reading_beside
 from ....core.late import differentiated_beside
 from ....core.maps import CrossAttentionLayer
 from ....hosts.base import choose_layers, unet_level
+from ....hosts.tell import LEVELS
 from ....settings import Settings
 from ..unets import UNetWithInputs, unet_config, with_inputs
 from .counting import count_flops
@@ -119,6 +121,13 @@ def take_late(found: UNetWithInputs, gradient: LossGradient) -> None:
         late.differentiate(late.losses(found.latents.shape[-2:], [0])[1])
 
 
+def take_told(found: UNetWithInputs, gradient: LossGradient) -> None:
+    """The host's pass, its unconditional row first, and the maps of its conditional one."""
+    with reading_beside(found.unet, gradient.reader, lambda: RowsInOrder(1, 1, (1,))) as passed, torch.no_grad():
+        found.host()
+    passed.maps(found.latents.shape[-2:], [0])
+
+
 def count(model: str, path: str) -> dict[str, Any]:
     """One row: FLOPs over those of a CFG step, and bytes."""
     found = on_meta(model)
@@ -137,6 +146,7 @@ def count(model: str, path: str) -> dict[str, Any]:
     flops["look"] = count_flops(lambda: once.look(found.latents, [0], run)) / plain
     flops["late"] -= 1  # the host's pass itself
     read, default = (one.reader.layers for one in (once, guide_of(found, WAYS["default layers"]).gradient))
+    flops["told"] = count_flops(lambda: take_told(found, once)) / plain - 1
     return {
         "model": model,
         "path": path,
@@ -146,6 +156,7 @@ def count(model: str, path: str) -> dict[str, Any]:
         "flops": flops,
         "bytes": {name: kept_for(found, gradient, take) for name, (gradient, take) in takes.items()},
         "run": {name: 1 + GUIDED * flops[name] / RUN for name in takes},
+        "told": 1 + len(LEVELS) * flops["told"] / RUN,
     }
 
 
@@ -156,14 +167,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         "### Per step, on shapes",
         "",
         about,
-        "| model | layers read | of them | look | guided | again | late | run: guided | run: again | run: late "
+        "| model | layers read | of them | look | guided | again | late | run: guided | run: again | run: late | told "
         "| kept, GB: guided | again | late |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         flops = " | ".join(f"{row['flops'][name]:.2f}" for name in ("look", "guided", "again", "late"))
         runs = " | ".join(f"{value:.3f}" for value in row["run"].values())
         kept = " | ".join(f"{value / 1e9:.2f}" for value in row["bytes"].values())
-        path = row["path"] + " (default)" * row["default"]
-        lines.append(f"| {FULL[row['model']][0]} | {path} | {row['layers']} | {flops} | {runs} | {kept} |")
+        name, path = FULL[row["model"]][0], row["path"] + " (default)" * row["default"]
+        lines.append(f"| {name} | {path} | {row['layers']} | {flops} | {runs} | {row['told']:.5f} | {kept} |")
     return "\n".join(lines) + "\n"
