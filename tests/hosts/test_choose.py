@@ -110,6 +110,56 @@ def test_of_a_variation_its_own_seed_is_chosen(webui):
     assert picture.pixels == webui.draw(seed=40, **{**more, "subseed": drawn}).pixels
 
 
+def refined(webui: Host, switch_at: float) -> dict[str, Any]:
+    """Of a request whose refiner takes over at that share of eight steps."""
+    name = "tiny-other" if webui.name == "a1111" else "small-sd1-other"
+    if name not in [entry["model_name"] for entry in webui.get("/sdapi/v1/sd-models")]:
+        pytest.skip(f"the WebUI has no checkpoint {name}")
+    if webui.name == "forge":
+        webui.post("/sdapi/v1/options", {"refiner_use_steps": True})  # Neo goes by the noise level otherwise
+    return {"refiner_checkpoint": name, "refiner_switch_at": switch_at, **SMALL, "steps": 8}
+
+
+@pytest.mark.parametrize("switch_at", [0.2, 0.6])
+def test_before_a_refiner_drafts_are_of_the_first_model_and_the_seed_draws_the_same_without_us(webui, switch_at):
+    more = refined(webui, switch_at)
+    asked, picture = chosen(webui, **more)
+    alone = webui.draw({**CHOOSE, "drafts": 6}, seed=asked, **{**SMALL, "steps": 8})
+    assert seeds(picture) == seeds(alone)
+    assert picture.value("Decouple no drafts") is None
+    assert picture.pixels == webui.draw(seed=seeds(picture)[0], **more).pixels
+    assert picture.pixels != alone.pixels
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ SDE"])
+def test_hires_fix_of_variations_in_batches_goes_on_with_their_own_seeds(webui, sampler):
+    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": webui.upscaler, "denoising_strength": 0.7}
+    if webui.name == "forge":
+        hires["hr_additional_modules"] = ["Use same choices"]
+    more = {**SMALL, **hires, "sampler_name": sampler, "subseed_strength": 0.6}
+    picture = webui.draw({**CHOOSE, "drafts": 4}, seed=40, subseed=70, n_iter=2, **more)
+    first = len(picture.images) - 2  # behind a grid
+    assert seeds(picture)[-2:] == [40, 40]
+    drawn = [int(str(picture.value("Variation seed", first + k))) for k in range(2)]
+    assert [seed in seeds_to_draft(70 + k, 4) for k, seed in enumerate(drawn)] == [True, True]
+    assert drawn != [70, 71]
+    for k, seed in enumerate(drawn):
+        assert picture.pixels[first + k] == webui.draw(seed=40, subseed=seed, **more).pixels[0]
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["img2img", "inpainting"])
+def test_of_a_variation_in_img2img_its_own_seed_is_chosen(webui, masked):
+    more = begun_with(webui, masked, subseed_strength=0.6)
+    for asked in range(70, 80):
+        picture = encoded_alike(webui, {**CHOOSE, "drafts": 4}, seed=40, subseed=asked, **more)
+        drawn = int(str(picture.value("Variation seed")))
+        if drawn != asked:
+            break
+    assert drawn in seeds_to_draft(asked, 4)[1:]
+    assert seeds(picture) == [40]
+    assert picture.pixels == encoded_alike(webui, seed=40, subseed=drawn, **more).pixels
+
+
 def test_each_image_of_several_batches_has_a_seed_of_its_own(webui):
     picture = webui.draw({**CHOOSE, "drafts": 3}, seed=40, n_iter=2, batch_size=2, **SMALL)
     first = len(picture.images) - 4  # behind a grid
@@ -187,6 +237,37 @@ def test_out_of_memory_in_a_draft_draws_the_seed_that_was_asked_for_and_says_so(
         webui.inside(AS_BEFORE)
     assert (fewer.value("Decouple no drafts"), fewer.value("Decouple asked seed")) == (None, str(asked))
     assert seeds(fewer)[0] in seeds_to_draft(asked, 6)
+
+
+def test_out_of_memory_in_the_drafts_of_a_job_of_several_batches_draws_all_that_was_asked_for(webui):
+    more = {**SMALL, "n_iter": 2, "batch_size": 2}
+    expected = webui.draw(seed=40, **more)
+    webui.inside(INSTEAD, most=0, stop="")
+    try:
+        failed = webui.draw({**CHOOSE, "drafts": 3}, seed=40, **more)
+    finally:
+        webui.inside(AS_BEFORE)
+    assert seeds(failed)[-4:] == [40, 41, 42, 43]
+    for k in range(4):
+        assert "out of memory" in str(failed.value("Decouple no drafts", len(failed.images) - 4 + k))
+    assert failed.pixels == expected.pixels
+
+
+@pytest.mark.parametrize(("how", "pictures"), [("interrupted", 1), ("skipped", 2)])
+def test_stopped_within_its_first_drafts_a_job_of_two_batches_ends_or_goes_on_as_the_host_has_it(webui, how, pictures):
+    once = "if stop and not kept.setdefault('stopped', []):\n        kept['stopped'].append(True)"
+    webui.inside(INSTEAD.replace("if stop:", once), most=MANY, stop=how)
+    try:
+        stopped = webui.draw({**CHOOSE, "drafts": 3}, seed=40, n_iter=2, **SMALL)
+    finally:
+        webui.inside(AS_BEFORE)
+        webui.inside("kept.pop('stopped')")
+    assert len(set(seeds(stopped))) == pictures
+    assert seeds(stopped)[-pictures] == 40
+    if how == "skipped":
+        assert stopped.value("Decouple asked seed", len(stopped.images) - 1) in (None, "41")
+        assert seeds(stopped)[-1] in seeds_to_draft(41, 3)
+        assert stopped.pixels[-1] == webui.draw(seed=seeds(stopped)[-1], **SMALL).pixels[0]
 
 
 @pytest.mark.parametrize("how", ["interrupted", "skipped"])

@@ -12,7 +12,7 @@ from PIL import ImageChops
 
 from lib_decouple.hosts.seeds import seeds_to_draft
 from tests.hosts.conftest import Host, Picture
-from tests.hosts.test_choose import begun_with, encoded_alike
+from tests.hosts.test_choose import begun_with, encoded_alike, refined
 
 INSIST = {"gradient": "none", "look": "insist"}
 SCRIPTED = """
@@ -177,6 +177,36 @@ def test_of_a_variation_its_own_seed_is_begun_with(webui, script):
     assert (seeds(picture), picture.value("Variation seed")) == ([40], str(second))
     assert picture.value("Decouple asked variation seed") == "70"
     assert picture.pixels == webui.draw(seed=40, **{**more, "subseed": second}).pixels
+
+
+def test_a_run_is_begun_again_by_the_first_model_where_the_refiner_takes_over_later(webui, script):
+    more, second = refined(webui, 0.9), seeds_to_draft(40, 2)[1]
+    script(None, {40: BAD})
+    picture = webui.draw(INSIST, seed=40, **more)
+    assert (seeds(picture), begun_again(picture)) == ([second], [40])
+    assert picture.value("Decouple not insisted") is None
+    assert picture.pixels == webui.draw(seed=second, **more).pixels
+    assert picture.pixels != webui.draw(seed=second, **{**SMALL, "steps": 8}).pixels
+
+
+def test_a_refiner_that_takes_over_before_it_is_told_is_left_its_run_and_that_is_said(webui, script):
+    more = refined(webui, 0.1)
+    script(None, {40: BAD})
+    picture = webui.draw(INSIST, seed=40, **more)
+    assert (seeds(picture), begun_again(picture)) == ([40], [])
+    assert "refiner" in str(picture.value("Decouple not insisted"))
+    assert picture.pixels == webui.draw(seed=40, **more).pixels
+
+
+def test_hires_fix_of_variations_goes_on_with_the_seed_that_was_begun_with_last(webui, script):
+    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": webui.upscaler, "denoising_strength": 0.7}
+    if webui.name == "forge":
+        hires["hr_additional_modules"] = ["Use same choices"]
+    more, second = {**SMALL, **hires, "subseed_strength": 0.6, "sampler_name": "Euler a"}, seeds_to_draft(70, 2)[1]
+    script(None, {70: BAD})
+    picture = webui.draw(INSIST, seed=40, subseed=70, **more)
+    assert (seeds(picture), picture.value("Variation seed")) == ([40], str(second))
+    assert picture.pixels == webui.draw(seed=40, subseed=second, **more).pixels
 
 
 def test_of_several_batches_each_image_that_lacks_nothing_keeps_its_own_seed(webui, script):
