@@ -162,7 +162,7 @@
             this.shownGroups().forEach((group, k) => group.forEach((word) => owner.set(word, k)));
             const automatic = !this.answer.entities.length;
             const leftOut = this.leftOut();
-            words.replaceChildren(...this.answer.words.map((word, k) => {
+            words.replaceChildren(...this.together(this.answer.words.map((word, k) => {
                 if (!word.selectable) {
                     const sign = this.part("span", "decouple-sign", word.text);
                     sign.title = (KINDS[word.kind] ?? KINDS.word)(word, this.answer.words);
@@ -200,7 +200,7 @@
                     this.dragged = false;
                 });
                 return chip;
-            }));
+            })));
             this.reach(focused);
             if (focused !== null) this.chip(focused)?.focus();
             const problems = [...(this.answer.warnings ?? []), ...this.answer.entities.map((one) => one.problem).filter(Boolean)];
@@ -210,6 +210,28 @@
                 ? [owner.size ? say("Found automatically. Click words to change that; drag across words to join them.")
                     : say("Nothing found; click words to choose."), told].filter(Boolean).join(" ")
                 : say("{number} chosen: {names}", {number: this.answer.entities.length, names: this.answer.field})), !automatic);
+        }
+
+        // Elements of words and signs, so that no line begins with a sign that closes, or ends with one that opens.
+        together(parts) {
+            const lines = [];
+            let opened = false;
+            for (const one of parts) {
+                const sign = one.classList.contains("decouple-sign") ? one.textContent.trim() : "";
+                const short = sign.length < 8;
+                if (lines.length && short && (opened || /^[,.;:!?)\]}，、；。：]/.test(sign))) {
+                    if (!lines.at(-1).classList.contains("decouple-together")) {
+                        const together = this.part("span", "decouple-together");
+                        together.append(lines.pop());
+                        lines.push(together);
+                    }
+                    lines.at(-1).append(one);
+                } else {
+                    lines.push(one);
+                }
+                opened = short && /[(\[{]$/.test(sign);
+            }
+            return lines;
         }
 
         // A list is one of problems, a text no problem. What the server says begins with the field's name, which the
