@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import urllib.request
@@ -32,6 +34,29 @@ AS_BEFORE = """
 import sys
 from modules import shared
 sys.modules["lib_decouple.hosts.drafting"].draft = shared.decouple_draft
+result = None
+"""
+LAST = """
+from pathlib import Path
+from modules import paths
+result = (Path(paths.data_path) / "params.txt").read_text("utf-8")
+"""
+NO_SECOND_BATCH = """
+import sys
+from modules import shared
+kind = sys.modules["lib_decouple.hosts.sampling"].SamplingPass
+shared.decouple_attach = kind.attach
+def attach(sampling, *given):
+    if sampling.iteration == 1:
+        raise RuntimeError("nothing can be attached")
+    return shared.decouple_attach(sampling, *given)
+kind.attach = attach
+result = None
+"""
+ATTACHED_AGAIN = """
+import sys
+from modules import shared
+sys.modules["lib_decouple.hosts.sampling"].SamplingPass.attach = shared.decouple_attach
 result = None
 """
 SMALL = {"width": 64, "height": 64, "steps": 4}
@@ -396,6 +421,37 @@ def test_drafts_alone_draw_nothing_and_one_of_them_can_be_drawn_then(webui, kind
     assert seeds(chosen) == [best]
     drawn = encoded_alike(webui, {"gradient": "none", "draw": f"{told['id']}/0/{best}"}, **{**SMALL, **more})
     assert (seeds(drawn), drawn.pixels) == ([best], chosen.pixels)
+
+
+def test_the_last_parameters_after_drafts_alone_are_the_ones_that_were_asked_for(webui):
+    for asked in ({"enabled": True, "look": "tell", "gradient": "late"}, {"enabled": True}, {"look": "insist"}):
+        request_for(webui, asked)
+        of_picture = webui.inside(LAST)
+        assert request_for(webui, {**asked, "drafts_only": True})["images"] == []
+        assert webui.inside(LAST) == of_picture
+        assert ("Decouple: 1" in of_picture) is ("enabled" in asked)
+
+
+def test_a_batch_behind_drafts_alone_where_guidance_can_t_be_attached_is_whole(webui):
+    """With hires fix and two batches: the second is drawn by the host, as it is without us."""
+    more: dict[str, Any] = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": webui.upscaler}
+    more["denoising_strength"] = 0.7
+    if webui.name == "forge":
+        more["hr_additional_modules"] = ["Use same choices"]
+    more |= {"n_iter": 2, "batch_size": 1, "sampler_name": "Euler", "cfg_scale": 3}
+    plain = encoded_alike(webui, seed=40, **{**SMALL, **more})
+    webui.inside(NO_SECOND_BATCH)
+    try:
+        answer = request_for(webui, {"drafts_only": True}, **more)
+    finally:
+        webui.inside(ATTACHED_AGAIN)
+    assert len(answer["images"]) == 1
+    info = json.loads(answer["info"])
+    assert (info["all_seeds"], len(info["infotexts"])) == ([41], 1)
+    assert "Decouple stood aside" in info["infotexts"][0]
+    drawn = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).convert("RGB")
+    assert drawn.size == (96, 96)
+    assert drawn.tobytes() == plain.pixels[-1]
 
 
 def test_where_nothing_can_be_drafted_nothing_is_drawn_and_it_is_said(webui):
