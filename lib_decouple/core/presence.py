@@ -32,17 +32,22 @@ SCORE = "lead"
 """Name of what :func:`presence` gives, kept beside what is learned of it."""
 
 
-def presence(maps: Tensor) -> Tensor:
-    """``max_p (A_i(p) − max_{j≠i} A_j(p))``, at least 0; of one entity alone its peak ``max_p A_i(p)`` [I].
+def leads(maps: Tensor) -> Tensor:
+    """``max_p (A_i(p) − max_{j≠i} A_j(p))``; of one entity alone its peak ``max_p A_i(p)`` [I].
 
-    Maps ``[batch, entities, h, w]`` of attention probabilities -> ``[batch, entities]`` in [0, 1].
+    Maps ``[batch, entities, h, w]`` of attention probabilities -> ``[batch, entities]`` in [-1, 1], differentiable.
     """
     if maps.shape[1] < 2:
         return losses.intensity(maps, "max")
     flat = rearrange(maps.float(), "b e h w -> b e (h w)")
     first, second = flat.topk(2, dim=1).values.split(1, dim=1)
     others = torch.where(flat == first, second, first)
-    return reduce(flat - others, "b e p -> b e", "max").clamp(min=0)
+    return reduce(flat - others, "b e p -> b e", "max")
+
+
+def presence(maps: Tensor) -> Tensor:
+    """The score: :func:`leads`, at least 0. ``[batch, entities]`` in [0, 1]."""
+    return leads(maps).clamp(min=0)
 
 
 def colliding(maps: Tensor) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from lib_decouple.core.presence import SCORE, Curve, Helping, Level, Presence, colliding, presence, read
+from lib_decouple.core.presence import SCORE, Curve, Helping, Level, Presence, colliding, leads, presence, read
 
 CURVE = Curve((Level(4.0, 0.3, 10.0), Level(1.0, 0.5, 20.0)))
 
@@ -38,6 +38,14 @@ def test_the_lead_is_what_the_definition_says(maps: np.ndarray) -> None:
     flat = maps.reshape(2, 3, 20)
     expected = [[lead(own, entity) for entity in range(3)] for own in flat]
     torch.testing.assert_close(presence(torch.from_numpy(maps)), torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_who_leads_nowhere_is_pulled_up_where_it_lags_least_and_the_leader_there_down() -> None:
+    """The second lags by 0.1 at the second pixel: clamped, its score is 0 and would pull nothing."""
+    maps = torch.tensor([[[[0.5, 0.3]], [[0.1, 0.2]]]], requires_grad=True)
+    torch.testing.assert_close(leads(maps), torch.tensor([[0.4, -0.1]]))
+    (gradient,) = torch.autograd.grad(leads(maps)[0, 1], maps)
+    torch.testing.assert_close(gradient, torch.tensor([[[[0.0, -1.0]], [[0.0, 1.0]]]]))
 
 
 def test_of_one_entity_alone_no_chance_is_told() -> None:

@@ -64,6 +64,8 @@ for _count, _arms in ARMS.items():
             "gated": _arms["intensity+com"],
             "peaked": replace(_com, stop="off"),
             "late refinement": _LATE_REFINEMENT,
+            "led": replace(_com, stop="off"),
+            "led+com": _arms["intensity+com"],
         }
 """Beside them, tried: the best of four seeds by their drafts, and no more drafts than until one is accepted, with one
 restart, unguided and guided; a late gradient; leaving images

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...core import losses
+from ...core.presence import leads
 
 GATE = 0.5
 """Intensity loss above which a mix's overlap term is off [F: InitNO, gsn-factory]."""
@@ -36,6 +37,18 @@ def peaked(maps: Tensor) -> Tensor:
     return 1 - divergence / math.log(max(2, maps.shape[1]))
 
 
+def led(maps: Tensor) -> Tensor:
+    """``max_i (1 − lead_i)``: by how much the weakest entity lacks a place of its own, where its map is higher than all
+    others' (:func:`lib_decouple.core.presence.leads`, the score that tells best what will be missing). ``[batch]``.
+    """
+    return (1 - leads(maps)).amax(1)
+
+
+def led_apart(maps: Tensor) -> Tensor:
+    """``led + 0.3*com``: a place for each, and the places apart. ``[batch]``."""
+    return led(maps) + 0.3 * losses.com(maps)
+
+
 @dataclass(frozen=True)
 class Trial:
     """How an arm is drawn, beyond what settings say."""
@@ -54,6 +67,8 @@ class Trial:
 TRIALS: dict[str, Trial] = {
     "gated": Trial(loss=gated),
     "peaked": Trial(loss=peaked),
+    "led": Trial(loss=led),
+    "led+com": Trial(loss=led_apart),
     "com weighed": Trial(weighed=True),
     "choose conditional": Trial(conditional_drafts=True),
     "com choose conditional": Trial(conditional_drafts=True),

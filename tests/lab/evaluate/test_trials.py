@@ -20,7 +20,7 @@ from lib_decouple.lab.evaluate.arms import ARMS, tuned
 from lib_decouple.lab.evaluate.flops import times_plain
 from lib_decouple.lab.evaluate.plan import ArmPart, BackendPart, Job, Sampling, settings_of
 from lib_decouple.lab.evaluate.prompts import Prompt
-from lib_decouple.lab.evaluate.trials import TRIALS, gated, peaked
+from lib_decouple.lab.evaluate.trials import TRIALS, gated, led, led_apart, peaked
 from lib_decouple.lab.model.judge import judged
 from lib_decouple.settings import Settings
 
@@ -52,6 +52,13 @@ def test_gated_leaves_the_overlap_out_while_an_entity_is_neglected() -> None:
     both = float(losses.intensity_loss(strong)) + 0.3 * float(losses.com(strong))
     assert float(gated(strong)) == pytest.approx(both)
     assert float(gated(strong)) != pytest.approx(float(losses.intensity_loss(strong)))
+
+
+def test_led_is_what_the_weakest_lacks_of_a_place_of_its_own() -> None:
+    """Leads 0.4 and -0.1: the weakest is 1.1 short of a place where nothing else is; with com, 0.3 times that more."""
+    maps = torch.tensor([[[[0.5, 0.3]], [[0.1, 0.2]]]])
+    assert float(led(maps)) == pytest.approx(1.1)
+    assert float(led_apart(maps)) == pytest.approx(1.1 + 0.3 * float(losses.com(maps)))
 
 
 @pytest.mark.parametrize("name", [name for name, trial in TRIALS.items() if trial.loss])
