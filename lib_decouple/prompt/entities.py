@@ -154,6 +154,8 @@ _BASIC |= {
     "donkey",
 }
 """Animals that nobody puts before another to say of what kind it is: "cat dog" are two."""
+_INSIDES = frozenset(["interior", "interiors", "exterior", "exteriors"])
+"""Behind a noun that can be seen these are seen, too."""
 _BEHIND = frozenset(["background", "backdrop"])
 """Nouns of the picture; the one before them tells what is there."""
 
@@ -223,6 +225,8 @@ class _Unit(NamedTuple):
     capital: bool
     brackets: int = 0
     qualifier: str = ""
+    place: Entry | None = None
+    """Of a named place, of which the lexicon knows no more."""
 
 
 def suggest(prompt: str, dialect: Dialect = HOST) -> list[str]:
@@ -385,11 +389,38 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             close('"')
         elif kind in ("comment", "network") or (kind == "punctuation" and not gap and _within(span, tokens)):
             continue
+        elif kind in _CHOICES and tokens and all(map(_qualifies, tokens)) and (shut := _leads_on(prompt, spans, k)):
+            tokens, brackets = (
+                (tokens, 2) if shut == k else ([], 0)
+            )  # the last of "[wooden:stone:0.4] bridge" is read with its noun
         else:
             close(text if kind == "punctuation" else kind)
             part += kind in ("and", "break", "keyword")
     close("")
     return found
+
+
+_CHOICES = ("editing", "alternation", "choice")
+_MOST_CHOSEN = 12
+"""Spans from an option's end to that of the whole choice."""
+
+
+def _qualifies(token: Token) -> bool:
+    """Whether a word says of what material or colour a thing is, or is an adjective."""
+    found = entry(token.text)
+    if found is None or (found.kind in "apfl" and _visible(found)):
+        return False
+    return found.described or found.coloured or found.adjective > found.noun + found.verb
+
+
+def _leads_on(prompt: str, spans: Sequence[Span], k: int) -> int:
+    """Which span ends the choice that span ``k`` is a sign of, where a noun follows it at once; 0 where none does."""
+    for n in range(k, min(k + _MOST_CHOSEN, len(spans) - 1)):
+        if spans[n].kind in _CHOICES and spans[n].text[-1] in "]}":
+            after = spans[n + 1]
+            follows = after.kind == "word" and not prompt[spans[n].end : after.start].strip(" ")
+            return n if follows and not _is_small(after.text.lower(), _SMALL) else 0
+    return 0
 
 
 def _takes_away(prompt: str, sign: Span) -> bool:
@@ -671,8 +702,36 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
     alive: bool | None = None  # of the noun that was denied last
     i = 0
 
+    shared: list[_Unit] = []  # adjectives that wait for their noun
+    last: Entity | None = None
+
     def told(boundary: str) -> Iterator[Entity]:
+        nonlocal shared, last
+        if not run:
+            return
+        waiting, shared = shared, []
+        for one in named_by(boundary):
+            if waiting and one.attributes and determiner in _EACH:
+                yield _elided(waiting, one)
+                one = _told_from(waiting, one)
+            waiting, last = [], one
+            yield one
+        if skipped or determiner not in _EACH or not all(map(_is_said, run)):
+            return
+        if boundary in ("one", "ones") and last is not None:  # "a black cat and a white one"
+            yield _elided(run, last, f" {boundary}", clause[i - 1].end)
+        elif boundary in ("and", "or") and i < len(clause) and clause[i].text in _EACH:
+            shared = run  # "a blue and a red balloon"
+
+    def named_by(boundary: str) -> Iterator[Entity]:
         nonlocal skipped, alive
+        if len(run) == 1 and run[0].place and opener in _WHERE and not skipped:
+            yield Entity(run[0].text, run[0].start, run[0].end, run[0].place, run[0].text, determiner="", joined=joined)
+            return
+        if not skipped and not determiner and _is_named(run) and _acts(clause, i, opener, boundary, named):
+            name = " ".join(unit.text for unit in run)
+            yield Entity(name, run[0].start, run[-1].end, None, name, joined=joined)
+            return
         for one in _of_run(run, opened, determiner, boundary, named, made_of):
             lives = one.head is not None and one.head.kind in "ap"
             if skipped and alive is not None and alive != lives and determiner not in ("", "any"):
@@ -723,6 +782,77 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
         made_of = making or (made_of and small and not run)
         run, opener = [], text
     yield from told("." if ends else "")
+
+
+_EACH = frozenset(["a", "an", "the", "one", "another"])
+
+
+def _is_said(unit: _Unit) -> bool:
+    """Whether a word is said of a noun rather than one itself."""
+    found = unit.entry
+    return found is not None and (found.coloured or found.adjective > found.noun + found.verb)
+
+
+def _elided(said: Sequence[_Unit], of: Entity, behind: str = "", end: int = 0) -> Entity:
+    """The thing that adjectives name without its noun, which another has; ``behind`` stands for the noun."""
+    name = " ".join(unit.text for unit in said) + behind
+    return Entity(name, said[0].start, end or said[-1].end, of.head, name, determiner="a", joined=True)
+
+
+def _told_from(said: Sequence[_Unit], one: Entity) -> Entity:
+    """A thing named by as many of its adjectives as tell it from the one of which others are said."""
+    count = next(
+        (n for n, (unit, own) in enumerate(zip(said[::-1], one.attributes[::-1]), 1) if unit.text != own[0]), 9
+    )
+    own = one.attributes[-count:]
+    name = " ".join([*(text for text, _ in own), one.text])
+    return one._replace(text=name, start=own[0][1], noun=name, attributes=one.attributes[:-count])
+
+
+_VERSUS = frozenset(["vs", "versus"])
+_BESIDE = frozenset(["beside", "behind", "between", "facing"])
+_MEETS = frozenset(["fight", "chase", "hug", "kiss", "battle", "attack", "meet", "defeat", "ride", "carry", "face"])
+_LIKE_ADJECTIVES = re.compile(r"(?:ic|al|ous|ful|ive|esque|ish|able|ible|less|core|wave|punk|ary|est|ier|ist|ism|y)$")
+
+
+def _is_named(run: Sequence[_Unit]) -> bool:
+    """Whether a run is of words alone that the lexicon doesn't know, and that don't look like adjectives."""
+    return 0 < len(run) <= 3 and all(
+        unit.entry is None
+        and unit.place is None
+        and unit.text.isalpha()
+        and not _is_inflected(unit.text)
+        and not verbs(unit.text)
+        and not (_LIKE_ADJECTIVES.search(unit.text) and not unit.capital)
+        for unit in run
+    )
+
+
+def _acts(clause: Sequence[Token], i: int, opener: str, boundary: str, named: bool) -> bool:
+    """Whether what stands around words of which nothing is known says that they name somebody: "shrek and a donkey",
+    "gandalf holding a staff", "a cat chasing pikachu", "godzilla vs a robot". ``i``: behind the word ``boundary``."""
+    after = clause[i].text if i < len(clause) else ""
+    if boundary in _VERSUS or opener in _VERSUS:
+        return True
+    if boundary in ("and", "or", *_BESIDE):
+        return _is_small(after, _ARTICLE)
+    if boundary == "next" and after == "to":
+        return True
+    ended = boundary in (",", ".", "") or _is_small(boundary, "P")
+    if opener in ("and", "or", "to") or opener in _BESIDE:
+        return named and ended
+    if any(base in _MEETS for base in _stems(opener)):
+        return named and ended
+    forms = [form for form, _ in verbs(boundary)]
+    return ("ing" in forms or "s" in forms) and after != "of" and _is_small(after, "DP")
+
+
+def _stems(text: str) -> Iterator[str]:
+    """What a verb's form may be a form of."""
+    for ending in ("ing", "es", "s", "ed"):
+        stem = text.removesuffix(ending)
+        if stem != text:
+            yield from (stem, stem + "e", stem[:-1])
 
 
 _PLAYS = frozenset(["play", "plays", "playing", "played"])
@@ -829,6 +959,10 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
             continue  # "a bus stops"
         if found and not _visible(found) and _is_deed(clause, i, length):
             continue  # "a dog paddle on a board"
+        if found and _is_place(found):
+            if i and clause[i - 1].text in _WHERE:
+                return _Unit(text, tokens[0].start, tokens[-1].end, None, False, length, False, place=found)
+            continue
         if found and not all(_describes(token.text) for token in tokens):
             last = tokens[-1]
             return _Unit(
@@ -875,7 +1009,17 @@ def _single(token: Token) -> _Unit:
         re.search(r"\d", token.text) or (len(token.text) < 2 and token.text.isascii()) or token.text.endswith("less")
     ):
         found = _ADJECTIVE
+    if found is not None and _is_place(found):
+        return _Unit(token.text, token.start, token.end, None, False, 1, token.capital, place=found)
     return _Unit(token.text, token.start, token.end, found, plural, 1, token.capital)
+
+
+_WHERE = frozenset(["in", "at", "near", "over", "above", "across", "through", "outside", "around"])
+"""Behind these, a place that has a name is a place in the picture."""
+
+
+def _is_place(found: Entry) -> bool:
+    return found.kind == "n" and found.scenery and not found.visible
 
 
 def _describes(text: str) -> bool:
@@ -969,6 +1113,13 @@ _MANY = frozenset(["people", "police", "folk", "cattle"])
 _ONE = frozenset(["a", "an", "another", "one", "each", "every"])
 
 
+def _compares_size(clause: Sequence[Token], i: int) -> bool:
+    """Whether "the size of" or the like follows, which is said of a noun: "dogs the size of horses"."""
+    return i + 2 < len(clause) and clause[i + 2].text in ("size", "height", "length", "shape", "color", "colour")
+
+
+_ONE_OF_THEM = frozenset(["one", "another", "each", "everyone", "somebody", "someone", "everybody", "nobody"])
+
 _ASKING = frozenset(["please", "you", "me", "to", "just", "now", "kindly"])
 
 
@@ -982,8 +1133,11 @@ def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit], ve
     or leads to an article, as no noun does ("the judge hammers the desk", "behind him stands a lamp")."""
     after = clause[i + 1].text if i + 1 < len(clause) else ""
     before = clause[i - 1].text if i else ""
-    if verb.verb >= 3 and _is_small(after, _ARTICLE) and not _is_small(before, "D"):
+    leads = _is_small(after, _ARTICLE) and not _is_small(before, "D") and not _compares_size(clause, i)
+    if leads and (verb.verb >= 3 or before in ("and", "then")):
         return True
+    if before in _ONE_OF_THEM and not run and after:
+        return True  # "one counts acorns, another guards a vault"
     if not 0 < len(run) <= _MOST_ATTRIBUTES or run[-1].plural or not _may_head(run[-1], True):
         return False
     first = i - sum(unit.tokens for unit in run)
@@ -1013,6 +1167,9 @@ def _of_run(
         run[-1].text.isdigit() or (len(run) > 1 and _is_adverb(run[-1])) or (len(run) > 1 and run[-1].text in _BEHIND)
     ):
         run = run[:-1]
+    if len(run) > 1 and run[-1].text in _INSIDES and _is_seen(run[-2]):
+        yield Entity(f"{run[-2].text} {run[-1].text}", run[-2].start, run[-1].end, run[-2].entry, run[-1].text)
+        return
     head = len(run) - 1
     while head >= 0 and not (
         _may_head(run[head], _is_led(run, head, opened))
@@ -1077,6 +1234,10 @@ def _small_kind(text: str) -> str:
     """Of a small word which of their kinds it is, of any other "-"."""
     found = entry(text)
     return found.kind if found and found.kind in _SMALL else "O" if not found and text.endswith("n't") else "-"
+
+
+def _is_seen(unit: _Unit) -> bool:
+    return unit.entry is not None and unit.entry.noun > unit.entry.adjective and _visible(unit.entry)
 
 
 def _is_inflected(text: str) -> bool:

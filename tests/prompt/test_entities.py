@@ -348,6 +348,73 @@ def test_qualified_tags(prompt: str, expected: list[str]) -> None:
     assert suggest(prompt) == expected
 
 
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a tall and a short man", ["tall", "short man"]),
+        ("a big red and a small red ball", ["big red", "small red ball"]),
+        ("one large and one small fox", ["large", "small fox"]),
+        ("a red car and a blue one on a road", ["car", "blue one", "road"]),
+        ("a black and white cat", ["cat"]),
+        ("a cat and an orange", ["cat", "orange"]),
+    ],
+)
+def test_a_noun_that_two_share(prompt: str, expected: list[str]) -> None:
+    """Each thing is named by words that stand together, as only these have tokens."""
+    assert suggest(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("zorblat and a donkey", ["zorblat", "donkey"]),
+        ("a cat and zorblat", ["cat", "zorblat"]),
+        ("zorblat gribbix holding a lantern", ["zorblat gribbix", "lantern"]),
+        ("zorblat jumps over a turtle", ["zorblat", "turtle"]),
+        ("zorblat vs gribbix", ["zorblat", "gribbix"]),
+        ("a squid next to zorblat", ["squid", "zorblat"]),
+        ("zorblat behind a fence", ["zorblat", "fence"]),
+        ("a dragon fighting zorblat", ["dragon", "zorblat"]),
+        ("zorblat, a dog", ["dog"]),
+        ("zorblatic rendering of a cat, photo by gribbix holding a dog", ["cat", "dog"]),
+        ("a person sits and waits", ["person"]),
+    ],
+)
+def test_a_name_that_nobody_knows_is_somebody_where_only_somebody_can_stand(prompt: str, expected: list[str]) -> None:
+    assert suggest(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a [limestone:granite:0.3] arch", ["arch"]),
+        ("{copper|steel} door and a {gold|silver} key", ["door", "key"]),
+        ("[silver|bronze] on a desk", ["desk"]),
+        ("[rabbit:0.2] meadow", ["rabbit", "meadow"]),
+        ("[lion|tiger] cage", ["lion", "tiger", "cage"]),
+    ],
+)
+def test_what_a_choice_says_of_the_noun_behind_it(prompt: str, expected: list[str]) -> None:
+    assert suggest(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a bus interior with passengers, modern interior", ["bus interior", "passengers"]),
+        ("a kite in a strong breeze, a tornado", ["kite", "tornado"]),
+        ("a fish between kelp and algae", ["fish", "kelp", "algae"]),
+        ("a felt hat, rubber boots and a wooden spoon", ["hat", "boots", "spoon"]),
+        ("a castle in Wales, a bridge in san francisco", ["castle", "wales", "bridge", "san francisco"]),
+        ("a baker rolls dough and butters the tin", ["baker", "dough", "tin"]),
+        ("two hens and ducks the size of cows", ["hens", "ducks", "cows"]),
+        ("one paints a fence, another holds a ladder", ["fence", "ladder"]),
+    ],
+)
+def test_kinds_of_things(prompt: str, expected: list[str]) -> None:
+    assert suggest(prompt) == expected
+
+
 def test_comments_that_the_host_does_not_know_are_text() -> None:
     assert suggest("mutual#kiss, cat, dog") == []
     assert suggest("mutual#kiss, cat, dog", Dialect(comments=False)) == ["cat", "dog"]

@@ -5,7 +5,8 @@
 One line a word, sorted: ``word``, tab, code. A code is five
 characters: the kind of thing that the noun mostly names (see ``KINDS``), how far it names something
 visible (0-9), and how often the word is a noun, a verb, an adjective or adverb (0-9 each; 9 is always).
-Letters after these: ``m`` a material, a colour or an age; ``g`` what is worn; ``v`` what is too large to be held;
+A named place has ``n0900n``. Letters after these: ``m`` a material, a colour or an age; ``g`` what is worn; ``v`` what
+is too large to be held;
 ``n`` scenery; ``w`` weather; ``c`` a colour, too. An irregular form ends in ``=lemma``, and may have nothing before it.
 """
 
@@ -54,14 +55,24 @@ VISIBLE_ROOTS = {
 }
 """Subtrees of other files that name visible things."""
 
-INVISIBLE_ROOTS = {"fog.n.01 light.n.01 sound.n.01 disease.n.01 microorganism.n.01 software.n.01"}
+INVISIBLE_ROOTS = {"fog.n.01 light.n.01 sound.n.01 disease.n.01 microorganism.n.01 software.n.01 wind.n.01"}
 """Subtrees of visible files that are mood rather than thing, or too small to be seen."""
+
+SEEN_ROOTS = {"alga.n.01 storm.n.01 windstorm.n.01"}
+"""Subtrees of these that are visible all the same."""
 
 MATERIAL_ROOTS = {
     "fabric.n.01 glass.n.01 metallic_element.n.01 alloy.n.01 plastic.n.01 rubber.n.01 stone.n.02 wood.n.01",
-    "leather.n.01 fiber.n.01 paper.n.01 clay.n.01 ceramic.n.01 animal_skin.n.01 wax.n.01",
+    "leather.n.01 fiber.n.01 paper.n.01 clay.n.01 ceramic.n.01 animal_skin.n.01 wax.n.01 igneous_rock.n.01",
+    "sedimentary_rock.n.01",
 }
 """Before a noun, these say what it is made of."""
+
+MADE_OF = {"wooden", "woolen", "woollen"}
+"""Adjectives that do."""
+
+VESSEL_ROOTS = {"container.n.01 tableware.n.01"}
+"""Before these and what is worn, a material makes no other thing of it: "leather boots", "paper plate"."""
 
 MEDIUM_ROOTS = {
     "picture.n.01 photograph.n.01 graphic_art.n.01 graphic.n.01 image.n.01 fine_arts.n.01 art.n.01 work.n.02",
@@ -188,6 +199,7 @@ class Judge:
             self.taxa,
             self.colors,
             self.invisible,
+            self.seen,
             self.material,
             self.body,
             self.age,
@@ -197,6 +209,7 @@ class Judge:
             self.scenery,
             self.weather,
             self.confined,
+            self.vessels,
         ) = (
             self._offsets(roots)
             for roots in (
@@ -207,6 +220,7 @@ class Judge:
                 TAXA_ROOTS,
                 PLAIN_ATTRIBUTES_ROOTS,
                 INVISIBLE_ROOTS,
+                SEEN_ROOTS,
                 MATERIAL_ROOTS,
                 BODY_ROOTS,
                 AGE_ROOTS,
@@ -216,6 +230,7 @@ class Judge:
                 SCENERY_ROOTS,
                 WEATHER_ROOTS,
                 CONFINED_ROOTS,
+                VESSEL_ROOTS,
             )
         )
         self.attributes = self._offsets(PLAIN_ATTRIBUTES)
@@ -250,7 +265,8 @@ class Judge:
             return "m", 0.0
         if synset.file == "noun.Tops":
             return TOPS.get(synset.names[0], "x"), float(synset.names[0] in TOPS)
-        seen = (synset.file in VISIBLE or bool(above & self.visible)) and not above & self.invisible
+        hidden = above & self.invisible and not above & self.seen
+        seen = (synset.file in VISIBLE or bool(above & self.visible)) and not hidden
         if above & self.collective and synset.file not in VISIBLE:
             return "c", float(seen)
         if above & self.body:
@@ -299,7 +315,8 @@ class Judge:
             return own and not any(self.synsets[offset].instance for offset in senses)
         if len(words) != 2:
             return False
-        plain = self.is_plain(words[0])
+        made = words[0] in MADE_OF or self.is_one_of(words[0], self.material, 1)
+        plain = self.is_plain(words[0]) or (made and self.is_one_of(words[1], self.worn | self.vessels, 1))
         heads = {offset for _, offset in self.nouns(words[1])[:2]}
         if not any(self.kind(offset)[1] for offset in senses):
             literal = plain or self.mostly_adjective(words[0]) or self.is_one_of(words[0], self.material, 3)
@@ -361,6 +378,8 @@ def build(files: dict[str, str], terms: str) -> str:
         shares[1] = "1" if shares[1] == "0" and uses[1] else shares[1]  # a rare verb has its forms, too
         best = max(sorted(kinds), key=lambda kind: kinds[kind]) if kinds else "-"
         if best == "n" and seen == 0 and uses[1] + uses[2] == 0:
+            if len(words) < 3 and synsets[nouns[0][1]].file == "noun.location":
+                table[word.replace("_", " ")] = "n0900n"
             continue
         # What lives or is eaten is a colour before a garment alone: "a rose garden", but "a rose dress".
         lives = any(judge.kind(offset)[0] in "alf" for _, offset in nouns[:1])
