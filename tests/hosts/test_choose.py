@@ -14,6 +14,7 @@ from PIL import Image, ImageChops
 
 from lib_decouple.hosts.seeds import seeds_to_draft
 from tests.hosts.conftest import Host, Picture, encoded
+from tests.hosts.test_a1111_jobs import LORA
 
 CHOOSE = {"gradient": "none", "look": "choose"}
 INSTEAD = """
@@ -133,6 +134,27 @@ def test_of_a_variation_its_own_seed_is_chosen(webui):
     drawn = int(str(picture.value("Variation seed")))
     assert drawn in seeds_to_draft(70, 8)
     assert picture.pixels == webui.draw(seed=40, **{**more, "subseed": drawn}).pixels
+
+
+@pytest.mark.parametrize("what", ["a LoRA", "emphasis"])
+def test_drafts_count_what_the_prompt_does_to_the_model_and_its_words(webui, what):
+    prompt = "a (cat:1.4) and a dog"
+    if what == "a LoRA":
+        if webui.name == "a1111":
+            assert webui.inside(LORA) > 0
+            webui.post("/sdapi/v1/refresh-loras", {})
+        prompt = f"a cat and a dog <lora:{'decouple-test' if webui.name == 'a1111' else 'small-lora'}:1>"
+
+    def drafts(**more: Any) -> tuple[Picture, list[dict[str, Any]]]:
+        picture = webui.draw({**CHOOSE, "drafts": 6}, seed=40, **SMALL, **more)
+        (one,) = webui.get("/decouple/v1/trace/last")["images"]
+        return picture, one["passes"][0]["choice"]["drafts"]
+
+    (_, plain), (picture, own) = drafts(), drafts(prompt=prompt)
+    assert [draft["seed"] for draft in own] == [draft["seed"] for draft in plain] == seeds_to_draft(40, 6)
+    assert all(one["scores"] != other["scores"] for one, other in zip(own, plain))
+    assert picture.pixels == webui.draw(seed=seeds(picture)[0], prompt=prompt, **SMALL).pixels
+    assert drafts()[1] == plain
 
 
 def refined(webui: Host, switch_at: float) -> dict[str, Any]:
