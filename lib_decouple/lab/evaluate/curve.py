@@ -72,6 +72,7 @@ def _image(
         raise ValueError(f"curve: {judge} gives no score for {min(lacking)!r} of image {row['id']}")
     own = row["trace"].get("draft")
     return {
+        "pair": (row["prompt_id"], row["seed"]),
         **({} if own is None else {"draft": [own[name] for name in names]}),
         "sigmas": [reading["sigma"] for reading in readings],
         "scores": {SCORE: [[reading["scores"][name] for name in names] for reading in readings]},

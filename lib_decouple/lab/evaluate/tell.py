@@ -1,15 +1,17 @@
 """``evaluate tell``: how well "tell" knows which entity is missing, arm by arm: precision and recall against a judge.
 
 Guidance raises the very attention that is read, so what was learned of plain pictures may hold for guided ones worse:
-each arm has rows of its own. Read where the setting "tell" reads, at its two noise levels; the last is what is told at
-the end of a run. The curve must not be learned from the same pictures.
+each arm has rows of its own, and beside the area by its own score those by the first arm's, of the same prompt and
+seed, and by how much the score has risen over that. Read where the setting "tell" reads, at its two noise levels; the
+last is what is told at the end of a run. The curve must not be learned from the same pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from ...hosts.tell import LEVELS
 from . import curve as curve_command
 from .files import write_whole
 from .results import arms_in_order, judge_notes, telling
-from .statistics import area, share
+from .statistics import area, area_interval, share
 from .store import Store
 
 FILE = "tell"
@@ -53,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not read:
         raise ValueError("run: no image has presence scores; runs of the backends embedded and diffusers keep them")
     arms = arms_in_order(read, store.base_arm())
-    rows = [row for arm in arms for row in rows_of(store, arm, judge, arguments.threshold, curve)]
+    base = store.base_arm()
+    rows = [row for arm in arms for row in rows_of(store, arm, judge, arguments.threshold, curve, base)]
     out = arguments.out or store.folder
     text = as_markdown(rows)
     write_whole(out / f"{FILE}.json", json.dumps({"judge": judge, "rows": rows}, indent=1))
@@ -78,37 +81,64 @@ def curve_of(store: Store, file: Path | None) -> Curve:
     )
 
 
-def rows_of(store: Store, arm: str, judge: str, border: float | None, curve: Curve) -> list[dict[str, Any]]:
-    """Of an arm, one row a number of entities and noise level. Raises ValueError as :func:`curve.learned_of` does."""
+def rows_of(
+    store: Store, arm: str, judge: str, border: float | None, curve: Curve, base: str = "plain"
+) -> list[dict[str, Any]]:
+    """Of an arm, one row a number of entities and noise level; ``base``: the arm that it is held against.
+
+    Raises ValueError as :func:`curve.learned_of` does.
+    """
     images, _ = curve_command.learned_of(store, judge, border, arm)
+    plain = {}
+    if arm != base and any(row["arm"] == base and (row["trace"] or {}).get("presence") for row in store.images()):
+        plain = {image["pair"]: image for image in curve_command.learned_of(store, judge, border, base)[0]}
     counts = sorted({len(image["missing"]) for image in images})
     return [
         {"count": count, "arm": arm, "level": level, **found}
         for count in counts
         for level in LEVELS
-        if (found := _told([image for image in images if len(image["missing"]) == count], level, curve))
+        if (found := _told([image for image in images if len(image["missing"]) == count], level, curve, plain))
     ]
 
 
-def _told(images: Sequence[dict[str, Any]], level: float, curve: Curve) -> dict[str, Any] | None:
+def _reading(image: dict[str, Any], level: float) -> tuple[float, list[float]] | None:
+    """Noise level and scores of an image's first reading at or below a noise level."""
+    for sigma, scores in zip(image["sigmas"], image["scores"][SCORE]):
+        if sigma <= level:
+            return sigma, scores
+    return None
+
+
+def _told(
+    images: Sequence[dict[str, Any]], level: float, curve: Curve, plain: Mapping[Any, dict[str, Any]]
+) -> dict[str, Any] | None:
     """At each image's first reading at or below a noise level: entities, how many are missing, how many were called so,
-    precision and recall with intervals, and the area under the ROC curve. None where nothing is told there."""
-    scores, chances, gone = [], [], []
-    for image in images:
-        place = next((k for k, sigma in enumerate(image["sigmas"]) if sigma <= level), None)
-        if place is None:
+    precision and recall with intervals, and areas under the ROC curve: by the score, by that of the ``plain`` picture
+    of the same pair, and by the rise over it. None where nothing is told there."""
+    scores, chances, gone, before, pictures = [], [], [], [], []
+    for number, image in enumerate(images):
+        reading = _reading(image, level)
+        if reading is None:
             continue
-        for score, missing in zip(image["scores"][SCORE][place], image["missing"]):
-            chance = curve.probability(score, image["sigmas"][place])
+        other = _reading(plain[image["pair"]], level) if image["pair"] in plain else None
+        unguided = [math.nan] * len(reading[1]) if other is None else other[1]
+        for score, was, missing in zip(reading[1], unguided, image["missing"]):
+            chance = curve.probability(score, reading[0])
             if chance is not None:
                 scores.append(score)
                 chances.append(chance)
                 gone.append(bool(missing))
+                before.append(was)
+                pictures.append(number)
     if not gone:
         return None
     called = [chance < 0.5 for chance in chances]
     row: dict[str, Any] = {"n": len(gone), "missing": sum(gone), "called": sum(called), "told": float(np.mean(chances))}
-    row["area"] = None if all(gone) or not any(gone) else area(~np.array(gone), np.array(scores))
+    there, own, unmoved, of = ~np.array(gone), np.array(scores), np.array(before), np.array(pictures)
+    row["area"] = _area(there, own, of)
+    if not np.isnan(unmoved).any():
+        row["area_plain"], row["area_rise"] = _area(there, unmoved, of), _area(there, own - unmoved, of)
+        row["rise"] = float((own - unmoved).mean())
     for name, among, right in (("precision", called, gone), ("recall", gone, called)):
         flags = [own for own, wanted in zip(right, among) if wanted]
         found = share(flags) if flags else None
@@ -116,21 +146,33 @@ def _told(images: Sequence[dict[str, Any]], level: float, curve: Curve) -> dict[
     return row
 
 
+def _area(there: np.ndarray, values: np.ndarray, pictures: np.ndarray) -> list[float] | None:
+    """With its 95 % interval, pictures resampled; None where all are there or none."""
+    if there.all() or not there.any():
+        return None
+    return [area(there, values), *area_interval(there, values, pictures)]
+
+
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows for people; 95 % Wilson intervals, which take entities as independent."""
+    """The rows for people; 95 % intervals: of shares Wilson's, which take entities as independent, of areas by
+    resampling pictures."""
 
     def told(found: list[float] | None) -> str:
         return "–" if found is None else "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * own for own in found))
 
+    def areas(found: list[float] | None) -> str:
+        return "–" if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found)
+
     lines = [
-        "| entities | arm | sigma | N | missing | told there % | called missing | precision % | recall % | area |",
-        "|---" * 10 + "|",
+        "| entities | arm | sigma | N | missing | told there % | called missing | precision % | recall % | area "
+        "| by plain's score | score risen by | by the rise |",
+        "|---" * 13 + "|",
     ]
     for row in rows:
-        area_told = "–" if row["area"] is None else f"{row['area']:.2f}"
+        rise = f"{row['rise']:+.3f}" if "rise" in row else "–"
         lines.append(
             f"| {row['count']} | {row['arm']} | {row['level']:g} | {row['n']} | {row['missing']} | "
             f"{100 * row['told']:.0f} | {row['called']} | {told(row['precision'])} | {told(row['recall'])} | "
-            f"{area_told} |"
+            f"{areas(row['area'])} | {areas(row.get('area_plain'))} | {rise} | {areas(row.get('area_rise'))} |"
         )
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ import pytest
 from lib_decouple.lab.evaluate.statistics import (
     agreement,
     area,
+    area_interval,
     change,
     detectable,
     holm,
@@ -190,6 +191,21 @@ def test_mcnemar_is_the_binomial_of_the_discordant_pairs():
     assert mcnemar([True, False], [True, False]) == 1.0
     with pytest.raises(ValueError, match="before: 1 results, but after: 2"):
         mcnemar([True], [True, False])
+
+
+def test_an_area_s_interval_is_over_groups_and_holds_the_truth_about_as_often_as_it_says():
+    rng, held = np.random.default_rng(3), 0
+    for _ in range(60):
+        groups = np.repeat(np.arange(60), 2)
+        flags = rng.random(120) < 0.4
+        values = rng.normal(size=120) + flags  # the area is then P(N(1, 2) > 0) = 0.760
+        low, high = area_interval(flags, values, groups, 200)
+        assert low < area(flags, values) < high
+        held += low < 0.7602 < high
+    assert held >= 50
+    doubled = area_interval(np.repeat(flags, 2), np.repeat(values, 2), np.repeat(groups, 2), 200)
+    assert doubled == pytest.approx((low, high))  # the same pictures seen twice tell no more
+    assert all(math.isnan(end) for end in area_interval(np.ones(4, bool), np.arange(4.0), np.arange(4)))
 
 
 def test_area_under_the_curve_by_hand():

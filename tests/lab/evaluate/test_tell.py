@@ -59,8 +59,14 @@ def test_precision_and_recall_by_hand_arm_by_arm(store, tmp_path, capsys):
         assert row["precision"][1] < 2 / 3 < row["precision"][2]
         # of the three that are missing two score 0.1, one 0.9; of the nine others one 0.1, two 0.9 and six 0.8
         pairs = 2 * (8 * 1.0 + 1 * 0.5) + 1 * (2 * 0.5)
-        assert row["area"] == pytest.approx(pairs / 27)
+        assert row["area"][0] == pytest.approx(pairs / 27)
+        assert row["area"][1] < row["area"][0] < row["area"][2]
+        assert "rise" not in row
     for row in rows[2:]:
+        # plainly the one that is missing had 0.1, as of the others two; three 0.9 and six 0.8
+        assert row["area_plain"][0] == pytest.approx((9 + 2 * 0.5) / 11)
+        assert row["rise"] == pytest.approx(3 * 0.8 / 12)
+        assert row["area_rise"][0] == pytest.approx((2 * 0.5) / 11)
         assert (row["n"], row["missing"], row["called"], row["precision"], row["recall"][0]) == (12, 1, 0, None, 0.0)
     shown = capsys.readouterr().out
     assert "| 2 | plain | 0.5 | 12 | 3 |" in shown
