@@ -267,11 +267,17 @@ def refuse_unknown(names: Iterable[Any], known: Sequence[str]) -> None:
     """Raises ValueError for the first name that is none of the ``known``, with one that is near."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
+            near = difflib.get_close_matches(str(name).strip().lower(), known, 1)
             raise ValueError(
-                f"{str(name)[:80]}: no such field{f' (did you mean {near[0]}?)' if near else ''}; "
+                f"{written(name)}: no such field{f' (did you mean {near[0]}?)' if near else ''}; "
                 f"allowed are {', '.join(known)}"
             )
+
+
+def written(name: Any) -> str:
+    """A field's name in a message, at most 80 characters; in quotes where these show what would be overlooked."""
+    text = str(name)[:80]
+    return text if text.isidentifier() else repr(text)
 
 
 def spec(name: str) -> Spec:

@@ -49,11 +49,12 @@ _SUBJECTS = frozenset(["i", "you", "he", "she", "it", "we", "they", "who", "whic
 _MAKING = frozenset(["made", "out", "crafted", "carved", "built", "sculpted", "constructed", "formed", "woven"])
 _DENIES = frozenset(["minus", "sans", "lacking", "lacks", "lack", "excluding", "exclude", "excludes", "except", "nor"])
 _DENIES |= {"neither", "zero", "0", "avoid", "avoiding", "omit", "omitting", "remove", "removing", "delete", "never"}
-_DENIES |= {"without", "no", "w/o", "absent", "neg"}
+_DENIES |= {"without", "no", "w/o", "w/out", "absent", "neg", "nary", "unlike"}
 """These deny the next noun; so do those of kind N."""
 _DENIES_BY = {
     "of": ("free", "devoid", "instead", "empty", "bare", "void", "absence", "lack", "none", "clear", "absent"),
     "from": ("free",),
+    "out": ("leave", "leaving", "leaves", "keep", "keeping", "rule"),
     "than": ("rather", "other"),
     "but": ("anything", "everything", "all"),
 }
@@ -64,8 +65,14 @@ _NEGATABLE = frozenset(
 _NEGATABLE |= {"own", "include", "contain", "show", "carry", "carrying", "draw", "add", "want", "use", "need", "see"}
 _NEGATABLE |= {"depict", "feature", "paint"}
 """Behind "not" and "n't", what hands the denial on to the next noun: a trophy that doesn't fit into a suitcase does."""
-_DENIES_BEFORE = frozenset(["excluded", "removed", "omitted", "absent", "forbidden", "prohibited"])
+_DENIES_TOLD = frozenset(["skip", "ban", "nix", "forbid", "prohibit", "ditch"])
+"""These do where somebody is told to: "skip the dog"."""
+_DENIES_BEFORE = frozenset(["excluded", "removed", "omitted", "absent", "forbidden", "prohibited", "banned", "nowhere"])
 """These deny what stands before them: "a cat, dogs excluded"."""
+_ALLOWED = frozenset(["allowed", "wanted", "welcome", "visible", "shown", "present", "included", "permitted", "there"])
+_ALLOWED |= {"seen", "appear", "show", "depicted", "needed"}
+"""What, behind "not", denies what stands before it, too: "dogs are not allowed"."""
+_AUXILIARY = _BEING | {"not", "to", "must", "should", "may", "do", "does", "can", "will", "shall", "and"}
 _DEFINITE = frozenset(["the", "this", "that", "these", "those", "his", "her", "its", "their", "my", "our", "your"])
 POSSESSIVE = frozenset(["his", "her", "its", "their", "my", "your", "our", "whose"])
 _JOINS = frozenset(["and", "vs", "versus", "or", "with"])
@@ -363,16 +370,21 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
         elif kind == "word" and text == "BREAK":
             close("break")
         elif kind == "word":
-            if gap == "" and k and spans[k - 1].text == "-" and _takes_away(prompt, spans[k - 1]):
-                tokens.append(Token("no", start - 1, start))
+            if (
+                gap == ""
+                and k
+                and spans[k - 1].text in _BEFORE_WORDS
+                and (sign_at := _takes_away(prompt, spans, k)) >= 0
+            ):
+                tokens.append(Token("no", sign_at, start))
             lower = text.lower()
             owner = False
             if not lower.isalnum():
                 lower = lower.replace("’", "'")
                 owner = lower.endswith("'s")
                 lower = lower.removesuffix("'s")
-            elif lower == "o" and tokens and prompt[tokens[-1].start : start].lower() == "w/":
-                tokens[-1] = tokens[-1]._replace(text="w/o", end=end)
+            elif lower in ("o", "out") and tokens and prompt[tokens[-1].start : start].lower() == "w/":
+                tokens[-1] = tokens[-1]._replace(text=f"w/{lower}", end=end)
                 continue
             tokens.append(_token((lower, start, start + len(lower), text[0].isupper(), owner, brackets, "")))
             brackets = 0
@@ -423,12 +435,18 @@ def _leads_on(prompt: str, spans: Sequence[Span], k: int) -> int:
     return 0
 
 
-def _takes_away(prompt: str, sign: Span) -> bool:
-    """Whether a hyphen stands before a word as in a search, "cat -dog", rather than within one or at a line's start."""
-    at = sign.start - 1
-    while at >= 0 and prompt[at] == " ":
-        at -= 1
-    return sign.text == "-" and at >= 0 and prompt[at] != "\n" and prompt[sign.start - 1] in " ,"
+_BEFORE_WORDS = ("-", "!", "(", "[")
+
+
+def _takes_away(prompt: str, spans: Sequence[Span], k: int) -> int:
+    """Where a hyphen or "!" stands before the word ``k`` or its brackets as in a search, "cat -dog", rather than within
+    a word or at a line's start; -1 where none does."""
+    n = k - 1
+    while n > 0 and spans[n].text in "([" and spans[n].start == spans[n - 1].end:
+        n -= 1
+    sign = spans[n].start
+    before = prompt[:sign].rstrip(" ")[-1:] if prompt[max(0, sign - 1) : sign] in (" ", ",") else ""
+    return sign if spans[n].text in ("-", "!") and before not in ("", "\n") else -1
 
 
 def _shuts(prompt: str, spans: Sequence[Span], k: int) -> int:
@@ -464,6 +482,8 @@ def _denied_lists(found: Sequence[Clause], each: Sequence[_Told]) -> dict[int, i
             denied.update({n: found[n].tokens[-1].end for n in after})
         if told.denied:
             denied[k] = clause.tokens[-1].end
+        if k and clause.sign.strip() in _IS and [token.text for token in clause.tokens] in _NONE:
+            denied[k - 1] = found[k - 1].tokens[-1].end  # "dogs: none"
         if k in denied or not told.ends_denied:
             continue
         for n in range(k + 1, min(k + 6, len(found))):
@@ -483,6 +503,10 @@ def _denied_lists(found: Sequence[Clause], each: Sequence[_Told]) -> dict[int, i
     return denied
 
 
+_IS = (":", "=", "-", "–", "—")
+_NONE = (["none"], ["no"], ["never"], ["zero"], ["0"])
+
+
 def _heads(tokens: Sequence[Token]) -> str:
     """Before which sign a clause is the heading of what is to be left out: "negative prompt …", "without: …"."""
     words = [token.text for token in tokens]
@@ -493,8 +517,16 @@ def _heads(tokens: Sequence[Token]) -> str:
 
 def _is_denied(tokens: Sequence[Token]) -> bool:
     """Whether a clause ends in what takes the rest of it away: "dogs excluded"."""
-    return tokens[-1].text in _DENIES_BEFORE and not any(
-        _is_small(token.text, "PO") and token.text not in _BEING for token in tokens
+    texts = [token.text for token in tokens]
+    place = texts.index("nowhere") + 1 if "nowhere" in texts else len(texts)
+    said = [text for text in texts[:place] if text not in _AUXILIARY or text == "not"]
+    denied = texts[place - 1] in _DENIES_BEFORE or (
+        texts[-1] in _ALLOWED and any(text == "not" or text.endswith("n't") for text in texts[:-1])
+    )
+    return (
+        denied
+        and len(said) > 1
+        and not any(_is_small(text, "PO") and text != "not" and not text.endswith("n't") for text in said)
     )
 
 
@@ -514,13 +546,15 @@ def _denies(clause: Sequence[Token], i: int) -> bool:
     after = clause[i + 1].text if i + 1 < len(clause) else ""
     if text in _DENIES_BY:
         place = before == "place" and i > 1 and clause[i - 2].text == "in"
-        return before in _DENIES_BY[text] or (place and text == "of")
+        return (before in _DENIES_BY[text] and (text, after) != ("out", "of")) or (place and text == "of")
     if text == "not" or text.endswith("n't"):
         return after in _NEGATABLE or (text == "not" and _is_bare_noun(after))
     if text == "missing":
         return not _is_small(before, _ARTICLE)  # "a car missing its wheels"
     if before == "not" or before.endswith("n't"):
         return text in _NEGATABLE
+    if text in _DENIES_TOLD:
+        return _is_told(clause, i)
     return text in _DENIES or _is_small(text, _DENIAL)
 
 
@@ -734,7 +768,7 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
             return
         for one in _of_run(run, opened, determiner, boundary, named, made_of):
             lives = one.head is not None and one.head.kind in "ap"
-            if skipped and alive is not None and alive != lives and determiner not in ("", "any"):
+            if skipped and joined and alive is not None and alive != lives and determiner not in ("", "any"):
                 skipped = False  # "without a hat and a dog"
             alive = lives if skipped else None
             game = opener in _PLAYS and not determiner and one.head is not None and one.head.kind == "x"
@@ -998,6 +1032,8 @@ def _single(token: Token) -> _Unit:
         counted = _PERSON if match[1] in ("other", "others") else counted
         return _Unit(token.text, token.start, token.end, counted, False, 1, False)
     found, plural = (_OTHERWISE[token.text], False) if token.text in _OTHERWISE else _noun(token.text)
+    if found is None and token.text.startswith(("no-", "non-", "anti-")):
+        found = _ADJECTIVE
     if found is None and "-" in token.text:
         last = token.text.rpartition("-")[2]
         found, plural = _noun(last)
@@ -1050,6 +1086,8 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     follows = _is_small(after, _SMALL) or (entry(after) or _NOUN).adjective >= 8
     if before in _ONE and (not after or _is_small(after, _SMALL)) and (entry(text) or _ADJECTIVE).noun:
         return False  # "a saw"
+    if before in _ONE and (entry(text) or _ADJECTIVE).noun and any(form == "s" for form, _ in verbs(after)):
+        return False  # "a saw cuts a log"
     told = found is not None and not plural and found.verb > 0 and _is_told(clause, i)
     if told and _is_small(after, _ARTICLE) and after != "that":
         return True

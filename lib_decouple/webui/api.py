@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import presets
-from ..settings import TITLE, Settings, refuse_unknown
+from ..settings import TITLE, Settings, refuse_unknown, written
 from .answers import sayable, shown, too_deep, unsendable
 from .drafts import Wanted
 from .infotext import from_text
@@ -145,7 +145,7 @@ def _problem_of_form(given: Any) -> str:
         if name in NAMED:
             return f'{name}: stands beside "args"; fields stand within: {FORM}'
         if name != "args":
-            return f'{str(name)[:80]}: no such part; "args" is the only one: {FORM}'
+            return f'{written(name)}: no such part; "args" is the only one: {FORM}'
     if not isinstance(given.get("args", []), list):
         return f"args: {shown(given['args'])} is not allowed; a list, such as {FORM}"
     return ""

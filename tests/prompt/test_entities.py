@@ -270,6 +270,11 @@ def test_an_adjective_in_brackets_is_still_said_of_its_noun() -> None:
         *("a cat, dogs excluded", "a cat -bird -dog"),
         *("a cat, without: dog, bird", "a cat | negative: dog", "a cat\nexclude: dogs, birds", "a cat missing its dog"),
         *("a cat free from dogs", "anything but a dog, a cat", "a cat; the dog is removed", "a cat, absent any dogs"),
+        *("a cat, no sign of a dog", "a cat, no-dog", "a cat with nary a dog", "a cat unlike a dog"),
+        *("a cat, w/out dogs", "a cat, dogs are not allowed", "a cat, dogs mustn't appear"),
+        *("a cat, the dog is nowhere to be seen", "cat, not dogs nor birds"),
+        *("a cat, leave out the dog", "a cat, skip the dog", "a cat, please nix the dog", "a cat, dogs: none"),
+        *("a cat -(dog)", "a cat, !dog", "a cat, -[dog:1.2]", "a dog that isn't shown, cat", "dog: no, cat"),
         *("a cat, (no dogs:1.3)", "a cat, (dog BREAK bird:-1)", "a cat does not have a dog", "a cat BREAK (dog:0.0)"),
     ],
 )  # fmt: skip
@@ -293,6 +298,10 @@ def test_what_the_prompt_takes_away(prompt: str) -> None:
         ("a shelf without any pairs of shoes on it, a cat", ["shelf", "cat"]),
         ("a clown, not scary, with a dog", ["clown", "dog"]),
         ("a missing cat, nothing but a dog", ["cat", "dog"]),
+        ("a man in the middle of nowhere, a no-parking sign", ["man", "sign"]),
+        ("Wow! dog, a cat!", ["dog", "cat"]),
+        ("a girl skips past a cat, a ban on dogs", ["girl", "cat", "dogs"]),
+        ("a train leaves out of a station", ["train", "station"]),
     ],
 )
 def test_what_says_no_to_nothing_takes_nothing_away(prompt: str, expected: list[str]) -> None:
