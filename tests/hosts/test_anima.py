@@ -9,9 +9,32 @@ from typing import Any
 import pytest
 
 from tests.hosts.conftest import Forge, Picture
-from tests.hosts.test_forge import assert_guided, slopes
+from tests.hosts.test_forge import assert_guided, assert_main_calls_carry, reserves, slopes
 
 HERE = Path(__file__).parent
+COUNTED = """
+from lib_decouple.core.gradient import LossGradient
+from lib_decouple.lab.study.bench.shapes import Alive
+kept["differentiate"], kept["bytes"] = LossGradient._differentiate, []
+def differentiate(self, *given):
+    alive, loss = Alive(self.model), self.loss
+    def counted(maps):
+        kept["bytes"].append(alive.bytes())
+        return loss(maps)
+    self.loss = counted
+    try:
+        with alive:
+            return kept["differentiate"](self, *given)
+    finally:
+        self.loss = loss
+LossGradient._differentiate = differentiate
+"""
+"""Has the bytes counted that a gradient keeps when the loss has been computed."""
+TOLD = """
+from lib_decouple.core.gradient import LossGradient
+LossGradient._differentiate = kept.pop("differentiate")
+result = kept.pop("bytes")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +79,11 @@ def test_anima_s_latents_after_every_step_are_those_of_an_independent_reference(
     assert found["moved"] > 0.05
 
 
+def test_a_main_call_of_a_sampler_for_flows_carries_a_change_to_the_next(anima: Forge) -> None:
+    # It shrinks a change as it does the latents: in the last step but one to 0.00065.
+    assert_main_calls_carry(anima, "DPM++ 2s a RF", least=1e-4)
+
+
 def test_anima_is_guided_and_the_host_s_own_afterwards(anima: Forge, plain: Picture) -> None:
     guided = anima.draw({"size": 0.3})
     assert_guided(guided)
@@ -78,6 +106,19 @@ def test_a_long_prompt_of_anima_s_is_one_chunk_and_guided(anima: Forge) -> None:
     )
     assert_guided(named)
     assert named.pixels == placed.pixels != anima.draw(prompt=prompt).pixels
+
+
+@pytest.mark.parametrize(("recompute", "most"), [("off", 1.5), ("on", 2.5)])
+def test_memory_reserved_for_anima_covers_what_its_gradient_keeps(anima: Forge, recompute: str, most: float) -> None:
+    job = {"width": 384, "height": 384, "steps": 2}
+    plain = max(reserves(anima, None, **job))
+    anima.inside(COUNTED)
+    try:
+        asked = max(reserves(anima, {"steps": 2, "recompute": recompute}, **job))
+    finally:
+        kept = anima.inside(TOLD)
+    assert len(kept) >= 2
+    assert max(kept) <= asked - plain < most * max(kept), (asked - plain, kept)
 
 
 def test_an_entity_that_anima_s_prompt_does_not_name_is_told(anima: Forge, plain: Picture) -> None:
