@@ -52,7 +52,8 @@ OVERRIDDEN = {
 configuration file holds (processing.py, ``process_images``)."""
 FORGE_MODELS = {
     "Stable-diffusion": (
-        *("sd1", "sd1-other", "sd1-fp8-mixed", "sd1-int8-mixed", "sd2", "sdxl", "sdxl-v", "sdxl-rectified"),
+        *("sd1", "sd1-other", "sd1-fp8-mixed", "sd1-int8-mixed", "sd1-fp8-scaled", "sd2", "sdxl", "sdxl-v"),
+        "sdxl-rectified",
     ),
     "ControlNet": ("control", "lllite"), "Lora": ("lora",),
 }  # fmt: skip

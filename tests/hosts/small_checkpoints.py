@@ -6,7 +6,7 @@ channel multiples of the UNet are free. ``python -m tests.hosts.small_checkpoint
 refine with. The weights are those of a fixed seed. ``sdxl-v`` and ``sdxl-rectified`` are ``sdxl`` under a name or with
 a layout by which Forge Neo takes it for a v-prediction model and for a rectified flow; ``sd1-fp8-mixed`` and
 ``sd1-int8-mixed`` are ``sd1`` with the linear layers of its transformers in 8 bits, as ComfyUI's quantised
-checkpoints have them.
+checkpoints have them, and ``sd1-fp8-scaled`` as its older ones do.
 """
 
 from __future__ import annotations
@@ -190,8 +190,11 @@ def lora() -> dict[str, Tensor]:
     return {key: value.half().contiguous() for key, value in found.items()}
 
 
-def mixed(kind: str) -> dict[str, Tensor]:
-    """``sd1``, quantised to ``float8_e4m3fn`` or ``int8_tensorwise`` with one scale a layer."""
+def mixed(kind: str, older: bool = False) -> dict[str, Tensor]:
+    """``sd1``, quantised to ``float8_e4m3fn`` or ``int8_tensorwise`` with one scale a layer.
+
+    ``older``: as before ComfyUI told each layer's kind, which is the layout that Forge knows.
+    """
     found = checkpoint("sd1")
     stored, largest = {"float8_e4m3fn": (torch.float8_e4m3fn, 448.0), "int8_tensorwise": (torch.int8, 127.0)}[kind]
     told = torch.frombuffer(bytearray(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
@@ -201,8 +204,12 @@ def mixed(kind: str) -> dict[str, Tensor]:
             scale = weight.abs().max() / largest
             scaled = weight / scale
             found[key] = (scaled if stored.is_floating_point else scaled.round()).to(stored)
-            found[key.removesuffix("weight") + "weight_scale"] = scale
-            found[key.removesuffix("weight") + "comfy_quant"] = told.clone()
+            layer = key.removesuffix("weight")
+            found[layer + ("scale_weight" if older else "weight_scale")] = scale
+            if not older:
+                found[layer + "comfy_quant"] = told.clone()
+    if older:
+        found["model.diffusion_model.scaled_fp8"] = torch.zeros(2).to(stored)
     return found
 
 
@@ -214,6 +221,7 @@ def write(folder: Path, family: str) -> Path:
         others = {
             "control": control_net, "lllite": lllite, "lora": lora, "sd1-other": lambda: checkpoint("sd1", 17),
             "sd1-fp8-mixed": lambda: mixed("float8_e4m3fn"), "sd1-int8-mixed": lambda: mixed("int8_tensorwise"),
+            "sd1-fp8-scaled": lambda: mixed("float8_e4m3fn", older=True),
         }  # fmt: skip
         save_file(others[family]() if family in others else checkpoint(family), target)
     return target
