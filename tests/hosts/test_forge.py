@@ -12,6 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lib_decouple.hosts.ldm import main_calls
+from lib_decouple.settings import specs
+from lib_decouple.webui import infotext
 from lib_decouple.webui.api import ORDER
 from tests.hosts.conftest import Forge, Picture, encoded
 
@@ -744,6 +746,20 @@ def test_an_own_infotext_restores_and_makes_the_picture_again(forge):
     assert found["enabled"] is True
     order = ORDER[: ORDER.index("refine_threshold")]
     assert forge.draw([found[name] for name in order]).pixels == first.pixels
+
+
+def test_layers_left_open_are_the_familys_and_the_infotext_draws_it_again(forge):
+    """small-sd1 has Stable Diffusion 1.x's widths; of its level `early` leaves layers out."""
+    made = forge.draw([{"enabled": True}])
+    assert made.value("Decouple profile") == "Stable Diffusion 1.x (not measured)"
+    assert made.value("Decouple layers") == "early"
+    keys = {"Decouple", *(about.infotext for about in specs().values())}
+    settings = infotext.read({key: value for key in keys if (value := made.value(key)) is not None})
+    assert (settings.loss, settings.layers) == ("com", "early")
+    assert forge.draw([settings.as_dict()]).pixels == made.pixels
+    named = forge.draw([{"enabled": True, "loss": "com"}])
+    assert named.value("Decouple layers") is None
+    assert named.pixels == forge.draw([{"enabled": True, "layers": "all"}]).pixels != made.pixels
 
 
 def test_an_infotext_without_our_keys_turns_us_off(forge, plain):
