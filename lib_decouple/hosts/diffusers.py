@@ -8,13 +8,13 @@ are those that the next denoiser call sees and the sampler goes on with.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.maps import CrossAttentionLayer
+from ..core.maps import CrossAttentionLayer, MapReader
 from ..core.observe import Observers
 from ..core.presence import Curve, Presence
 from ..core.trace import ImageTrace, Tracer
@@ -24,7 +24,7 @@ from . import reasons
 from .base import Level, Looking, Session, make_guide, unet_level
 from .diffusers_drafts import Drafter, Search
 from .diffusers_loop import Beside, Loop, first_noise
-from .diffusers_prompts import condition, encoded, negatives, plan_image
+from .diffusers_prompts import Condition, condition, encoded, negatives, plan_image
 from .family import profile_of
 from .seeds import Choice
 from .tell import LEVELS, Teller, reader_of
@@ -90,129 +90,157 @@ class Picture:
         self.exact_since = self.exact_since or other.exact_since
 
 
-@torch.no_grad()
-def generate(
-    pipe: Any,
-    prompts: Sequence[str],
-    entities: Sequence[Sequence[str]],
-    settings: Settings,
-    *,
-    seeds: Sequence[int],
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    height: int | None = None,
-    width: int | None = None,
-    negative_prompt: str = "",
-    observe: bool = False,
-    watch: bool = False,
-    keep_maps: bool = False,
-    keep_latents: bool = False,
-    curve: Curve | None = None,
-    output: str = "pil",
-    progress: Callable[[int, int], None] | None = None,
-    layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list,
-    doubts: Callable[[str], None] | None = None,
-    tell_at: Sequence[float] = (),
-    loss: Callable[[Tensor], Tensor] | None = None,
-    weighed: bool = False,
-    conditional_drafts: bool = False,
-) -> Picture:
-    """Draw one image a prompt with the pipeline's own loop, its latents guided as the settings say.
+@dataclass
+class Drawing:
+    """One image a prompt by the pipeline's own loop, its latents guided as the settings say.
 
-    ``entities`` names each prompt's entities (none: that image is left alone); ``settings.enabled``
-    off draws plainly, and with ``observe`` looks at the maps of every step without touching anything.
-    Each image has the noise of its own seed, at the start and in samplers that add some on the way, so
-    it comes out as it would alone. A sampler with several denoiser calls a step is guided at the first.
-    What the settings leave open is filled by the profile of the model's family. ``layers`` chooses
-    among the layers of the level that the settings name (all of them when left out).
-    Unless ``settings.look`` is "off" the picture says which entity is there, in chances by the checkpoint's ``curve``.
-    At "choose" the noise is that of the best of several seeds, or each image's own where drafting fails; at "insist"
-    that of the first whose draft is accepted, and an image whose run tells midway that an entity is missing is drawn
-    again from the next, by itself and to its end.
-    A prompt longer than the text encoder's 75 tokens is encoded in chunks, as the WebUIs do.
-    ``doubts`` has the first gradient held against finite differences, and is told where they disagree.
-    ``tell_at``: falling noise levels at which to tell whatever the settings say, each at the first pass at or below it.
-    For trials: ``loss``, of maps ``[1, entities, h, w]``, ``[1]``, stands in the place of the settings'; ``weighed``:
-    where ``settings.stop`` goes by presence, nothing is left alone, and strength goes by it; ``conditional_drafts``:
-    drafts are made without the unconditional half of CFG.
-    Raises EntityNotFound for an entity that is not in its prompt, ValueError for bad sizes or layers.
+    Each image has the noise of its own seed, at the start and in samplers that add some on the way, so it comes out as
+    it would alone. A sampler with several denoiser calls a step is guided at the first. A prompt longer than the text
+    encoder's 75 tokens is encoded in chunks, as the WebUIs do. Raises ValueError for sizes that are not allowed.
     """
-    count = len(prompts)
-    if not len(entities) == len(seeds) == count:
-        raise ValueError(f"prompts: {count}, but entities: {len(entities)} and seeds: {len(seeds)}")
-    height, width = _size(pipe, height, width)
 
-    def start_of(seeds: Sequence[int]) -> tuple[list[torch.Generator], Tensor]:
-        own = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        return own, first_noise(pipe.unet, own, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+    pipe: Any
+    prompts: Sequence[str]
+    entities: Sequence[Sequence[str]]
+    """Each prompt's; none: that image is left alone."""
+    settings: Settings
+    """Not enabled they draw plainly. What they leave open is filled by the profile of the model's family.
 
-    beside, traces = None, [ImageTrace(tuple(names)) for names in entities]
-    teller = Teller(count, bool(tell_at) or (settings.enabled and settings.look != "off"), tell_at or LEVELS)
-    if settings.enabled or observe or tell_at:
-        settings = closed(settings, profile_of(pipe.unet), steps)
-        plans = [plan_image(pipe, p, names, settings.skip_missing) for p, names in zip(prompts, entities)]
-        traces = [ImageTrace(plan.names) for plan in plans]
-        all_layers, level = cross_attention_layers(pipe.unet), default_level(pipe.unet)
-        guide = make_guide(settings, pipe.unet, all_layers, plans, level, layers, curve=curve)
-        guide.gradient.loss = loss or guide.gradient.loss
-        if guide.helping is not None:
-            guide.helping.weighed = weighed
-        session = Session(
-            guide,
-            Looking(doubts=doubts),
-            looks=lambda *_: observe or watch,
-            moves=settings.enabled and settings.gradient != "none" and not observe,
-            observers=Observers([Tracer(traces, everything=True, keep_maps=keep_maps)]),
+    Unless their "look" is "off" the picture says which entity is there. At "choose" the noise is that of the best of
+    several seeds, or each image's own where drafting fails; at "insist" that of the first whose draft is accepted, and
+    an image whose run tells midway that an entity is missing is drawn again from the next, by itself and to its end.
+    """
+    _: KW_ONLY
+    seeds: Sequence[int]
+    steps: int = 50
+    guidance_scale: float = 7.5
+    height: int | None = None
+    """In pixels; None, as for the width, is the UNet's own."""
+    width: int | None = None
+    negative_prompt: str = ""
+    observe: bool = False
+    """Draw plainly, and look at the maps of every step."""
+    watch: bool = False
+    """Look at the maps of every step, of those that move nothing, too."""
+    keep_maps: bool = False
+    keep_latents: bool = False
+    curve: Curve | None = None
+    """The checkpoint's, by which chances are told."""
+    output: str = "pil"
+    progress: Callable[[int, int], None] | None = None
+    layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list
+    """Chooses among the layers of the level that the settings name."""
+    doubts: Callable[[str], None] | None = None
+    """Has the first gradient held against finite differences, and is told where they disagree."""
+    tell_at: Sequence[float] = ()
+    """Falling noise levels at which to tell whatever the settings say, each at the first pass at or below it."""
+    loss: Callable[[Tensor], Tensor] | None = None
+    """For trials: of maps ``[1, entities, h, w]``, ``[1]``, in the place of the settings'."""
+    weighed: bool = False
+    """For trials: where "stop" goes by presence, nothing is left alone, and strength goes by it."""
+    conditional_drafts: bool = False
+    """For trials: drafts are made without the unconditional half of CFG."""
+    size: tuple[int, int] = field(init=False)
+    """Height and width."""
+
+    def __post_init__(self) -> None:
+        prompts, entities, seeds = len(self.prompts), len(self.entities), len(self.seeds)
+        if not prompts == entities == seeds:
+            raise ValueError(f"prompts: {prompts}, but entities: {entities} and seeds: {seeds}")
+        self.size = _size(self.pipe, self.height, self.width)
+        if self._is_watched:
+            self.settings = closed(self.settings, profile_of(self.pipe.unet), self.steps)
+
+    @property
+    def _is_watched(self) -> bool:
+        return bool(self.settings.enabled or self.observe or self.tell_at)
+
+    @torch.no_grad()
+    def picture(self) -> Picture:
+        """Draw. Raises EntityNotFound for an entity that is not in its prompt, ValueError for layers that are not."""
+        count, unet = len(self.prompts), self.pipe.unet
+        picture = Picture([], [ImageTrace(tuple(names)) for names in self.entities], choices=[None] * count)
+        tells = bool(self.tell_at) or (self.settings.enabled and self.settings.look != "off")
+        teller = Teller(count, tells, self.tell_at or LEVELS)
+        beside = self._beside(teller, picture) if self._is_watched else None
+        texts = encoded(self.pipe, self.prompts, self.negative_prompt)
+        own = condition(self.pipe, list(self.prompts), *self.size, texts)
+        self.pipe.scheduler.set_timesteps(self.steps, device=unet.device)
+        search = self._search(beside.reader, own, texts, picture) if beside else None
+        generators, noise = self._start(search.drawn if search else self.seeds)
+        loop = Loop(self.pipe, count, own, beside, self.keep_latents, self.progress)
+        plainly = {} if texts else {"prompt": list(self.prompts), "negative_prompt": [self.negative_prompt] * count}
+        picture.images = loop.run(
+            noise,
+            **plainly,
+            **texts,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            height=self.size[0],
+            width=self.size[1],
+            generator=generators,
+            output_type=self.output,
         )
-        beside = Beside(session, teller, reader_of(all_layers, plans, level), curve, settings.stop == PRESENCE)
-
-    texts = encoded(pipe, prompts, negative_prompt)
-    own = condition(pipe, list(prompts), height, width, texts)
-    pipe.scheduler.set_timesteps(steps, device=pipe.unet.device)
-    search, no_drafts = None, ""
-    if beside and settings.enabled and settings.look in DRAFTING and not observe:
-        nothing = condition(pipe, [negative_prompt] * count, height, width, negatives(texts))
-        scale = 1.0 if conditional_drafts else guidance_scale
-        drafter = Drafter(pipe, beside.reader, lambda seeds: start_of(seeds)[1], own, nothing, scale)
-        search = Search(drafter, seeds, settings.drafts, curve if settings.look == "insist" else None)
-        try:
-            search.draft(range(count))
-            seeds = search.drawn
-        except Exception as error:
-            search, no_drafts = None, reasons.explained(error)
-    generators, noise = start_of(seeds)
-    loop = Loop(pipe, count, own, beside, keep_latents, progress)
-    plainly = {} if texts else {"prompt": list(prompts), "negative_prompt": [negative_prompt] * count}
-    images = loop.run(
-        noise,
-        **plainly,
-        **texts,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        height=height,
-        width=width,
-        generator=generators,
-        output_type=output,
-    )
-    stood_aside, exact_since = (beside.session.stood_aside, beside.session.exact_since) if beside else ("", "")
-    picture = Picture(
-        images, traces, stood_aside, loop.latents, teller.told, [None] * count, no_drafts, exact_since, teller.readings
-    )
-    if search is None:
+        picture.latents, picture.told, picture.readings = loop.latents, teller.told, teller.readings
+        if beside:
+            picture.stood_aside, picture.exact_since = beside.session.stood_aside, beside.session.exact_since
+        if search:
+            if self.settings.look == "insist":
+                insist(picture, search, self._again, self.settings.restarts)
+            picture.choices = search.choices
         return picture
 
-    def again(images: Sequence[int], seeds: Sequence[int]) -> Picture:
-        return generate(
-            pipe, [prompts[k] for k in images], [entities[k] for k in images], replace(settings, look="tell"),
-            seeds=seeds, steps=steps, guidance_scale=guidance_scale, height=height, width=width,
-            negative_prompt=negative_prompt, watch=watch, keep_maps=keep_maps, keep_latents=keep_latents, curve=curve,
-            output=output, progress=progress, layers=layers, doubts=doubts, tell_at=tell_at, loss=loss, weighed=weighed,
-        )  # fmt: skip
+    def _start(self, seeds: Sequence[int]) -> tuple[list[torch.Generator], Tensor]:
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        height, width = (side // self.pipe.vae_scale_factor for side in self.size)
+        return generators, first_noise(self.pipe.unet, generators, height, width)
 
-    if settings.look == "insist":
-        insist(picture, search, again, settings.restarts)
-    picture.choices = search.choices
-    return picture
+    def _beside(self, teller: Teller, picture: Picture) -> Beside:
+        """What guides and looks on; the ``picture``'s traces are of the entities that the prompts name."""
+        settings, unet = self.settings, self.pipe.unet
+        named = zip(self.prompts, self.entities)
+        plans = [plan_image(self.pipe, prompt, names, settings.skip_missing) for prompt, names in named]
+        picture.traces = [ImageTrace(plan.names) for plan in plans]
+        layers, level = cross_attention_layers(unet), default_level(unet)
+        guide = make_guide(settings, unet, layers, plans, level, self.layers, curve=self.curve)
+        guide.gradient.loss = self.loss or guide.gradient.loss
+        if guide.helping is not None:
+            guide.helping.weighed = self.weighed
+        session = Session(
+            guide,
+            Looking(doubts=self.doubts),
+            looks=lambda *_: self.observe or self.watch,
+            moves=settings.enabled and settings.gradient != "none" and not self.observe,
+            observers=Observers([Tracer(picture.traces, everything=True, keep_maps=self.keep_maps)]),
+        )
+        return Beside(session, teller, reader_of(layers, plans, level), self.curve, settings.stop == PRESENCE)
+
+    def _search(self, reader: MapReader, own: Condition, texts: dict[str, Any], picture: Picture) -> Search | None:
+        """The seeds' drafts, where the settings want some; the ``picture`` is told why there are none."""
+        look, count = self.settings.look, len(self.prompts)
+        if not self.settings.enabled or look not in DRAFTING or self.observe:
+            return None
+        nothing = condition(self.pipe, [self.negative_prompt] * count, *self.size, negatives(texts))
+        scale = 1.0 if self.conditional_drafts else self.guidance_scale
+        drafter = Drafter(self.pipe, reader, lambda seeds: self._start(seeds)[1], own, nothing, scale)
+        search = Search(drafter, self.seeds, self.settings.drafts, self.curve if look == "insist" else None)
+        try:
+            search.draft(range(count))
+        except Exception as error:
+            picture.no_drafts = reasons.explained(error)
+            return None
+        return search
+
+    def _again(self, images: Sequence[int], seeds: Sequence[int]) -> Picture:
+        """These images from other seeds, without drafts."""
+        drawing = replace(
+            self,
+            prompts=[self.prompts[k] for k in images],
+            entities=[self.entities[k] for k in images],
+            settings=replace(self.settings, look="tell"),
+            seeds=seeds,
+        )
+        return drawing.picture()
 
 
 def _size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from reference import Recipe
 from tiny import SCHEDULE
 
 from lib_decouple.core.losses import LOSSES
-from lib_decouple.hosts.diffusers import generate
+from lib_decouple.hosts.diffusers import Drawing
 from lib_decouple.settings import Settings
 
 # Prompts with their entities, and the entities' places counted by hand in the tokenizer's output.
@@ -38,7 +38,7 @@ def scheduler(name: str, **changes: Any) -> Any:
 def both(pipe: Any, recipe: Recipe, **settings: Any) -> tuple[list[torch.Tensor], list[torch.Tensor], Any]:
     """Latents after every step from the product and from the reference, with the product's result."""
     count = len(recipe.prompts)
-    picture = generate(
+    picture = Drawing(
         pipe,
         recipe.prompts,
         [PROMPTS[i][1] for i in range(count)],
@@ -59,7 +59,7 @@ def both(pipe: Any, recipe: Recipe, **settings: Any) -> tuple[list[torch.Tensor]
         negative_prompt=recipe.negative,
         keep_latents=True,
         output="latent",
-    )
+    ).picture()
     assert picture.stood_aside == ""
     assert len(picture.latents) == len(pipe.scheduler.timesteps)
     return picture.latents, reference.sample(pipe, recipe), picture

@@ -21,7 +21,7 @@ from lib_decouple.hosts import diffusers as adapter
 from lib_decouple.hosts import diffusers_drafts
 from lib_decouple.hosts.base import Level, choose_layers, make_guide, unet_level
 from lib_decouple.hosts.checkpoints import FAMILIES
-from lib_decouple.hosts.diffusers import cross_attention_layers, default_level, generate
+from lib_decouple.hosts.diffusers import Drawing, cross_attention_layers, default_level
 from lib_decouple.hosts.diffusers_prompts import chunks, encoded, pieces, plan_image
 from lib_decouple.hosts.seeds import seeds_to_draft
 from lib_decouple.profiles import UNKNOWN
@@ -43,7 +43,7 @@ def use(pipe: Any, name: str) -> None:
 
 def draw(pipe: Any, settings: Settings = ON, count: int = 1, **more: Any) -> Any:
     values = {"seeds": [7, 8, 9][:count], "steps": 4, "output": "latent", "keep_latents": True}
-    return generate(pipe, PROMPTS[:count], ENTITIES[:count], settings, **{**values, **more})
+    return Drawing(pipe, PROMPTS[:count], ENTITIES[:count], settings, **{**values, **more}).picture()
 
 
 def by_the_pipeline_alone(pipe: Any, count: int = 1, output: str = "latent") -> Any:
@@ -256,7 +256,7 @@ class TestBatchAndSeeds:
         use(sd1, name)
         together = draw(sd1, count=2)
         for i in range(2):
-            alone = generate(sd1, [PROMPTS[i]], [ENTITIES[i]], ON, seeds=[7 + i], steps=4, output="latent")
+            alone = Drawing(sd1, [PROMPTS[i]], [ENTITIES[i]], ON, seeds=[7 + i], steps=4, output="latent").picture()
             assert (together.images[i] - alone.images[0]).abs().max() < 1e-4
 
     def test_same_seed_same_image_and_another_seed_another(self, sd1: Any) -> None:
@@ -297,7 +297,7 @@ class TestFamilies:
             assert ours.steps[2].loss < theirs.steps[2].loss
         for i in range(2):
             values = {"seeds": [7 + i], "steps": 4, "output": "latent"}
-            alone = generate(pipe, [PROMPTS[i]], [ENTITIES[i]], ON, height=size[0], width=size[1], **values)
+            alone = Drawing(pipe, [PROMPTS[i]], [ENTITIES[i]], ON, height=size[0], width=size[1], **values).picture()
             assert (alone.images[0] - guided.images[i]).abs().max() < 1e-4
 
     @pytest.mark.parametrize("family", ["sd2", "sdxl"])
@@ -503,11 +503,11 @@ class TestSettingsReachTheGuide:
 class TestErrors:
     def test_entity_not_in_the_prompt(self, sd1: Any) -> None:
         with pytest.raises(EntityNotFound, match=r"horse.*cat"):
-            generate(sd1, ["a cat and a dog"], [["cat", "horse"]], ON, seeds=[1], steps=2)
+            Drawing(sd1, ["a cat and a dog"], [["cat", "horse"]], ON, seeds=[1], steps=2).picture()
 
     def test_lengths_that_differ(self, sd1: Any) -> None:
         with pytest.raises(ValueError, match="prompts: 2, but entities: 2 and seeds: 1"):
-            generate(sd1, PROMPTS[:2], ENTITIES[:2], ON, seeds=[1], steps=2)
+            Drawing(sd1, PROMPTS[:2], ENTITIES[:2], ON, seeds=[1], steps=2).picture()
 
     def test_size(self, sd1: Any) -> None:
         with pytest.raises(ValueError, match="width: 60 is not allowed; a multiple of 8 pixels"):
@@ -559,9 +559,9 @@ class TestLongPrompts:
 
     def test_a_long_prompt_is_guided_and_short_ones_beside_it(self, sd1: Any) -> None:
         use(sd1, "DDIMScheduler")
-        picture = generate(
+        picture = Drawing(
             sd1, [LONG, "a cat and a bird"], [["cat", "bird"]] * 2, ON, seeds=[7, 8], steps=4, output="latent"
-        )
+        ).picture()
         assert picture.stood_aside == ""
         assert all(record.update_norm > 0 for trace in picture.traces for record in trace.steps[:2])
 

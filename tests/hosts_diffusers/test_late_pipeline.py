@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import SCHEDULE
 
-from lib_decouple.hosts.diffusers import Picture, generate
+from lib_decouple.hosts.diffusers import Drawing, Picture
 from lib_decouple.lab.study.late import generate_late
 from lib_decouple.settings import Settings
 
@@ -33,7 +33,7 @@ def sampler(pipe: Any, name: str) -> Iterator[None]:
 
 def drawn(pipe: Any, settings: Settings, **more: Any) -> Picture:
     values = {"seeds": [7, 8], "steps": 8, "output": "latent", "keep_latents": True, **more}
-    return generate(pipe, PROMPTS, ENTITIES, settings, **values)
+    return Drawing(pipe, PROMPTS, ENTITIES, settings, **values).picture()
 
 
 def by_the_studys_loop(pipe: Any, settings: Settings) -> Picture:

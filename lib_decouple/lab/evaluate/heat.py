@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...hosts.checkpoints import CHECKPOINT, open_pipeline
-from ...hosts.diffusers import generate
+from ...hosts.diffusers import Drawing
 from ...settings import Settings
 from .store import Row, Store
 
@@ -64,7 +64,7 @@ def maps_of(store: Store, rows: Sequence[Row]) -> dict[int, np.ndarray]:
 def _again(pipe: Any, folder: Path, rows: Sequence[Row]) -> dict[int, np.ndarray]:
     """Of rows of the same settings and sampling. Where another picture comes out, none."""
     settings, sampling = Settings.from_dict(rows[0]["settings"]), rows[0]["sampling"]
-    picture = generate(
+    picture = Drawing(
         pipe,
         [row["prompt"] for row in rows],
         [row["entities"] for row in rows],
@@ -78,7 +78,7 @@ def _again(pipe: Any, folder: Path, rows: Sequence[Row]) -> dict[int, np.ndarray
         observe=not settings.enabled,
         watch=settings.enabled,
         keep_maps=True,
-    )
+    ).picture()
     found = {}
     for row, drawn, trace in zip(rows, picture.images, picture.traces):
         with Image.open(folder / row["file"]) as image:

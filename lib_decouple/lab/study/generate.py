@@ -19,7 +19,7 @@ from ...core.schedule import Schedule
 from ...core.trace import ImageTrace
 from ...hosts import reasons
 from ...hosts.checkpoints import open_pipeline
-from ...hosts.diffusers import Picture, generate
+from ...hosts.diffusers import Drawing, Picture
 from ...hosts.diffusers_prompts import plan_image
 from ...hosts.family import profile_of
 from ...hosts.seeds import Choice
@@ -214,7 +214,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def draw(chosen: Sequence[int], label: str, **how: Any) -> Picture:
         with tqdm(total=steps, desc=f"{label}, seeds {chosen[0]}-{chosen[-1]}", unit="step") as bar:
-            return generate(
+            return Drawing(
                 pipe,
                 [prompt] * len(chosen),
                 [entities] * len(chosen),
@@ -230,7 +230,7 @@ def run(arguments: argparse.Namespace) -> int:
                 doubts=print if arguments.decouple_debug else None,
                 progress=lambda done, _: bar.update(done - bar.n) and None,
                 **how,
-            )
+            ).picture()
 
     pairs, asides = draw_pairs(draw, seeds, arguments.batch)
     truth = own and _known(entities)

@@ -67,10 +67,10 @@ def generate_late(
     output: str = "pil",
     layers: Callable[[list[CrossAttentionLayer]], list[CrossAttentionLayer]] = list,
 ) -> Picture:
-    """Draw one image a prompt as :func:`~lib_decouple.hosts.diffusers.generate` does, its updates one step late.
+    """Draw one image a prompt as a :class:`~lib_decouple.hosts.diffusers.Drawing` does, its updates one step late.
 
     Refinement needs passes of its own and is left out. The traces count no passes.
-    Raises ValueError for a sampler that scales the model's input, EntityNotFound as ``generate`` does.
+    Raises ValueError for a sampler that scales the model's input, EntityNotFound as that does.
     """
     unet, scheduler, device = pipe.unet, pipe.scheduler, pipe.unet.device
     if scheduler.init_noise_sigma != 1:

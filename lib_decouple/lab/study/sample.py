@@ -29,7 +29,7 @@ class Task:
     key: Any
     jobs: tuple[Job, ...]
     more: dict[str, Any] = field(default_factory=dict)
-    """What ``generate`` is told besides, such as ``observe``."""
+    """What a ``Drawing`` is told besides, such as ``observe``."""
 
 
 def embedded(steps: int = STEPS) -> BackendOpener:

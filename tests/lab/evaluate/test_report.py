@@ -389,14 +389,16 @@ def test_heat_lies_where_the_map_is_high():
 
 def test_the_embedded_model_is_drawn_again_for_its_maps(tmp_path):
     from lib_decouple.hosts.checkpoints import open_pipeline
-    from lib_decouple.hosts.diffusers import generate
+    from lib_decouple.hosts.diffusers import Drawing
     from lib_decouple.lab.evaluate.heat import _digest
     from lib_decouple.lab.evaluate.store import Store
     from lib_decouple.settings import Settings
 
     own, pipe = Store(tmp_path / "run", create=True), open_pipeline(None)
     for arm, settings in {"plain": Settings(), "com": Settings(enabled=True, loss="com", steps=1)}.items():
-        drawn = generate(pipe, ["a cat and a dog"], [["cat", "dog"]], settings, seeds=[3], steps=4, guidance_scale=3.0)
+        drawn = Drawing(
+            pipe, ["a cat and a dog"], [["cat", "dog"]], settings, seeds=[3], steps=4, guidance_scale=3.0
+        ).picture()
         drawn.images[0].save(own.folder / f"{arm}.png")
         own.put_image(
             {

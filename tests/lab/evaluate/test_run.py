@@ -328,7 +328,7 @@ def test_batches_have_one_arm_and_keep_pairs_near(tmp_path):
 @pytest.mark.parametrize("tuned", ["com", "gated"])
 def test_the_embedded_model_draws_what_the_pipeline_draws(tuned, tmp_path):
     from lib_decouple.hosts.checkpoints import CHECKPOINT, open_pipeline
-    from lib_decouple.hosts.diffusers import generate
+    from lib_decouple.hosts.diffusers import Drawing
     from lib_decouple.lab.evaluate.arms import ARMS
     from lib_decouple.lab.evaluate.trials import TRIALS, Trial
 
@@ -341,10 +341,10 @@ def test_the_embedded_model_draws_what_the_pipeline_draws(tuned, tmp_path):
     store = Store(tmp_path / "run")
     plain, ours = store.images()
     assert plans.Settings.from_dict(ours["settings"]) == ARMS[2][tuned]
-    found = generate(
+    found = Drawing(
         open_pipeline(), [ours["prompt"]], [ours["entities"]], ARMS[2][tuned], seeds=[ours["seed"]], steps=6,
         guidance_scale=plans.CFG, keep_maps=True, loss=TRIALS.get(tuned, Trial()).loss,
-    )  # fmt: skip
+    ).picture()  # fmt: skip
     with Image.open(store.folder / ours["file"]) as image:
         assert (np.asarray(image) == np.asarray(found.images[0])).all()
     trace = found.traces[0]

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from lib_decouple.embedded.place import CHECKPOINT, TOKENIZER, yaml_text
 from lib_decouple.hosts.checkpoints import Unsupported, family_of, open_pipeline
-from lib_decouple.hosts.diffusers import generate
+from lib_decouple.hosts.diffusers import Drawing
 from lib_decouple.lab.evaluate.arms import embedded
 from lib_decouple.lab.evaluate.prompts.splits import CFG, cases
 from lib_decouple.lab.model.judge import judged
@@ -79,7 +79,7 @@ def test_the_text_encoder_s_configuration_beside_the_tokenizer_is_the_file_s():
 
 def test_single_entities_are_drawn(pipe):
     wanted = cases("report", 1, 16)
-    picture = generate(
+    picture = Drawing(
         pipe,
         [f"a {case.entities[0]}" for case in wanted],
         [case.entities for case in wanted],
@@ -87,7 +87,7 @@ def test_single_entities_are_drawn(pipe):
         seeds=[case.seed for case in wanted],
         steps=20,
         guidance_scale=CFG,
-    )
+    ).picture()
     right = [verdict.right for verdict in judged(picture.images, [case.entities for case in wanted])]
     assert sum(right) >= 13
 
@@ -97,7 +97,7 @@ def test_guidance_brings_entities_back(pipe):
     wanted = cases("report", 2, 16)
 
     def missing(settings):
-        picture = generate(
+        picture = Drawing(
             pipe,
             [f"a {a} and a {b}" for a, b in (case.entities for case in wanted)],
             [case.entities for case in wanted],
@@ -105,7 +105,7 @@ def test_guidance_brings_entities_back(pipe):
             seeds=[case.seed for case in wanted],
             steps=20,
             guidance_scale=CFG,
-        )
+        ).picture()
         assert not picture.stood_aside
         return sum(bool(verdict.missing) for verdict in judged(picture.images, [c.entities for c in wanted]))
 

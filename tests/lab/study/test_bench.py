@@ -15,7 +15,7 @@ from tiny import CONTEXT, tiny_unet
 
 from lib_decouple.core.schedule import StepRule
 from lib_decouple.hosts.base import make_guide
-from lib_decouple.hosts.diffusers import cross_attention_layers, default_level, generate
+from lib_decouple.hosts.diffusers import Drawing, cross_attention_layers, default_level
 from lib_decouple.hosts.diffusers_prompts import plan_image
 from lib_decouple.lab.evaluate.backends import About, Drawn
 from lib_decouple.lab.evaluate.backends.base import as_png
@@ -134,9 +134,11 @@ def late(pipe: Any, settings: Settings, steps: int = 4) -> torch.Tensor:
 
 
 def plain(pipe: Any, steps: int = 4) -> list[torch.Tensor]:
-    return generate(
-        pipe, [PROMPT] * 2, [[], []], Settings(), seeds=[3, 4], steps=steps, output="latent", keep_latents=True
-    ).latents
+    return (
+        Drawing(pipe, [PROMPT] * 2, [[], []], Settings(), seeds=[3, 4], steps=steps, output="latent", keep_latents=True)
+        .picture()
+        .latents
+    )
 
 
 def test_late_without_a_step_is_the_plain_pipeline(
@@ -154,9 +156,9 @@ def test_late_without_a_step_is_the_plain_pipeline(
 def test_late_applies_the_first_gradient_before_the_second_step(pipe: Any) -> None:
     settings = Settings(enabled=True, loss="com", steps=1)
     noise = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(s)) for s in (3, 4)])
-    moved = generate(
+    moved = Drawing(
         pipe, [PROMPT] * 2, [ENTITIES] * 2, settings, seeds=[3, 4], steps=2, output="latent", keep_latents=True
-    )
+    ).picture()
     shares = [trace.steps[0].update_norm for trace in moved.traces]
     named, unnamed = pipe.encode_prompt([PROMPT] * 2, "cpu", 1, True, negative_prompt=[""] * 2)
     guide = make_guide(

@@ -93,11 +93,11 @@ class Local:
         return curves.find(self._sha256)
 
     def picture(self, jobs: Sequence[Job], **more: Any) -> Picture:
-        """Images with all that is known of their making; ``more``: what ``generate`` is told beyond the jobs."""
-        from ....hosts.diffusers import generate
+        """Images with all that is known of their making; ``more``: what a ``Drawing`` is told beyond the jobs."""
+        from ....hosts.diffusers import Drawing
 
         settings, sampling, trial = jobs[0].settings, self.sampling, TRIALS.get(jobs[0].way, Trial())
-        return generate(
+        return Drawing(
             self.pipe,
             [job.prompt.text for job in jobs],
             [job.prompt.entities for job in jobs],
@@ -113,7 +113,7 @@ class Local:
             weighed=trial.weighed,
             conditional_drafts=trial.conditional_drafts,
             **more,
-        )
+        ).picture()
 
     def _drawn(self, jobs: Sequence[Job]) -> list[Drawn]:
         settings = jobs[0].settings
@@ -134,14 +134,14 @@ class Local:
 
     def seconds_a_step(self) -> float:
         """One image for itself; batches take a little less each."""
-        from ....hosts.diffusers import generate
+        from ....hosts.diffusers import Drawing
 
         def take(steps: int) -> float:
             started = time.perf_counter()
-            generate(
+            Drawing(
                 self.pipe, ["a"], [[]], Settings(), seeds=[0], steps=steps, guidance_scale=self.sampling.cfg,
                 height=self.sampling.height or None, width=self.sampling.width or None,
-            )  # fmt: skip
+            ).picture()  # fmt: skip
             return time.perf_counter() - started
 
         take(1)  # the first one also warms up

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ....hosts.diffusers import generate
+from ....hosts.diffusers import Drawing
 from ....settings import Settings
 from ...evaluate.prompts.splits import CFG, STEPS, Case
 from ...model.scenes import joined
@@ -64,9 +64,12 @@ def draw(pipe: Any, arm: Arm, group: Sequence[Case], steps: int = STEPS) -> Draw
     if way.kind == "rival":
         images, passes, taken = draw_rival(pipe, group, steps, CFG, dict(arm.rival))
         return Drawn(images, [passes] * len(group), [taken] * len(group))
-    draws = generate_late if way.kind == "late" else generate
     settings = way.settings(arm.settings)
-    picture = draws(pipe, prompts, names, settings, seeds=seeds, steps=steps, guidance_scale=CFG, layers=way.layers)
+    how: dict[str, Any] = {"seeds": seeds, "steps": steps, "guidance_scale": CFG, "layers": way.layers}
+    if way.kind == "late":
+        picture = generate_late(pipe, prompts, names, settings, **how)
+    else:
+        picture = Drawing(pipe, prompts, names, settings, **how).picture()
     if picture.stood_aside:
         raise RuntimeError(f"guidance stood aside {picture.stood_aside}")
     gradients = [
