@@ -105,7 +105,7 @@ class Guide:
         self.gradient.focused = partial(self.helping.focused, sigma=noise)
         return [image for image in named if image not in self.helping.whole]
 
-    def _left(
+    def _to_move(
         self, images: Sequence[int], losses: Sequence[float], maps: Sequence[Tensor], limit: float, noise: float
     ) -> list[int]:
         """Places among ``images`` of those that are moved: neither decoupled nor whole."""
@@ -130,7 +130,7 @@ class Guide:
             for image, own, loss in zip(images, found.maps, losses)
         ]
         (limit,) = self._limits(step)
-        moved = set(self._left(images, losses, found.maps, limit, noise))
+        moved = set(self._to_move(images, losses, found.maps, limit, noise))
         above = torch.tensor([float(k in moved) for k in range(len(images))])
         gradient = _column(above, found.gradient) * found.gradient
         return Waiting(step, total, list(images), gradient, seen, self._strengths(found.maps, noise))
@@ -190,7 +190,7 @@ class Guide:
             own = rows(moved, images)
             losses, gradient, maps, shares = self.gradient(own, images, run, share_of)
             self._note(seen, step, images, losses.tolist(), maps)
-            above = self._left(images, losses.tolist(), maps, limit, noise)
+            above = self._to_move(images, losses.tolist(), maps, limit, noise)
             images = [images[k] for k in above]
             update = rows(update_of(own, gradient), above)
             shares = rows(shares, above)
