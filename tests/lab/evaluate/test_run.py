@@ -325,25 +325,26 @@ def test_batches_have_one_arm_and_keep_pairs_near(tmp_path):
     assert [(g[0].arm, len(g)) for g in groups] == [("plain", 4), ("com", 4), ("plain", 2), ("com", 2)]
 
 
-@pytest.mark.parametrize("tuned", ["com", "gated"])
-def test_the_embedded_model_draws_what_the_pipeline_draws(tuned, tmp_path):
+@pytest.mark.parametrize("name", ["com", "gated"])
+def test_the_embedded_model_draws_what_the_pipeline_draws(name, tmp_path):
     from lib_decouple.hosts.checkpoints import CHECKPOINT, open_pipeline
     from lib_decouple.hosts.diffusers import Drawing
-    from lib_decouple.lab.evaluate.arms import ARMS
+    from lib_decouple.lab.evaluate.arms import tuned
     from lib_decouple.lab.evaluate.trials import TRIALS, Trial
 
+    own = tuned(name, 2, 6)
     text = (
         PLAN.replace("limit = 3", "limit = 1")
-        .replace('"com"', f'{{tuned = "{tuned}"}}')
+        .replace('"com"', f'{{tuned = "{name}"}}')
         .replace("seeds = 2", "seeds = 1")
     )
     assert draw(tmp_path, "maps = true\n" + text + "[sampling]\nsteps = 6\n") == 0
     store = Store(tmp_path / "run")
     plain, ours = store.images()
-    assert plans.Settings.from_dict(ours["settings"]) == ARMS[2][tuned]
+    assert plans.Settings.from_dict(ours["settings"]) == own
     found = Drawing(
-        open_pipeline(), [ours["prompt"]], [ours["entities"]], ARMS[2][tuned], seeds=[ours["seed"]], steps=6,
-        guidance_scale=plans.CFG, keep_maps=True, loss=TRIALS.get(tuned, Trial()).loss,
+        open_pipeline(), [ours["prompt"]], [ours["entities"]], own, seeds=[ours["seed"]], steps=6,
+        guidance_scale=plans.CFG, keep_maps=True, loss=TRIALS.get(name, Trial()).loss,
     ).picture()  # fmt: skip
     with Image.open(store.folder / ours["file"]) as image:
         assert (np.asarray(image) == np.asarray(found.images[0])).all()
