@@ -13,8 +13,8 @@ own start and end token, so chunk k's first text token is at ``77*k + 1``; T5 ha
 
 An entity is written as one or more words of the prompt ("traffic light", "kiwi (bird)"), as ``dog@2`` for
 the second occurrence, or as ``#5`` or ``#5-7`` for positions. Case does not count, nor does a backslash
-before a bracket. Where the words as written occur too seldom, hyphens and underscores, and then a plural of
-the last word, are overlooked. In scripts that put no spaces between words, and among emoji, an entity may
+before a bracket. Where the words as written occur too seldom, hyphens, underscores and brackets, and then a plural
+of the last word, are overlooked. In scripts that put no spaces between words, and among emoji, an entity may
 begin and end at any character.
 
 :func:`place` gives the positions of a prompt's words, wherever they stand. Everything takes a time linear in
@@ -283,9 +283,10 @@ def align(
     prompt = pieces if isinstance(pieces, Reading) else Reading(words(pieces))
     chosen: list[tuple[int, ...]] = [()] * len(entities)
     parsed = [_parse(entity) for entity in entities]
-    lengths = [len(re.findall(r"[^\W_]+", request.phrase)) for request in parsed]
-    # Longer phrases first, so that a shorter one leaves their tokens alone.
-    order = sorted(range(len(entities)), key=lambda i: -lengths[i])
+    lengths = [(len(re.findall(r"[^\W_]+", one.phrase)), len(one.phrase)) for one in parsed]
+    # Longer phrases first, so that a shorter one leaves their tokens alone: "light" those of "traffic light", and "boy"
+    # those of "1boy".
+    order = sorted(range(len(entities)), key=lambda i: lengths[i], reverse=True)
     longer: set[int] = set()
     for _, alike in groupby(order, key=lambda i: lengths[i]):
         group = list(alike)
@@ -580,7 +581,7 @@ def _made_key(text: str) -> str:
 
 
 def _loose(text: str) -> str:
-    return re.sub(r"[-‐‑_\\]+", "", _key(text))
+    return re.sub(r"[-‐‑_\\()\[\]]+", "", _key(text))
 
 
 def _numbers(word: str) -> list[str]:

@@ -504,7 +504,7 @@ def _denied_lists(found: Sequence[Clause], each: Sequence[_Told]) -> dict[int, i
 
 
 _IS = (":", "=", "-", "–", "—")
-_NONE = (["none"], ["no"], ["never"], ["zero"], ["0"])
+_NONE = (["none"], ["no"], ["never"], ["zero"])
 
 
 def _heads(tokens: Sequence[Token]) -> str:

@@ -208,3 +208,19 @@ def test_the_pieces_of_a_long_word_are_gone_through_a_few_times_alone():
 )
 def test_words_are_placed_where_the_encoder_has_them(texts: str, read: str, expected: list[tuple[int, ...]]) -> None:
     assert place(texts.split(), Reading(words(pieces(read)))) == expected
+
+
+def test_a_name_without_the_brackets_of_the_prompt_is_found_where_the_prompt_has_none_such() -> None:
+    """As it is suggested where brackets weigh, of a text that is read as it stands."""
+    pieces = [
+        Piece(k, text) for k, text in enumerate(["saber</w>", "_(</w>", "fate</w>", "),</w>", "dog</w>"], start=1)
+    ]
+    assert find("saber fate", pieces) == (1, 2, 3)
+    assert find("saber (fate", pieces) == (1, 2, 3)
+
+
+def test_a_word_within_a_longer_one_is_found_behind_it() -> None:
+    pieces = [Piece(k, text) for k, text in enumerate(["1</w>", "boy</w>", ",</w>", "a</w>", "boy</w>"], start=1)]
+    assert align(["boy", "1boy"], pieces) == align(["1boy", "boy"], pieces)[::-1] == [(5,), (1, 2)]
+    with pytest.raises(ValueError, match="are the same word of the prompt"):
+        align(["boy", "1boy"], pieces[:2])
