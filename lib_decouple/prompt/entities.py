@@ -445,8 +445,11 @@ def _takes_away(prompt: str, spans: Sequence[Span], k: int) -> int:
     while n > 0 and spans[n].text in "([" and spans[n].start == spans[n - 1].end:
         n -= 1
     sign = spans[n].start
-    before = prompt[:sign].rstrip(" ")[-1:] if prompt[max(0, sign - 1) : sign] in (" ", ",") else ""
-    return sign if spans[n].text in ("-", "!") and before not in ("", "\n") else -1
+    at = sign - 1
+    while at >= 0 and prompt[at] == " ":
+        at -= 1
+    searched = spans[n].text in ("-", "!") and at >= 0 and prompt[at] != "\n" and prompt[sign - 1] in " ,"
+    return sign if searched else -1
 
 
 def _shuts(prompt: str, spans: Sequence[Span], k: int) -> int:

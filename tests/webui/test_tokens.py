@@ -253,7 +253,8 @@ PATTERNS = [
     "(a:1.1) ", "no a, ", "a cat and ", "cat ", "1", "1.", ",", "a'", "a\u0301", "a\n", "_", "a red cat, a blue cat, ",
     "slowly ", "a slowly run ", "no: ", "without: a, ", "neg: a\n", " -a", "   -a", "Tall Zorb ", "dogs excluded, ",
     "can ", "a cat can slowly ", "text: \"a\" ", "\"a\" written ", "negative prompt ", "é ", "a's back ", "people ",
-    " ", "[[", "([", "$$", "~", "a @2 ", "w/o ", "man with a hat, ",
+    " ", "[[", "([", "$$", "~", "a @2 ", "w/o ", "man with a hat, ", "a -((a)), ", " one ",
+    "a blue and a red ", "zorb and a ", "[red|blue] a ", "a: none, ", "nowhere ", "dogs are not allowed, ", "!a ",
 ]  # fmt: skip
 
 
