@@ -180,7 +180,7 @@ def test_of_a_variation_its_own_seed_is_begun_with(webui, script):
 
 
 def test_a_run_is_begun_again_by_the_first_model_where_the_refiner_takes_over_later(webui, script):
-    more, second = refined(webui, 0.9), seeds_to_draft(40, 2)[1]
+    more, second = refined(webui, 0.8), seeds_to_draft(40, 2)[1]
     script(None, {40: BAD})
     picture = webui.draw(INSIST, seed=40, **more)
     assert (seeds(picture), begun_again(picture)) == ([second], [40])
