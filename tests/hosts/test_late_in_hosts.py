@@ -22,7 +22,8 @@ def fail(module, args):
         left[0] -= 1
         raise RuntimeError(ERROR)
 
-shared.decouple_hook = whole.diffusion_model.middle_block.register_forward_pre_hook(fail)
+# Not on the block itself: Forge Classic calls its parts.
+shared.decouple_hook = whole.diffusion_model.middle_block[0].register_forward_pre_hook(fail)
 result = None
 """
 HEALED = """
