@@ -114,6 +114,9 @@ def job(webui: Host, rng: random.Random, start: str) -> str:
             "interrupted",
             "plot",
             "tokens",
+            "late",
+            "choose",
+            "drafts",
         )
     )
     guided = {
@@ -156,6 +159,18 @@ def job(webui: Host, rng: random.Random, start: str) -> str:
         from tests.hosts.test_sharing import plot
 
         assert plot(webui, guided, x="Decouple loss=com,iou")[0] == 200
+    elif kind == "late":
+        assert webui.draw({**guided, "gradient": "late", "every": 1}, **given).value("Decouple found") == "cat, dog"
+    elif kind == "choose":
+        chosen = webui.draw({**guided, "look": rng.choice(("choose", "insist")), "restarts": 1}, **given)
+        assert chosen.value("Decouple asked seed") == str(given["seed"])
+    elif kind == "drafts":
+        only = {"alwayson_scripts": {"attention decoupling": {"args": [{"drafts_only": True}]}}}
+        status, answer = webui.post("/sdapi/v1/txt2img", {"prompt": "a cat and a dog", **given, **only})
+        assert (status, answer["images"]) == (200, [])
+        told = webui.get("/decouple/v1/drafts/last")
+        best = told["images"][0]["drafts"][0]["seed"]
+        assert f"Seed: {best}," in webui.draw({**guided, "draw": f"{told['id']}/0/{best}"}, **given).infotexts[0]
     else:
         webui.post("/decouple/v1/tokens", {"prompt": hostile.text(rng, 40).encode("utf-8", "ignore").decode()})
         webui.get("/decouple/v1/maps/last")
