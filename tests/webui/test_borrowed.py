@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-import types
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +16,7 @@ from lib_decouple.hosts.seeds import Choice
 from lib_decouple.settings import FIXED
 from lib_decouple.webui import infotext
 
-from .test_drafts import SCORES, a_job, drafted
+from .test_drafts import SCORES, a_job, decoded, drafted  # noqa: F401
 from .test_jobs import host  # noqa: F401
 from .test_runs import sampling
 
@@ -87,17 +85,6 @@ def test_a_host_that_goes_through_one_job_again_finds_it_as_it_was_asked_for(hos
     host.jobs.before(p)
     assert state_of(p) == {**asked, "init_images": [BLUE, RED]}
     assert host.jobs.comparing is None
-
-
-@pytest.fixture
-def decoded(host, monkeypatch):  # noqa: F811
-    class DecodedSamples(list):
-        already_decoded = True
-
-    processing = types.ModuleType("modules.processing")
-    processing.DecodedSamples = DecodedSamples
-    monkeypatch.setitem(sys.modules, "modules.processing", processing)
-    host.opts.return_mask = host.opts.return_mask_composite = False
 
 
 def draft_alone(host, p, batch=0):  # noqa: F811

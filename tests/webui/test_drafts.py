@@ -215,13 +215,20 @@ def test_of_a_batch_each_image_s_draft_begins_with_its_own_picture(host):  # noq
     assert p.attention_decoupling.notes == []
 
 
-def test_drafts_alone_end_with_no_picture_and_are_kept(host, monkeypatch):  # noqa: F811
+@pytest.fixture
+def decoded(host, monkeypatch):  # noqa: F811
+    """The host's own list of pictures that need no decoding; nothing is kept of masks."""
+
     class DecodedSamples(list):
         already_decoded = True
 
     processing = types.ModuleType("modules.processing")
     processing.DecodedSamples = DecodedSamples
     monkeypatch.setitem(sys.modules, "modules.processing", processing)
+    host.opts.return_mask = host.opts.return_mask_composite = False
+
+
+def test_drafts_alone_end_with_no_picture_and_are_kept(host, decoded):  # noqa: F811
     p = a_job(n_iter=1, batch_size=2, iteration=0, do_not_save_samples=False, do_not_save_grid=False)
     p.all_prompts, p.all_seeds = ["a", "a cat and a dog"], [10, 11]
     host.jobs.begin(p, "txt2img", [{"look": "insist", "drafts_only": True}])
@@ -241,7 +248,6 @@ def test_drafts_alone_end_with_no_picture_and_are_kept(host, monkeypatch):  # no
         images=[RED, RED, RED], infotexts=["grid", "a", "b"], info="a", index_of_first_image=1,
         extra_generation_params={}, all_prompts=p.all_prompts, all_seeds=p.all_seeds,
     )  # fmt: skip
-    host.opts.return_mask = host.opts.return_mask_composite = False
     host.jobs.end(p, "txt2img", processed)
     assert (processed.images, processed.infotexts, processed.info) == ([], [], "")
     kept = host.jobs.runs.get(run.id)
