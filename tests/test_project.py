@@ -72,3 +72,12 @@ def test_the_workflow_runs_what_the_readme_says_and_pre_commit_what_that_checks(
     doctor = next(part for part in bug["body"] if part.get("id") == "doctor")
     assert doctor["validations"]["required"]
     assert "python run.py doctor" in json.dumps(doctor)
+
+
+def test_no_file_holds_both_sides_of_a_conflict():
+    done = subprocess.run(
+        ["git", "grep", "-nIE", r"^(<{7} |={7}$|>{7} )"], cwd=HERE, capture_output=True, text=True
+    )  # fmt: skip
+    if done.returncode == 128:
+        pytest.skip("no git here")
+    assert done.stdout == ""
