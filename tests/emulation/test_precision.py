@@ -111,6 +111,25 @@ def test_the_command_goes_on_where_it_was_stopped(
     assert f"fp16: least cosine of 2 {min(one['scaled']['cosine'] for one in found[:2]):.4f}" in capsys.readouterr().out
 
 
+def test_what_the_order_of_two_maps_costs_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: UNetWithInputs, capsys: Any
+) -> None:
+    """bf16 rounds coarsely enough to turn the order of a random model's maps at some places."""
+    monkeypatch.setattr(precision, "open_model", lambda *_: model)
+    arguments = ["--models", "sd15", "--sharpened", "4", "--losses", "iou;com", "--kinds", "bf16", "--scaled-only"]
+    assert main(["study", "precision", *arguments, "--out", str(tmp_path)]) == 0
+    kinked, smooth = json.loads((tmp_path / "precision.json").read_text())["records"]
+    changed, places = kinked["sides"]["changed"], kinked["sides"]["places"]
+    assert 0 < changed < 0.1 * places
+    assert 0 < kinked["sides"]["apart"] < 0.2
+    assert kinked["scaled"]["cosine"] < kinked["held"]["cosine"]
+    assert kinked["held"]["cosine"] > 0.99
+    assert not {"held", "sides"} & smooth.keys()
+    told = capsys.readouterr().out
+    assert f"With the sides held: {min(kinked['held']['cosine'], smooth['scaled']['cosine']):.4f}." in told
+    assert f"| {kinked['held']['cosine']:.4f} | {changed} of {places} (" in told
+
+
 def test_scaled_only_leaves_out_the_gradients_without_a_scale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: UNetWithInputs
 ) -> None:

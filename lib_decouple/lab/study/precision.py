@@ -9,6 +9,10 @@ its loss scale. *Flushed*: share of the values of all gradients inside the netwo
 error*: largest difference of a token's map to the one computed in float64 from the same queries and keys, over the
 map's highest value.
 
+A loss that takes the smaller or larger of two maps at each place has a kink where they are level. *Sides held*: the
+cosine where half precision takes the same map at each place as float32 does, told where it would take another
+at some; *sides changed*: at how many, and by how much the two differ there at most, as a share of their sum.
+
 Models: the embedded one; Stable Diffusion 1.5 and SDXL, random, in full, where each of SDXL's transformers repeats its
 first block's weights; and both with a sixteenth of their channels, where depth, heads and sizes stay. Queries and keys
 of the cross-attentions are multiplied by *sharpened*: random weights alone give flat maps, a trained model's lie
@@ -20,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +40,7 @@ from ...core.losses import LOSSES
 from ...settings import Settings
 from ..evaluate.files import reopened, write_whole
 from .emulate import HalfOnGpu
+from .sides import Loss, Sides
 from .unets import UNetWithInputs, embedded_unet, random_unet, unet_config, with_inputs
 
 BAR = 0.995
@@ -53,6 +58,7 @@ MODELS: dict[str, tuple[str, int, int]] = {
     "embedded": ("embedded", 16, 1),
     "sd15-narrow": ("sd15", 64, NARROW),
     "sdxl-narrow": ("sdxl", 64, NARROW),
+    "sdxl-narrow-1024": ("sdxl", 128, NARROW),
     "sd15": ("sd15", 64, 1),
     "sdxl": ("sdxl", 64, 1),
 }
@@ -100,10 +106,16 @@ def half(model: UNetWithInputs, kind: str) -> Iterator[HalfOnGpu]:
                 one.data = before
 
 
-def gradient(model: UNetWithInputs, loss: str, kind: str, scaled: bool = True) -> tuple[Tensor, Record]:
-    """The loss's gradient by the latents, flat and in float32, as the extension takes it; and what was seen."""
+def gradient(
+    model: UNetWithInputs, loss: str, kind: str, scaled: bool = True, sides: Callable[[Loss], Loss] | None = None
+) -> tuple[Tensor, Record]:
+    """The loss's gradient by the latents, flat and in float32, as the extension takes it; and what was seen.
+
+    ``sides``: notes the loss's sides, or holds them.
+    """
     taken = model.guide(Settings(enabled=True, loss=loss)).gradient
     taken.scaled = None if scaled else False
+    taken.loss = sides(taken.loss) if sides else taken.loss
     started = time.perf_counter()
     with half(model, kind) as emulated:
         found = taken(model.latents.to(model.unet.dtype), [0], lambda x, _: model.run(x))
@@ -150,20 +162,26 @@ def measure(
     if not wanted:
         return
     model = open_model(name, sharpened)
-    exact: dict[Any, tuple[Tensor, Record]] = {}
+    exact: dict[Any, tuple[Tensor, Record, Sides]] = {}
     errors = {kind: map_error(model, kind) for kind in dict.fromkeys(kind for kind, _ in wanted)}
     for kind, loss in wanted:
         record: Record = {"model": name, "sharpened": sharpened, "kind": kind, "loss": loss, "map_error": errors[kind]}
         held, point = as_held_in(model, kind), (loss, kind if not KINDS[kind][1] else "autocast")
         if point not in exact:
-            exact[point] = gradient(held, loss, "fp32")
-        for key, scaled in (("scaled", True), ("unscaled", False)):
+            noted = Sides()
+            exact[point] = (*gradient(held, loss, "fp32", sides=noted.noted), noted)
+        float32, seen_fp32, sides = exact[point]
+        ways = {"scaled": (True, sides.compared), "held": (True, sides.held), "unscaled": (False, sides.compared)}
+        for key, (scaled, looked) in ways.items():
             if not scaled and (not unscaled or KINDS[kind][0] == torch.bfloat16):
                 continue  # bf16 has float32's range, so nothing is scaled there
-            found, seen = gradient(held, loss, kind, scaled)
-            cosine = functional.cosine_similarity(found.double(), exact[point][0].double(), 0)
-            record[key] = {"cosine": float(cosine), **seen}
-        record["seconds_fp32"] = exact[point][1]["seconds"]
+            if key == "held" and not sides.changed:
+                continue
+            found, seen = gradient(held, loss, kind, scaled, looked)
+            record[key] = {"cosine": float(functional.cosine_similarity(found.double(), float32.double(), 0)), **seen}
+        if sides.places:
+            record["sides"] = {"changed": sides.changed, "places": sides.places, "apart": sides.apart}
+        record["seconds_fp32"] = seen_fp32["seconds"]
         yield record
 
 
@@ -171,16 +189,21 @@ def table(records: Sequence[Record]) -> str:
     """The records for people."""
     lines = [
         "| model | sharpened | precision | loss | cosine, scaled | scale | flushed % | cosine, unscaled | flushed % "
-        "| map error |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| sides held | sides changed | map error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in records:
-        own, without = one["scaled"], one.get("unscaled")
+        own, without, held = one["scaled"], one.get("unscaled"), one.get("held")
         bare = f"{without['cosine']:.4f} | {100 * without['flushed']:.1f}" if without else "– | –"
+        with_sides_held, changed = f"{held['cosine']:.4f}" if held else "–", "–"
+        if "sides" in one:
+            sides = one["sides"]
+            changed = f"{sides['changed']} of {sides['places']} ({100 * sides['apart']:.2f} %)"
         scale = f"{own['scale']:.0f}" if KINDS[one["kind"]][0] == torch.float16 and "scale" in own else "–"
         lines.append(
             f"| {one['model']} | {one['sharpened']:g} | {one['kind']} | {one['loss']} | {own['cosine']:.4f} "
-            f"| {scale} | {100 * own['flushed']:.1f} | {bare} | {one['map_error']:.0e} |"
+            f"| {scale} | {100 * own['flushed']:.1f} | {bare} | {with_sides_held} | {changed} "
+            f"| {one['map_error']:.0e} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -195,6 +218,9 @@ def verdict(records: Sequence[Record]) -> str:
             where = f"{least['model']}, sharpened {least['sharpened']:g}, {least['kind']}, {least['loss']}"
             bar = f"; bar {BAR}: {'met' if least['scaled']['cosine'] >= BAR else 'NOT met'}" if dtype == "fp16" else ""
             told.append(f"{dtype}: least cosine of {len(own)} {least['scaled']['cosine']:.4f} ({where}){bar}.")
+            held = min(one.get("held", one["scaled"])["cosine"] for one in own)
+            if any("held" in one for one in own):
+                told[-1] += f" With the sides held: {held:.4f}."
     return "\n".join(told)
 
 
