@@ -81,3 +81,15 @@ def test_no_file_holds_both_sides_of_a_conflict():
     if done.returncode == 128:
         pytest.skip("no git here")
     assert done.stdout == ""
+
+
+def test_no_file_names_a_folder_of_one_machine():
+    done = subprocess.run(
+        ["git", "grep", "-nIE", "(^|[^.[:alnum:]])/(root|work)/", "--", ":!tests"],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 128:
+        pytest.skip("no git here")
+    assert done.stdout == ""

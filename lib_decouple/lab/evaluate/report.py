@@ -14,7 +14,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -404,10 +404,10 @@ def environment(store: Store, images: Sequence[Row]) -> Table:
 def commands(store: Store, against: str, calibrated: Sequence[str]) -> str:
     """What to type to have this again."""
     judges = ",".join(judge if os.path.sep not in judge else _without_folder(judge) for judge in store.judges())
-    lines = list(store.notes().get("commands") or [])
+    lines = [_without_folders(line) for line in store.notes().get("commands") or []]
     if store.plans() and not any("evaluate run" in line for line in lines):
         lines.append("python -m lib_decouple evaluate run PLAN.toml")
-    lines += store.notes().get("imports") or []
+    lines += [_without_folders(line) for line in store.notes().get("imports") or []]
     lines.append(f"python -m lib_decouple evaluate judge RUN --judges {judges}")
     if calibrated:
         lines.append(f"python -m lib_decouple evaluate calibrate RUN --judges {judges}")
@@ -415,6 +415,15 @@ def commands(store: Store, against: str, calibrated: Sequence[str]) -> str:
         lines.append("python -m lib_decouple evaluate rate RUN")
     lines.append(f"python -m lib_decouple evaluate report RUN --against {shlex.quote(against)}")
     return "\n".join(lines)
+
+
+def _without_folders(command: str) -> str:
+    """Of a file that was named from the root of one machine, the name alone."""
+    absolute = (PurePosixPath, PureWindowsPath)
+    words = [
+        next((path(word).name for path in absolute if path(word).is_absolute()), word) for word in shlex.split(command)
+    ]
+    return shlex.join(words)
 
 
 def _without_folder(judge: str) -> str:

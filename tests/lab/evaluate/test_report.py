@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 from lib_decouple.__main__ import main
 from lib_decouple.lab.evaluate.heat import maps_of, overlay
 from lib_decouple.lab.evaluate.rate import arms_of
-from lib_decouple.lab.evaluate.report import THUMB, Table, accepted_none, fenced, literal
+from lib_decouple.lab.evaluate.report import THUMB, Table, accepted_none, commands, fenced, literal
 from lib_decouple.lab.evaluate.results import (
     JudgeNote,
     calibration,
@@ -176,6 +176,20 @@ def test_a_judges_model_stands_beside_its_figures_and_random_weights_are_no_resu
     assert not [line for line in text.splitlines() if line.startswith("- ") and "RANDOM" in line]
     assert "secret-place" not in page + text
     assert "--judges clip:some/hub-model,drawn,unnoted,vqa:FOLDER/rand,vqa:FOLDER/blip" in text
+
+
+def test_a_file_of_this_machine_is_named_without_its_folder(store):
+    store.put_note(
+        "commands",
+        ["evaluate run /home/me/plan.toml --out 'C:\\\\runs\\\\mine' --workers 2", "evaluate run docs/a.toml"],
+    )
+    store.put_note("imports", ["evaluate import RUN '/tmp/of theirs.csv'"])
+    lines = commands(store, "plain", ()).splitlines()
+    assert lines[:3] == [
+        "evaluate run plan.toml --out mine --workers 2",
+        "evaluate run docs/a.toml",
+        "evaluate import RUN 'of theirs.csv'",
+    ]
 
 
 def written(store, folder, *options):
