@@ -316,6 +316,7 @@ class Drafts:
             done = scale.share_done(sigma)
             denoiser.step = int(done * denoiser.total_steps)
             shared.state.sampling_step = int((begun + done / parts) * denoiser.steps)
+            own.beside.drafts += count * images
             return scale.denoised(x, sigma, args)
 
         last = int(scale.share_done(sigmas[-1]) * denoiser.total_steps)

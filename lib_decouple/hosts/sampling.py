@@ -38,7 +38,7 @@ from .denoisers import cross_attention_layers, default_level
 from .drafting import ChoosingSampler
 from .insisting import InsistingSampler
 from .ldm import main_calls, pieces, plan_image
-from .seeds import Choice
+from .seeds import Beside, Choice
 from .tell import Teller, reader_of
 
 log = logging.getLogger("lib_decouple")
@@ -191,6 +191,8 @@ class SamplingPass:
         self.not_insisted = ""
         """Why a run is not begun again, or no draft accepted, though it was asked for."""
         self.seconds = 0.0
+        """Of guidance, in runs that were given up, too."""
+        self.beside = Beside()
         self.replaces: SamplingPass | None = None
         """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
         self._schedule = Schedule(self.settings.steps, settings.every, self.settings.start)
@@ -227,6 +229,8 @@ class SamplingPass:
     def begin_again(self) -> None:
         """Guide what ``p.sampler`` is about to sample from other noise; what this run has told is forgotten."""
         self.detach()  # its sampling may have failed before it began
+        self.beside.given_up += self._call * len(self.traces)
+        self.beside.guided += sum(trace.passes for trace in self.traces)
         self._begin()
         self.p.sampler.func = GuidedSampler(self, self.p.sampler)
 

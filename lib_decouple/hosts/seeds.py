@@ -17,6 +17,17 @@ _SEEDS = 2**32
 """How many seeds a WebUI's page draws from; what would lie behind the last begins anew."""
 
 
+@dataclass
+class Beside:
+    """Passes of the denoiser beside the run that is delivered and the guidance of it, over all images of a batch."""
+
+    drafts: int = 0
+    given_up: int = 0
+    """The host's own, in runs that were begun and broken off or that failed."""
+    guided: int = 0
+    """Guidance's, in those runs."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that was begun from the noise of ``seed``, and what it told midway."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ..core.presence import lowest
 from ..core.trace import ImageTrace
-from ..hosts.seeds import Choice
+from ..hosts.seeds import Beside, Choice
 from ..hosts.tell import Teller
 from ..settings import PRESENCE, Settings
 from . import effect
@@ -53,6 +53,7 @@ class Pass(Protocol):
     drew: bool
     not_insisted: str
     seconds: float
+    beside: Beside
     step: int
     total: int
 
@@ -283,13 +284,20 @@ class Run:
         return "not moved, as its loss gave no direction at any guided step"
 
     def _costs(self) -> list[str]:
-        """Whose settings, and what they cost, where anything was guided."""
-        count = sum(trace.passes for one in self.passes for trace in one.traces)
-        if not any(record.guided for one in self.passes for trace in one.traces for record in trace.steps):
+        """Whose settings, where anything was guided, and what all of it cost."""
+        guided = any(record.guided for one in self.passes for trace in one.traces for record in trace.steps)
+        drafts, given_up = (sum(getattr(one.beside, name) for one in self.passes) for name in ("drafts", "given_up"))
+        parts = [f"{drafts} for drafts"] if drafts else []
+        parts += [f"{given_up} in pictures that were begun and given up"] if given_up else []
+        if guided:
+            count = sum(one.beside.guided + sum(trace.passes for trace in one.traces) for one in self.passes)
+            seconds = sum(one.seconds for one in self.passes)
+            parts.insert(0, f"{count or 'none'} to guide, {seconds:.1f} s")
+        if not parts:
             return []
-        seconds = sum(one.seconds for one in self.passes)
-        profile = [self.profile_told] if self.profile_told else []
-        return [*profile, f"{count or 'no'} more passes of the UNet, {seconds:.1f} s"]
+        by_image = " (counted image by image)" if sum(len(one.traces) for one in self.passes) > 1 else ""
+        profile = [self.profile_told] if self.profile_told and guided else []
+        return [*profile, f"More passes of the model{by_image}: {'; '.join(parts)}"]
 
     def _unused(self, image: tuple[int, int]) -> str:
         used = {name for one in self.passes if one.iteration == image[0] for name in one.traces[image[1]].entities}

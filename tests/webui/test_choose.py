@@ -12,7 +12,7 @@ import torch
 
 from lib_decouple.core.presence import presence
 from lib_decouple.hosts.base import Looking
-from lib_decouple.hosts.seeds import STRIDE, seeds_to_draft
+from lib_decouple.hosts.seeds import STRIDE, Beside, seeds_to_draft
 from lib_decouple.profiles import EMBEDDED
 from lib_decouple.settings import Settings
 from lib_decouple.webui.compare import begin
@@ -137,6 +137,21 @@ def drawn(webui, prompts=(PROMPT,), seeds=(3,), settings=CHOOSE, prepare=None, *
     if prepare:
         prepare(job)
     return sampled(job, x), job, sampling
+
+
+def counted(rows):
+    """Has a job write down, in ``rows``, how many latents each call of its denoiser gets."""
+
+    def prepare(job):
+        forward = job.denoiser.forward
+
+        def counting(x, *args, **kwargs):
+            rows.append(len(x))
+            return forward(x, *args, **kwargs)
+
+        job.denoiser.forward = counting
+
+    return prepare
 
 
 def asked_that_is_not_best(webui, count=1, start=3, **given):
@@ -278,6 +293,15 @@ def test_of_variations_the_variation_s_seed_is_chosen(webui):
     other, _ = job_of(webui, [PROMPT], (3,), subseed_strength=0.5)
     other.rng = sys.modules["modules.rng"].ImageRNG((4, 8, 8), [3], [choice.drawn], 0.5)
     assert torch.equal(other.sampler.sample(other, other.rng.next()), found)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_passes_of_drafts_are_counted(webui, images):
+    with_drafts, plain = [], []
+    _, _, sampling = drawn(webui, [PROMPT] * images, range(3, 3 + images), prepare=counted(with_drafts))
+    drawn(webui, [PROMPT] * images, range(3, 3 + images), settings=None, prepare=counted(plain))
+    assert sampling.beside == Beside(drafts=sum(with_drafts) - sum(plain))
+    assert sampling.beside.drafts >= 4 * images
 
 
 @pytest.mark.parametrize(("most", "groups"), [(4, [4]), (3, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])

@@ -14,7 +14,7 @@ from lib_decouple.core.presence import Curve, Level
 from lib_decouple.hosts.seeds import seeds_to_draft
 from lib_decouple.settings import Settings
 
-from .test_choose import MASK, PROMPT, Sampler, a1111_unet, forge_unet, job_of, sampled, webui  # noqa: F401
+from .test_choose import MASK, PROMPT, Sampler, a1111_unet, counted, forge_unet, job_of, sampled, webui  # noqa: F401
 
 # ruff: noqa: F811
 
@@ -172,6 +172,16 @@ def test_what_guidance_did_is_told_of_the_run_that_is_delivered(webui, insist):
     assert (sampling.stood_aside, alone.stood_aside) == ("", "")
     assert [record.step for record in sampling.traces[0].steps] == [record.step for record in alone.traces[0].steps]
     assert sampling.traces[0].passes == alone.traces[0].passes > 0
+
+
+def test_passes_of_a_run_that_was_given_up_are_counted(webui, insist):
+    rows, without, guided = [], [], replace(INSIST, gradient="exact", steps=2)
+    _, _, sampling, curve, made = insist([[0.6], [0.7]], {SEEDS[0]: BAD}, guided, prepare=counted(rows))
+    insist([[0.6]], {}, guided, prepare=counted(without))  # one draft, and a run that lacks nothing
+    assert len(curve.runs) > 1
+    assert made == sampling.beside.drafts == 2
+    assert sampling.beside.given_up == sum(rows) - sum(without) - 1 > 0
+    assert sampling.beside.guided == sampling.traces[0].passes > 0
 
 
 @pytest.mark.parametrize("picture", [{}, {"mask": MASK}], ids=["img2img", "inpainting"])

@@ -9,7 +9,7 @@ import pytest
 from lib_decouple.core.presence import Presence
 from lib_decouple.core.trace import ImageTrace, Measures, StepRecord
 from lib_decouple.hosts import seeds
-from lib_decouple.hosts.seeds import Choice
+from lib_decouple.hosts.seeds import Beside, Choice
 from lib_decouple.hosts.tell import Teller
 from lib_decouple.settings import Settings
 from lib_decouple.webui import infotext, report
@@ -40,6 +40,7 @@ class Pass:
     stood_aside: str = ""
     exact_since: str = ""
     seconds: float = 1.5
+    beside: Beside = field(default_factory=Beside)
     step: int = 6
     total: int = 6
     teller: Teller = field(default_factory=lambda: Teller(4))
@@ -276,7 +277,7 @@ def test_status_lines():
     assert lines[0] == "Image 1: cat, dog: moved at 3 of 6 steps by 8.0 % of the latents' length"
     assert lines[1].startswith("Image 2: stood aside: entities")
     assert lines[3].endswith("; stood aside: at step 3 of 6: out of memory")
-    assert lines[-1] == "6 more passes of the UNet, 3.0 s"
+    assert lines[-1] == "More passes of the model (counted image by image): 6 to guide, 3.0 s"
     asked = run(profile_told="Auto for a model")
     asked.settings = Settings(enabled=True, entities=("cat", "dog", "bird"))
     assert "; not in this prompt: bird" in asked.lines()[0]
@@ -284,6 +285,25 @@ def test_status_lines():
     assert run(problem="loss: no").lines() == ["Stood aside: loss: no"]
     alone = Run(Settings(enabled=True), [Pass([trace()], ["no cat"])], profile_told="Auto", drawn={0})
     assert alone.lines() == ["Stood aside: no cat"]  # no "0 more passes, 0.0 s"
+
+
+@pytest.mark.parametrize(
+    ("looks", "beside", "told"),
+    [
+        (FIRST, Beside(), "3 to guide, 1.5 s"),
+        (FIRST, Beside(drafts=16), "3 to guide, 1.5 s; 16 for drafts"),
+        (FIRST, Beside(4, 9, 5), "8 to guide, 1.5 s; 4 for drafts; 9 in pictures that were begun and given up"),
+        (trace(), Beside(drafts=16), "16 for drafts"),
+        (trace(), Beside(), None),
+    ],
+    ids=["guided", "of the best draft", "begun again", "not guided", "nothing"],
+)
+def test_what_all_of_it_cost_is_told(looks, beside, told):
+    one = Run(Settings(enabled=True), [Pass([looks], [""], beside=beside)], profile_told="Auto", drawn={0})
+    assert one.lines()[1:] == [
+        *(["Auto"] if looks is FIRST else []),
+        *([f"More passes of the model: {told}"] if told else []),
+    ]
 
 
 def test_results_can_be_written_as_json():
