@@ -1,4 +1,4 @@
-"""The examples of docs/api.md, executed against a real WebUI as they stand; see conftest.py."""
+"""The examples of docs/api.md, executed against real WebUIs as they stand; see conftest.py."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTA
 EXPECTED = re.compile(r"# (.+)$", re.MULTILINE)
 
 
+@pytest.fixture(scope="module", params=["host", "forge"])
+def webui(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(webui, tmp_path_factory):
     """Where the blocks run, one after the other."""
     return tmp_path_factory.mktemp("examples")
 
 
 @pytest.mark.parametrize(("language", "code"), BLOCKS, ids=[f"{k}-{one[0]}" for k, one in enumerate(BLOCKS)])
-def test_example(host, folder, language, code):
+def test_example(webui, folder, language, code):
     if "webuiapi" in code:
         pytest.importorskip("webuiapi", reason="webuiapi is not installed")
-    port = str(urlsplit(host.url).port)
+    port = str(urlsplit(webui.url).port)
     runner = [sys.executable, "-c"] if language == "python" else ["bash", "-euc"]
     done = subprocess.run([*runner, code.replace("7860", port)], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
