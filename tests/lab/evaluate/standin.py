@@ -66,11 +66,13 @@ class Handler(BaseHTTPRequestHandler):
         known = "" if self.how.not_loaded else self.how.sha256
         title = f"tiny.safetensors [{known[:10]}]" if known else "tiny.safetensors"
         found = {
-            "/sdapi/v1/options": {"sd_model_checkpoint": title, "sd_checkpoint_hash": known},
+            "/sdapi/v1/options": {
+                "sd_model_checkpoint": title, "sd_checkpoint_hash": known, **dict.fromkeys(self.how.option),
+            },
             "/sdapi/v1/sd-models": [{"title": title, "model_name": "tiny", "sha256": known or None, "hash": None}],
             "/sdapi/v1/schedulers": [{"name": "karras", "label": "Karras", "aliases": None}],
             "/decouple/v1/schema": None if Path(f"{self.how.log}.bare").exists() else {},
-        }.get(self.path)
+        }.get(self.path)  # fmt: skip
         self.answer({"detail": "Not Found"} if found is None else found, 404 if found is None else 200)
 
     def do_POST(self) -> None:
@@ -98,12 +100,13 @@ class Handler(BaseHTTPRequestHandler):
             type(self).sent += 1
         data = io.BytesIO()
         picture(body["prompt"], body["seed"], loss).save(data, "PNG")
-        text = f"{body['prompt']}\nSteps: {body['steps']}, Seed: {body['seed']}, Version: v1.10.1"
+        text = f"{body['prompt']}\nSteps: {body['steps']}, Seed: {body['seed']}, Version: {self.how.version}"
         if loss:
             text += f', Decouple: 1, Decouple found: "{", ".join(ours["entities"])}"'
             text += ", Decouple IoU by update: 0.620 to 0.310 at step 1"
         info = {
-            "infotexts": [text], "version": "v1.10.1", "sd_model_hash": self.sha256()[:10], "sd_model_name": "tiny",
+            "infotexts": [text], "version": self.how.version,
+            "sd_model_hash": self.sha256()[:10], "sd_model_name": "tiny",
             "sampler_name": body["sampler_name"] if body["sampler_name"] in SAMPLERS else SAMPLERS[0],
         }  # fmt: skip
         self.answer({"images": [base64.b64encode(data.getvalue()).decode()], "info": json.dumps(info)})
@@ -144,6 +147,8 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("log")
     parser.add_argument("--sha256", default=SHA256)
+    parser.add_argument("--version", default="v1.10.1")
+    parser.add_argument("--option", action="append", default=[], help="one more of those that it can be set to")
     parser.add_argument("--not-loaded", action="store_true")
     parser.add_argument("--auth", default="")
     parser.add_argument("--seconds", type=float, default=0.0)

@@ -73,6 +73,14 @@ def test_it_asks_for_one_bare_image_with_named_arguments(start, monkeypatch):
     assert backend.seconds_a_step() > 0
 
 
+def test_the_host_is_told_by_what_it_can_be_set_to(start):
+    server = start("--option", "forge_preset", "--version", "neo-2.26")
+    backend = webui.WebUI(server.url, SAMPLING, 30)
+    drawn = backend.draw([job()])[0].about
+    assert (drawn.host, drawn.version) == ("Forge", "neo-2.26")
+    assert backend.about().host == "Forge"
+
+
 def test_a_sampler_that_the_host_does_not_know_is_told(start):
     server = start()
 

@@ -1,4 +1,4 @@
-"""A WebUI by its API: AUTOMATIC1111 or Forge with this extension, one image a request.
+"""A WebUI by its API: AUTOMATIC1111, Forge or Forge Neo with this extension, one image a request.
 
 What was used (entities, checkpoint, version) is read off each image's own answer, so a WebUI whose checkpoint
 is changed while a run goes on is found out at the next image.
@@ -12,7 +12,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -44,6 +44,7 @@ class WebUI:
         self._client = httpx.Client(base_url=url, auth=(user, password) if auth else None, trust_env=False)
         self._tokens: dict[str, dict[str, list[int]]] = {}
         self._extension: bool | None = None
+        self._host = ""
 
     def _ask(self, method: str, path: str, body: Any = None, seconds: float = ASK_SECONDS) -> Any:
         """The answer's JSON; None for 404. Raises Unreachable, and ValueError for what no WebUI would take."""
@@ -84,8 +85,8 @@ class WebUI:
         digest = str(own.get("sha256") or own.get("hash") or options.get("sd_checkpoint_hash") or "")
         if not digest:  # a host reckons it when it first loads the checkpoint, unless it is told never to
             digest = str(self._try(1).get("sd_model_hash") or "")
-        forge = any(key.startswith("forge_") for key in options)
-        found = About("Forge" if forge else "AUTOMATIC1111", "", digest[:HASH_DIGITS], name or title)
+        self._host = host_of(options)
+        found = About(self._host, "", digest[:HASH_DIGITS], name or title)
         self._check(found.checkpoint, found.name)
         return found
 
@@ -135,8 +136,9 @@ class WebUI:
         seconds = time.perf_counter() - started
         image, info = self._read(answer)
         self._check_sampler(info.get("sampler_name"))
+        self._host = self._host or host_of(self._ask("GET", "/sdapi/v1/options"))
         about = About(
-            "Forge" if str(info.get("version", "")).startswith("f") else "AUTOMATIC1111",
+            self._host,
             str(info.get("version") or ""), str(info.get("sd_model_hash") or "")[:HASH_DIGITS],
             str(info.get("sd_model_name") or ""),
         )  # fmt: skip
@@ -205,6 +207,11 @@ class WebUI:
             self._try(steps)
             taken.append(time.perf_counter() - started)
         return taken[1] / 3
+
+
+def host_of(options: Mapping[str, Any]) -> str:
+    """By what it can be set to: Forge and what stems from it have options of their own; versions tell them apart."""
+    return "Forge" if any(key.startswith("forge_") for key in options) else "AUTOMATIC1111"
 
 
 def value(infotext: str, key: str) -> str | None:
