@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 import lib_decouple.hosts
 
@@ -52,6 +53,32 @@ def make_unet(kind: Any, **given: Any) -> Any:
     return made
 
 
+def cast_at_each_call(unet: Any, kept: torch.dtype) -> None:
+    """Weights are kept in ``kept``, and each call makes a copy in its input's dtype (``weights_manual_cast``).
+
+    A dtype stands for a device, too: where the weights are elsewhere the host's copy fetches them.
+    """
+    with torch.inference_mode():
+        for module in unet.modules():
+            for kind, operation in OPERATIONS.items():
+                if isinstance(module, kind):
+                    module.to(kept)
+                    module.__class__ = type(type(module).__name__, (type(module),), {"forward": operation})
+
+
+def _own(module: Any, x: torch.Tensor) -> tuple[Any, Any]:
+    return module.weight.to(x.dtype), None if module.bias is None else module.bias.to(x.dtype)
+
+
+OPERATIONS: dict[type, Any] = {
+    torch.nn.Linear: lambda module, x: functional.linear(x, *_own(module, x)),
+    torch.nn.Conv2d: lambda module, x: module._conv_forward(x, *_own(module, x)),
+    torch.nn.LayerNorm: lambda module, x: functional.layer_norm(x, module.normalized_shape, *_own(module, x)),
+    torch.nn.GroupNorm: lambda module, x: functional.group_norm(x, module.num_groups, *_own(module, x), module.eps),
+}
+"""``ForgeOperations``."""
+
+
 class Model:
     """KModel: denoised latents from noisy ones."""
 
@@ -65,13 +92,14 @@ class Model:
 
     def apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **more):
         scale = (t**2 + 1).sqrt()[:, None, None, None]
+        dtype = getattr(self, "computation_dtype", torch.float32)  # the Forges built on ldm_patched have none
         eps = self.diffusion_model(
-            x / scale,
+            (x / scale).to(dtype),
             t.log() * 250 + 500,
-            context=c_crossattn,
+            context=c_crossattn.to(dtype),
             control=control,
             transformer_options=transformer_options,
-        )
+        ).float()
         return x - eps * t[:, None, None, None]
 
     def memory_required(self, shape):

@@ -218,7 +218,7 @@ def verdict(records: Sequence[Record]) -> str:
             where = f"{least['model']}, sharpened {least['sharpened']:g}, {least['kind']}, {least['loss']}"
             bar = f"; bar {BAR}: {'met' if least['scaled']['cosine'] >= BAR else 'NOT met'}" if dtype == "fp16" else ""
             told.append(f"{dtype}: least cosine of {len(own)} {least['scaled']['cosine']:.4f} ({where}){bar}.")
-            held = min(one.get("held", one["scaled"])["cosine"] for one in own)
+            held = min(one["held" if "held" in one else "scaled"]["cosine"] for one in own)
             if any("held" in one for one in own):
                 told[-1] += f" With the sides held: {held:.4f}."
     return "\n".join(told)
