@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from lib_decouple.hosts.seeds import seeds_to_draft
-from tests.hosts.conftest import Host, Picture, encoded
+from tests.hosts.conftest import Host, Picture, encoded, encoded_alike
 from tests.hosts.test_a1111_jobs import LORA
 
 CHOOSE = {"gradient": "none", "look": "choose"}
@@ -329,12 +329,6 @@ def test_a_job_that_is_stopped_within_its_drafts_ends_and_leaves_nothing_behind(
     assert stopped.value("Decouple asked seed") is None
     again = webui.draw({**CHOOSE, "drafts": 3}, seed=40, **SMALL)
     assert (again.pixels, seeds(again)) == (expected.pixels, seeds(expected))
-
-
-def encoded_alike(webui: Host, *given: Any, **more: Any) -> Picture:
-    """img2img's encoding of the picture draws from the global generator, which no seed sets."""
-    webui.inside("import torch\ntorch.manual_seed(5)\nresult = 0")
-    return webui.draw(*given, **more)
 
 
 def begun_with(webui: Host, masked: bool = False, **more: Any) -> dict[str, Any]:

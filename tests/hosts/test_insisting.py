@@ -11,8 +11,8 @@ import pytest
 from PIL import ImageChops
 
 from lib_decouple.hosts.seeds import seeds_to_draft
-from tests.hosts.conftest import Host, Picture
-from tests.hosts.test_choose import begun_with, encoded_alike, refined
+from tests.hosts.conftest import Host, Picture, encoded_alike
+from tests.hosts.test_choose import begun_with, refined
 
 INSIST = {"gradient": "none", "look": "insist"}
 SCRIPTED = """
