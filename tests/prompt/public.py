@@ -1,7 +1,8 @@
 """``python -m tests.prompt.public FOLDER [-v] [-t]``: how well the entities of other people's prompts are suggested.
 
-``public.jsonl`` has the labels alone, each with its prompt's SHA-256. The prompts are public, but not ours to hand on:
-FOLDER holds them as their owners publish them, at any depth. ``README.md`` says where, and how they were chosen.
+``public.jsonl`` and ``public_2.jsonl`` have the labels alone, each with its prompt's SHA-256. The prompts are public,
+but not ours to hand on: FOLDER holds them as their owners publish them, at any depth. ``README.md`` says where, and how
+they were chosen.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from lib_decouple.prompt.entities import suggest
 
 from .score import Score
 
+SETS = ("public.jsonl", "public_2.jsonl")
+
 
 @dataclass(frozen=True)
 class Label:
@@ -32,14 +35,14 @@ class Label:
     split: str
 
 
-def labels() -> list[Label]:
-    lines = Path(__file__).with_name("public.jsonl").read_text("utf-8").splitlines()
+def labels(name: str = SETS[0]) -> list[Label]:
+    lines = Path(__file__).with_name(name).read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [Label(**{**row, **{key: tuple(row[key]) for key in ("entities", "optional")}}) for row in rows]
 
 
 def prompts(folder: Path) -> Iterator[str]:
-    """All prompts in ``folder``, in the three forms in which the sources have them."""
+    """All prompts in ``folder``, in the forms in which the sources have them; a text is one, and so is each line."""
     for file in sorted(folder.rglob("*")):
         if file.suffix == ".tsv":
             yield from (line.partition("\t")[0] for line in file.read_text("utf-8").splitlines())
@@ -48,6 +51,9 @@ def prompts(folder: Path) -> Iterator[str]:
         elif file.suffix == ".md":
             cells = re.finditer("<b>Prompt:</b>(.*?)</td>", file.read_text("utf-8"), re.S)
             yield from (html.unescape(cell[1]) for cell in cells)
+        elif file.suffix == ".txt":
+            text = file.read_text("utf-8")
+            yield from (text, *text.splitlines())
 
 
 def score(found: dict[str, str], chosen: list[Label]) -> Score:
@@ -64,8 +70,13 @@ def main() -> None:
     if len(sys.argv) < 2 or not Path(sys.argv[1]).is_dir():
         raise SystemExit(__doc__)
     found = {hashlib.sha256(one.strip().encode()).hexdigest(): one.strip() for one in prompts(Path(sys.argv[1]))}
-    there = [label for label in labels() if label.sha256 in found]
-    print(f"{len(there)} of {len(labels())} prompts are in {sys.argv[1]}")
+    for name in SETS:
+        _tell(name, found)
+
+
+def _tell(name: str, found: dict[str, str]) -> None:
+    there = [label for label in labels(name) if label.sha256 in found]
+    print(f"{name}: {len(there)} of {len(labels(name))} prompts are in {sys.argv[1]}")
     for split in ("tuning", "held-out")[: 1 if "-t" in sys.argv else 2]:
         for source in (*dict.fromkeys(label.source for label in there), "all"):
             result = score(found, [one for one in there if one.split == split and source in (one.source, "all")])

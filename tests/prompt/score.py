@@ -15,7 +15,7 @@ from pathlib import Path
 from lib_decouple.prompt.entities import suggest
 from lib_decouple.prompt.relations import choose
 
-SETS = ("entities.jsonl", *(f"entities_{k}.jsonl" for k in range(2, 8)))
+SETS = ("entities.jsonl", *(f"entities_{k}.jsonl" for k in range(2, 9)))
 """What they are, and what is labelled, is in ``README.md``."""
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from .public import Label, labels, prompts, score
+from .public import SETS, Label, labels, prompts, score
 
 
 def label(prompt: str, entities: tuple[str, ...], optional: tuple[str, ...] = ()) -> Label:
@@ -14,8 +14,9 @@ def label(prompt: str, entities: tuple[str, ...], optional: tuple[str, ...] = ()
 
 
 def test_each_label_is_of_a_prompt_of_its_own_and_split_by_its_hash() -> None:
-    found = labels()
-    assert len({one.sha256 for one in found}) == len(found) >= 150
+    assert all(len(labels(name)) >= 150 for name in SETS)
+    found = [one for name in SETS for one in labels(name)]
+    assert len({one.sha256 for one in found}) == len(found)
     assert all((int(one.sha256[-1], 16) % 2 == 1) == (one.split == "tuning") for one in found)
     assert not any(set(one.entities) & set(one.optional) for one in found)
 
@@ -25,7 +26,9 @@ def test_prompts_are_found_in_the_forms_in_which_the_sources_have_them(tmp_path:
     (tmp_path / "b.json").write_text(json.dumps([{"id": "coco_1", "caption": "a dog"}]), "utf-8")
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "c.md").write_text("<td><b>Prompt:</b> a hen &amp;\na pig </td>", "utf-8")
-    assert [one.strip() for one in prompts(tmp_path)] == ["a cat", "a dog", "a hen &\na pig"]
+    (tmp_path / "t.txt").write_text("a fox\nan owl\n", "utf-8")
+    found = [one.strip() for one in prompts(tmp_path)]
+    assert found == ["a cat", "a dog", "a hen &\na pig", "a fox\nan owl", "a fox", "an owl"]
 
 
 def test_what_is_optional_counts_neither_for_nor_against() -> None:
