@@ -47,14 +47,18 @@ _SAME_PAST = frozenset(["set", "cast", "cut", "hit", "put", "shut", "split", "sp
 _BEING = frozenset(["is", "are", "was", "were", "be", "being", "been"])
 _SUBJECTS = frozenset(["i", "you", "he", "she", "it", "we", "they", "who", "which"])
 _MAKING = frozenset(["made", "out", "crafted", "carved", "built", "sculpted", "constructed", "formed", "woven"])
-_DENIES = frozenset(["minus", "sans", "lacking", "lacks", "lack", "excluding", "exclude", "excludes", "except", "nor"])
+_DENIES = frozenset(
+    ["minus", "sans", "lacking", "lacks", "lack", "barring", "excluding", "exclude", "excludes", "except", "nor"]
+)
 _DENIES |= {"neither", "zero", "0", "avoid", "avoiding", "omit", "omitting", "remove", "removing", "delete", "never"}
 _DENIES |= {"without", "no", "w/o", "w/out", "absent", "neg", "nary", "unlike"}
 """These deny the next noun; so do those of kind N."""
 _DENIES_BY = {
-    "of": ("free", "devoid", "instead", "empty", "bare", "void", "absence", "lack", "none", "clear", "absent"),
+    "of": ("free", "devoid", "instead", "empty", "bare", "void", "absence", "lack", "none", "clear", "absent", "rid"),
     "from": ("free",),
-    "out": ("leave", "leaving", "leaves", "keep", "keeping", "rule"),
+    "with": ("away",),
+    "for": ("save",),
+    "out": ("leave", "leaving", "leaves", "keep", "keeping", "rule", "kick", "crop", "edit", "filter"),
     "than": ("rather", "other"),
     "but": ("anything", "everything", "all"),
 }
@@ -65,8 +69,10 @@ _NEGATABLE = frozenset(
 _NEGATABLE |= {"own", "include", "contain", "show", "carry", "carrying", "draw", "add", "want", "use", "need", "see"}
 _NEGATABLE |= {"depict", "feature", "paint"}
 """Behind "not" and "n't", what hands the denial on to the next noun: a trophy that doesn't fit into a suitcase does."""
-_DENIES_TOLD = frozenset(["skip", "ban", "nix", "forbid", "prohibit", "ditch"])
+_DENIES_TOLD = frozenset(["skip", "ban", "nix", "forbid", "prohibit", "ditch", "scrap", "erase", "eliminate", "forget"])
 """These do where somebody is told to: "skip the dog"."""
+_DENIES_ALONE = frozenset(["hold", "drop", "lose", "cut", "kill"])
+"""These do where that is all: "hold the onions"."""
 _DENIES_BEFORE = frozenset(["excluded", "removed", "omitted", "absent", "forbidden", "prohibited", "banned", "nowhere"])
 """These deny what stands before them: "a cat, dogs excluded"."""
 _ALLOWED = frozenset(["allowed", "wanted", "welcome", "visible", "shown", "present", "included", "permitted", "there"])
@@ -163,6 +169,12 @@ _BASIC |= {
 """Animals that nobody puts before another to say of what kind it is: "cat dog" are two."""
 _INSIDES = frozenset(["interior", "interiors", "exterior", "exteriors"])
 """Behind a noun that can be seen these are seen, too."""
+_HANGS = frozenset(["mural", "painting", "portrait", "poster", "photo", "photograph", "drawing", "mosaic", "fresco"])
+"""Pictures that are things in another: "a man with a portrait of a dog"."""
+_LED = frozenset(["interior", "area"])
+"""These are seen where an article leads to them: "a truck with a blue interior"."""
+_LAMPS = frozenset(["light", "spotlight"])
+"""So are these where nothing is said of them: "a light above a stove", but "a warm light"."""
 _BEHIND = frozenset(["background", "backdrop"])
 """Nouns of the picture; the one before them tells what is there."""
 
@@ -342,11 +354,11 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
         tokens, brackets, qualifying = [], 0, -1
         sign = kind if kind.strip() in ("", ",") and sign in ("", ",") else sign or kind
 
-    emphasised = -1
+    read = -1
     for k, span in enumerate(spans):
         kind, start, stop, text, weight, _, share = span
         gap, end = prompt[end:start], stop
-        if k <= emphasised:
+        if k <= read:
             continue
         if "\n" in gap:
             close("\n")
@@ -369,6 +381,8 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             close("taken away")
         elif kind == "word" and text == "BREAK":
             close("break")
+        elif kind == "word" and tokens and text.isupper() and _is_mark(text) and prompt[tokens[-1].end - 1].islower():
+            close("keyword")
         elif kind == "word":
             if (
                 gap == ""
@@ -391,12 +405,20 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
         elif kind == "punctuation" and tokens and text.lstrip("\\").startswith("(") and ")" not in text:
             qualifying = start
         elif tokens and tokens[-1].end == start - 1 and (shut := _shuts(prompt, spans, k)):
-            emphasised, tokens[-1] = shut, _emphasised(tokens[-1], prompt[end : spans[shut].start], spans[shut])
+            read, tokens[-1] = shut, _emphasised(tokens[-1], prompt[end : spans[shut].start], spans[shut])
         elif kind == "weight":
             closes = text[0] in ":)]"
             brackets = 2 if brackets == 3 and not closes else 3 if closes else max(brackets, 1)
         elif kind == "punctuation" and tokens and text == "/" and tokens[-1].text == "w":
             tokens[-1] = tokens[-1]._replace(text="with")
+        elif text == "." and len(tokens) > 1 and prompt[tokens[-1].start : start] == "v":
+            tokens[-1] = tokens[-1]._replace(text="vs")
+        elif text == "." and tokens and not gap and tokens[-1].text in _TITLES:
+            tokens[-1] = tokens[-1]._replace(text=tokens[-1].text + ".", end=stop)
+        elif text == "." and tokens and not gap and _is_initial(spans, k):
+            read = k + 1
+            tokens[-1] = tokens[-1]._replace(text=f"{tokens[-1].text}.{spans[read].text.lower()}", end=spans[read].end)
+            end = spans[read].end
         elif kind == "punctuation" and inside and prompt[start:end].strip("".join(_QUOTES)) == "":
             close('"')
         elif kind in ("comment", "network") or (kind == "punctuation" and not gap and _within(span, tokens)):
@@ -412,6 +434,29 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
     return found
 
 
+_TITLES = frozenset(["dr", "mr", "mrs", "ms", "st", "prof"])
+"""A dot behind these ends nothing."""
+
+
+def _is_initial(spans: Sequence[Span], k: int) -> bool:
+    """Whether the dot ``k`` stands between a single letter and a word, within a name: "d.va"."""
+    if k + 1 >= len(spans) or k == 0:
+        return False
+    before, after = spans[k - 1], spans[k + 1]
+    touch = before.end == spans[k].start and after.start == spans[k].end
+    return touch and len(before.text) == 1 and before.text.isalpha() and after.kind == "word"
+
+
+@lru_cache(maxsize=1024)
+def _is_mark(text: str) -> bool:
+    """Whether a word in capitals, behind others that aren't, can only be another extension's sign: "a cat CONCAT a
+    dog", but "a cat WEARING a hat"."""
+    lower = text.lower()
+    found, _ = _noun(lower)
+    named = found is not None and (found.verb or found.adjective or found.described or _visible(found))
+    return len(text) >= 4 and text.isalpha() and not (named or verbs(lower) or _is_small(lower, _SMALL))
+
+
 _CHOICES = ("editing", "alternation", "choice")
 _MOST_CHOSEN = 12
 """Spans from an option's end to that of the whole choice."""
@@ -422,7 +467,7 @@ def _qualifies(token: Token) -> bool:
     found = entry(token.text)
     if found is None or (found.kind in "apfl" and _visible(found)):
         return False
-    return found.described or found.coloured or found.adjective > found.noun + found.verb
+    return found.described or found.coloured or found.kind == "s" or found.adjective > found.noun + found.verb
 
 
 def _leads_on(prompt: str, spans: Sequence[Span], k: int) -> int:
@@ -435,12 +480,17 @@ def _leads_on(prompt: str, spans: Sequence[Span], k: int) -> int:
     return 0
 
 
-_BEFORE_WORDS = ("-", "!", "(", "[")
+_TAKING_AWAY = ("-", "!", "~", "¬")
+_BEFORE_WORDS = (*_TAKING_AWAY, "(", "[")
+
+
+_ADORNED = re.compile(r"[^~]{0,40}\w~")
+"""What a "~" adorns rather than denies: "~cozy cabin~"."""
 
 
 def _takes_away(prompt: str, spans: Sequence[Span], k: int) -> int:
-    """Where a hyphen or "!" stands before the word ``k`` or its brackets as in a search, "cat -dog", rather than within
-    a word or at a line's start; -1 where none does."""
+    """Where a hyphen or the like stands before the word ``k`` or its brackets as in a search, "cat -dog", rather than
+    within a word or at a line's start; -1 where none does."""
     n = k - 1
     while n > 0 and spans[n].text in "([" and spans[n].start == spans[n - 1].end:
         n -= 1
@@ -448,8 +498,9 @@ def _takes_away(prompt: str, spans: Sequence[Span], k: int) -> int:
     at = sign - 1
     while at >= 0 and prompt[at] == " ":
         at -= 1
-    searched = spans[n].text in ("-", "!") and at >= 0 and prompt[at] != "\n" and prompt[sign - 1] in " ,"
-    return sign if searched else -1
+    searched = spans[n].text in _TAKING_AWAY and at >= 0 and prompt[at] != "\n" and prompt[sign - 1] in " ,"
+    adorns = spans[n].text == "~" and _ADORNED.match(prompt, spans[k].start)
+    return sign if searched and not adorns else -1
 
 
 def _shuts(prompt: str, spans: Sequence[Span], k: int) -> int:
@@ -521,6 +572,8 @@ def _heads(tokens: Sequence[Token]) -> str:
 def _is_denied(tokens: Sequence[Token]) -> bool:
     """Whether a clause ends in what takes the rest of it away: "dogs excluded"."""
     texts = [token.text for token in tokens]
+    if texts[-2:] == ["left", "out"] or (len(texts) == 2 and texts[1] == "free" and _is_bare_noun(texts[0])):
+        return True  # "the dog left out", "dog free"
     place = texts.index("nowhere") + 1 if "nowhere" in texts else len(texts)
     said = [text for text in texts[:place] if text not in _AUXILIARY or text == "not"]
     denied = texts[place - 1] in _DENIES_BEFORE or (
@@ -529,7 +582,7 @@ def _is_denied(tokens: Sequence[Token]) -> bool:
     return (
         denied
         and len(said) > 1
-        and not any(_is_small(text, "PO") and text != "not" and not text.endswith("n't") for text in said)
+        and not any(_is_small(text, "PO") and text != "not" and not text.endswith("n't") for text in said[:-1])
     )
 
 
@@ -555,9 +608,12 @@ def _denies(clause: Sequence[Token], i: int) -> bool:
     if text == "missing":
         return not _is_small(before, _ARTICLE)  # "a car missing its wheels"
     if before == "not" or before.endswith("n't"):
-        return text in _NEGATABLE
+        return text in _NEGATABLE or text in ("no", "any")
     if text in _DENIES_TOLD:
         return _is_told(clause, i)
+    if text in _DENIES_ALONE:
+        alone = after == "the" and i + 3 <= len(clause) <= i + 4 and _is_bare_noun(clause[-1].text)
+        return alone and before in ("", "please")
     return text in _DENIES or _is_small(text, _DENIAL)
 
 
@@ -565,6 +621,12 @@ def _is_bare_noun(text: str) -> bool:
     """Whether a word can't but name a thing that is seen: "not dog", unlike "not scary"."""
     found, _ = _noun(text)
     return found is not None and found.noun >= 6 and _visible(found)
+
+
+_PRAISE = frozenset(["beautiful", "beautifully", "detailed", "perfect", "perfectly", "cute", "delicate", "gorgeous"])
+_PRAISE |= {"pretty", "extremely", "extreme", "highly", "very", "ultra", "realistic", "photorealistic", "intricate"}
+_PRAISE |= {"symmetrical", "stunning", "stunningly", "amazing", "lovely", "flawless", "exquisite", "best", "fine"}
+"""These tell no thing from another: "detailed eyes, blue eyes" are the same."""
 
 
 class _Thing:
@@ -614,7 +676,7 @@ def _grouped(found: Sequence[Entity]) -> dict[str, list[_Thing]]:
     for k, one in enumerate(found):
         if times[one.text] == 1:
             continue
-        attributes = frozenset(text for text, _ in one.attributes)
+        attributes = frozenset(text for text, _ in one.attributes if text not in _PRAISE)
         own = things.setdefault(one.text, [])
         ways = [described.get((one.text, attributes)), described.get((one.text, frozenset()))]
         ways += own[-1:] if not attributes else []
@@ -634,7 +696,7 @@ def _grouped(found: Sequence[Entity]) -> dict[str, list[_Thing]]:
 
 def _tell_apart(text: str, things: Sequence[_Thing], found: Sequence[Entity]) -> None:
     """Name each thing by the fewest words before its noun that no other has; leave those that have none."""
-    words = [found[thing.mentions[0]].attributes[-_MOST_ATTRIBUTES:] for thing in things]
+    words = [_behind_praise(found[thing.mentions[0]].attributes[-_MOST_ATTRIBUTES:]) for thing in things]
     tails = Counter(tuple(one for one, _ in own[-n:]) for own in words for n in range(1, len(own) + 1))
     for thing, own in zip(things, words):
         for n in range(1, len(own) + 1):
@@ -642,6 +704,11 @@ def _tell_apart(text: str, things: Sequence[_Thing], found: Sequence[Entity]) ->
             if tails[tail] == 1:
                 thing.name, thing.start = " ".join([*tail, text]), own[-n][1]
                 break
+
+
+def _behind_praise(attributes: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The attributes that stand together before the noun and can be part of its name."""
+    return list(itertools.takewhile(lambda one: one[0] not in _PRAISE, attributes[::-1]))[::-1]
 
 
 _ATOM = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_+")
@@ -734,8 +801,9 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
     """The entities of one clause: it falls into runs of nouns and adjectives between verbs and small words."""
     run: list[_Unit] = []
     opener = ""
-    opened = named = skipped = made_of = joined = False
-    determiner = ""
+    opened = named = skipped = joined = False
+    made_of = 0  # 2 behind "made of", 1 behind "out of", which a material alone follows in that sense
+    determiner = governor = ""
     alive: bool | None = None  # of the noun that was denied last
     i = 0
 
@@ -765,12 +833,24 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
         if len(run) == 1 and run[0].place and opener in _WHERE and not skipped:
             yield Entity(run[0].text, run[0].start, run[0].end, run[0].place, run[0].text, determiner="", joined=joined)
             return
-        if not skipped and not determiner and _is_named(run) and _acts(clause, i, opener, boundary, named):
-            name = " ".join(unit.text for unit in run)
-            yield Entity(name, run[0].start, run[-1].end, None, name, joined=joined)
+        if (
+            not skipped
+            and not determiner
+            and _is_named(run)
+            and (
+                _acts(clause, i, opener, boundary, named, run[0].capital)
+                or (run[0].text[:-1] in _TITLES and not run[-1].qualifier)
+                or (opener == "of" and _has_names(governor))
+            )
+        ):
+            own = _without_adverbs(run)
+            name = " ".join(unit.text for unit in own)
+            yield Entity(name, own[0].start, own[-1].end, None, name, joined=joined)
             return
-        for one in _of_run(run, opened, determiner, boundary, named, made_of):
+        for one in _of_run(run, opened, determiner, boundary, named, bool(made_of)):
             lives = one.head is not None and one.head.kind in "ap"
+            if made_of == 2 and not lives and not (joined and determiner):
+                continue  # "a castle made of salt and wafers", but "a tornado made of sharks"
             if skipped and joined and alive is not None and alive != lives and determiner not in ("", "any"):
                 skipped = False  # "without a hat and a dog"
             alive = lives if skipped else None
@@ -785,10 +865,14 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
         )
         unit = _unit(clause, i)
         if not small and unit.tokens == 1 and _is_verb(clause, i, run):
-            if _is_activity(clause, i, run):
-                run = []
+            if _is_activity(clause, i, run) or (text in _NEEDS_OBJECT and run and i + 1 == len(clause) == 2):
+                run = []  # "a dog is car surfing", "hand holding"
             unit = unit._replace(entry=_ADJECTIVE) if _leads(clause, i) else unit._replace(tokens=0)
-        elif not small and unit.entry and unit.entry.described and _is_said_to_be(clause, i):
+        elif (
+            not small
+            and unit.entry
+            and ((unit.entry.described and _is_said_to_be(clause, i)) or _is_likened(clause, i + unit.tokens - 1))
+        ):
             unit = unit._replace(entry=_ADJECTIVE)
         if not small and unit.tokens:
             if run and (
@@ -815,9 +899,11 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
             skipped and (small or text in _NEGATABLE) and (not run or text in ("and", "or", "nor", "of"))
         )
         alive = alive if skipped and not denied else None
-        making = text in ("of", "from") and i > 1 and clause[i - 2].text in _MAKING
-        made_of = making or (made_of and small and not run)
-        run, opener = [], text
+        if text in ("of", "from") and i > 1 and clause[i - 2].text in _MAKING:
+            made_of = 2 if any(token.text in _MAKING - {"out"} for token in clause[max(0, i - 4) : i - 1]) else 1
+        elif not (small and (not run or (made_of == 2 and text in ("and", "or")))):
+            made_of = 0
+        run, opener, governor = [], text, clause[i - 2].text if i > 1 else ""
     yield from told("." if ends else "")
 
 
@@ -852,8 +938,18 @@ _MEETS = frozenset(["fight", "chase", "hug", "kiss", "battle", "attack", "meet",
 _LIKE_ADJECTIVES = re.compile(r"(?:ic|al|ous|ful|ive|esque|ish|able|ible|less|core|wave|punk|ary|est|ier|ist|ism|y)$")
 
 
+_PARTICLES = frozenset(["van", "von", "de", "da", "di", "del", "la", "le", "el", "al", "bin", "ibn", "mac"])
+"""Parts of names."""
+
+
 def _is_named(run: Sequence[_Unit]) -> bool:
     """Whether a run is of words alone that the lexicon doesn't know, and that don't look like adjectives."""
+    run = _without_adverbs(run)
+    run = [
+        unit
+        for k, unit in enumerate(run, 1)
+        if k == len(run) or not (unit.text in _PARTICLES or unit.text[:-1] in _TITLES)
+    ]
     return 0 < len(run) <= 3 and all(
         unit.entry is None
         and unit.place is None
@@ -865,15 +961,36 @@ def _is_named(run: Sequence[_Unit]) -> bool:
     )
 
 
-def _acts(clause: Sequence[Token], i: int, opener: str, boundary: str, named: bool) -> bool:
+def _without_adverbs(run: Sequence[_Unit]) -> Sequence[_Unit]:
+    while len(run) > 1 and _is_adverb(run[-1]):
+        run = run[:-1]
+    return run
+
+
+_OF_STYLE = frozenset(
+    ["art", "artwork", "work", "works", "style", "school", "look", "design", "concept", "lots", "lot"]
+)
+
+
+def _has_names(text: str) -> bool:
+    """Whether what stands behind "of" this noun may be the name of what is seen: "a portrait of gandalf", "a bowl of
+    laksa", "the ruins of hampi"."""
+    found, _ = _noun(text)
+    return found is not None and found.kind != "p" and (found.kind in "cm" or _visible(found)) and text not in _OF_STYLE
+
+
+def _acts(clause: Sequence[Token], i: int, opener: str, boundary: str, named: bool, capital: bool) -> bool:
     """Whether what stands around words of which nothing is known says that they name somebody: "shrek and a donkey",
-    "gandalf holding a staff", "a cat chasing pikachu", "godzilla vs a robot". ``i``: behind the word ``boundary``."""
+    "gandalf holding a staff", "a cat chasing pikachu", "godzilla vs a robot", "Baymax with a kite". ``i``: behind the
+    word ``boundary``."""
     after = clause[i].text if i < len(clause) else ""
     if boundary in _VERSUS or opener in _VERSUS:
         return True
     if boundary in ("and", "or", *_BESIDE):
         return _is_small(after, _ARTICLE)
     if boundary == "next" and after == "to":
+        return True
+    if not opener and capital and boundary in _WHERE | {"on", "with", "under", "inside"} and _is_small(after, _ARTICLE):
         return True
     ended = boundary in (",", ".", "") or _is_small(boundary, "P")
     if opener in ("and", "or", "to") or opener in _BESIDE:
@@ -910,7 +1027,7 @@ def _is_part(clause: Sequence[Token], i: int) -> bool:
     if clause[i].text != "back" or not i:
         return False
     lies = i > 1 and clause[i - 2].text == "on"  # "an otter on its back"
-    owned = clause[i - 1].owner or (clause[i - 1].text in POSSESSIVE and not lies)
+    owned = clause[i - 1].owner or clause[i - 1].text == "behind" or (clause[i - 1].text in POSSESSIVE and not lies)
     return owned or (clause[i - 1].text == "the" and clause[i + 1 : i + 2] != [] and clause[i + 1].text == "of")
 
 
@@ -934,6 +1051,22 @@ def _measures(clause: Sequence[Token], i: int) -> bool:
 def _is_said_to_be(clause: Sequence[Token], i: int) -> bool:
     """Whether a word alone stands behind "is": "the cat is orange"."""
     return i > 0 and clause[i - 1].text in _BEING and (i + 1 == len(clause) or _is_small(clause[i + 1].text, _SMALL))
+
+
+_LIKENED = frozenset(["coloured", "colored", "shaped", "themed", "sized", "patterned", "flavoured", "flavored"])
+_LIKENED |= {"clad", "covered", "eyed", "haired", "headed", "legged", "winged", "tailed", "inspired"}
+
+
+def _is_likened(clause: Sequence[Token], i: int) -> bool:
+    """Whether a noun says with the word behind it what another is like: "a rainbow coloured penguin", "a moss covered
+    stone"."""
+    if i + 2 >= len(clause) or clause[i + 1].text not in _LIKENED or _is_small(clause[i + 2].text, _SMALL):
+        return False
+    led = i == 0 or _is_small(clause[i - 1].text, _SMALL) or _describes(clause[i - 1].text)
+    return led and (_noun(clause[i + 2].text)[0] or _NOUN).noun > 0
+
+
+_NEEDS_OBJECT = frozenset(["holding", "scooping", "carrying", "grabbing", "pulling", "licking", "gaming", "watching"])
 
 
 def _is_activity(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
@@ -996,6 +1129,8 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
             continue  # "a bus stops"
         if found and not _visible(found) and _is_deed(clause, i, length):
             continue  # "a dog paddle on a board"
+        if found and _has_colour(clause, i, length, found):
+            continue
         if found and _is_place(found):
             if i and clause[i - 1].text in _WHERE:
                 return _Unit(text, tokens[0].start, tokens[-1].end, None, False, length, False, place=found)
@@ -1005,11 +1140,38 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
             return _Unit(
                 text, tokens[0].start, last.end, found, plural, length, False, tokens[0].brackets, last.qualifier
             )
+    if i + 1 < len(clause) and _for_a_purpose(clause, i):
+        found, plural = _noun(clause[i + 1].text)
+        first, last = clause[i], clause[i + 1]
+        name = f"{first.text} {last.text}"
+        return _Unit(name, first.start, last.end, found, plural, 2, False, first.brackets, last.qualifier)
     unit = _single(clause[i])
     token = clause[i]
     return (
         unit._replace(brackets=token.brackets, qualifier=token.qualifier) if token.brackets or token.qualifier else unit
     )
+
+
+_PURPOSES = frozenset(["baking", "cooking", "cutting", "dining", "drawing", "drying", "eating", "fishing", "gardening"])
+_PURPOSES |= {"hiking", "hunting", "ironing", "knitting", "measuring", "mixing", "packing", "painting", "parking"}
+_PURPOSES |= {"playing", "reading", "seating", "serving", "sewing", "shopping", "sleeping", "swimming", "training"}
+_PURPOSES |= {"waiting", "walking", "washing", "working", "writing", "climbing", "riding", "racing", "wrestling"}
+_SERVES = frozenset(
+    ["area", "room", "corner", "nook", "spot", "space", "hall", "sheet", "pan", "tray", "board", "bench"]
+)
+_SERVES |= {"chair", "desk", "lamp", "kit", "machine", "gear", "pole", "rod", "stick", "mat", "wall", "glove", "boot"}
+_SERVES |= {"goggle", "suit", "jacket", "utensil", "station", "car", "track", "ring", "field", "card", "tool", "bag"}
+
+
+def _for_a_purpose(clause: Sequence[Token], i: int) -> bool:
+    """Whether a word in "ing" says what the thing behind it is for, rather than what the one before it does: "an eating
+    area", "baking sheets"."""
+    first, second = clause[i], clause[i + 1]
+    if first.text not in _PURPOSES or first.owner or first.qualifier or second.brackets == 2:
+        return False
+    before = clause[i - 1].text if i else ""
+    led = not before or _is_small(before, "DP") or _describes(before)
+    return led and (second.text in _SERVES or any(one in _SERVES for one in singulars(second.text)))
 
 
 def _is_deed(clause: Sequence[Token], i: int, length: int) -> bool:
@@ -1019,6 +1181,16 @@ def _is_deed(clause: Sequence[Token], i: int, length: int) -> bool:
         return False
     lives = being.kind in "ap" and _visible(being) and being.noun >= 6
     return lives and deed.verb >= 3 and _is_small(clause[i + length].text, "PD")
+
+
+def _has_colour(clause: Sequence[Token], i: int, length: int, found: Entry) -> bool:
+    """Whether a colour is one of another thing, rather than a part of a compound that is none: "a blue jet", "a black
+    magic robe"."""
+    if length != 2 or not (entry(clause[i].text) or _NOUN).coloured:
+        return False
+    goes_on = i + length < len(clause) and not _is_small(clause[i + length].text, _SMALL)
+    own, _ = _noun(clause[i + 1].text)
+    return own is not None and ((goes_on and not _visible(found)) or (found.kind == "w" and own.kind != "w"))
 
 
 @lru_cache(maxsize=8192)
@@ -1037,6 +1209,9 @@ def _single(token: Token) -> _Unit:
     found, plural = (_OTHERWISE[token.text], False) if token.text in _OTHERWISE else _noun(token.text)
     if found is None and token.text.startswith(("no-", "non-", "anti-")):
         found = _ADJECTIVE
+    if found is None and "-" in token.text and not token.text[0].isdigit():
+        ways = (_noun(token.text.replace("-", "")), _noun(token.text.replace("-", " ")))  # "a pick-up truck"
+        found, plural = next((way for way in ways if way[0] and _visible(way[0])), (None, False))
     if found is None and "-" in token.text:
         last = token.text.rpartition("-")[2]
         found, plural = _noun(last)
@@ -1101,8 +1276,8 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
                 return not plural
             sure = found.visible >= SURELY or (found.kind == "m" and (after == "of" or not follows))
             sure = sure and not (noun and noun.entry and noun.entry.kind in "ap")  # "a girl painting"
-            if noun and (_is_small(after, _ARTICLE) or not sure):
-                return True
+            if noun and (_is_small(after, _ARTICLE) or not sure or (noun.plural and _is_small(after, "P"))):
+                return True  # "waves lapping at a shore"
         elif form == "ed":
             solid = found is not None and found.noun >= 5 and _visible(found) and not text.endswith("ed")
             if not solid or (noun and follows):
@@ -1211,6 +1386,16 @@ def _of_run(
     if len(run) > 1 and run[-1].text in _INSIDES and _is_seen(run[-2]):
         yield Entity(f"{run[-2].text} {run[-1].text}", run[-2].start, run[-1].end, run[-2].entry, run[-1].text)
         return
+    last = run[-1].entry if run else None
+    if len(run) > 1 and last and last.kind not in _CONCRETE and not _visible(last) and _is_small(boundary, _ARTICLE):
+        own = run[-2].entry
+        if own is not None and own.kind in "aptfol" and _is_seen(run[-2]):
+            run = run[:-1]  # no noun stands before an article: "a cat preface a dog"
+    lamp = len(run) == 1 and run[0].text in _LAMPS and boundary not in _JOINS
+    area = run and run[-1].text in _LED and (determiner in _ONE or len(run) > 1)
+    if opened and determiner and ((lamp and determiner in _ONE) or area) and boundary != "of":
+        yield Entity(run[-1].text, run[-1].start, run[-1].end, run[-1].entry, run[-1].text)
+        return
     head = len(run) - 1
     while head >= 0 and not (
         _may_head(run[head], _is_led(run, head, opened))
@@ -1224,9 +1409,12 @@ def _of_run(
     unit = run[head]
     found = unit.entry
     if found is not None:
-        if boundary == "of" and found.kind in "cmy":
+        hangs = found.kind == "m" and opened and named and unit.text in _HANGS
+        if boundary == "of" and found.kind in "cmy" and not hangs:
             return
         if found.kind in "my" and not (opened and named):
+            return
+        if found.kind == "m" and determiner == "the" and not hangs:
             return
         if made_of and (found.described or found.kind == "s"):
             return
@@ -1238,6 +1426,7 @@ def _of_run(
     while first and _modifies(run[first - 1], unit):
         first -= 1
     first = min(first, _first_of_name(run, head))
+    first -= first > 0 and run[first - 1].text.endswith(".")  # "mr. bean"
     text = " ".join(part.text for part in run[first : head + 1])
     attributes = tuple((part.text, part.start) for part in run[:first])
     yield Entity(text, run[first].start, unit.end, found, unit.text, attributes)
@@ -1346,6 +1535,8 @@ def _modifies(unit: _Unit, head: _Unit) -> bool:
     ):
         return False
     if found.described and unit.tokens == 1 and not (head.entry and head.entry.kind in "fl"):
+        return False
+    if unit.text == "light" and head.entry is not None and (head.entry.worn or head.entry.coloured):
         return False
     if found.kind == "p" and head.entry and head.entry.kind in "alf":
         return False

@@ -274,6 +274,10 @@ def test_an_adjective_in_brackets_is_still_said_of_its_noun() -> None:
         *("a cat, w/out dogs", "a cat, dogs are not allowed", "a cat, dogs mustn't appear"),
         *("a cat, the dog is nowhere to be seen", "cat, not dogs nor birds"),
         *("a cat, leave out the dog", "a cat, skip the dog", "a cat, please nix the dog", "a cat, dogs: none"),
+        *("hold the dog, a cat", "a cat, hold the dog", "a cat, please drop the dog", "a cat, lose the black dog"),
+        *("a cat ~dog", "a cat, ~(dog), ~bird", "a cat ¬dog", "a cat, forget the dog", "a cat, scrap the dog"),
+        *("a cat, get rid of the dog", "a cat, do away with dogs", "a cat, kick out the dog", "a cat barring dogs"),
+        *("a cat, the dog left out", "a cat, dog free", "a cat, the dog isn't there", "a cat, there ain't no dog"),
         *("a cat -(dog)", "a cat, !dog", "a cat, -[dog:1.2]", "a dog that isn't shown, cat", "dog: no, cat"),
         *("a cat, (no dogs:1.3)", "a cat, (dog BREAK bird:-1)", "a cat does not have a dog", "a cat BREAK (dog:0.0)"),
     ],
@@ -300,6 +304,10 @@ def test_what_the_prompt_takes_away(prompt: str) -> None:
         ("a missing cat, nothing but a dog", ["cat", "dog"]),
         ("a man in the middle of nowhere, a no-parking sign", ["man", "sign"]),
         ("Wow! dog, a cat!", ["dog", "cat"]),
+        ("a girl holds the dog, a hand to hold the leash", ["girl", "dog", "hand", "leash"]),
+        ("a nurse, hold the dog tight", ["nurse", "dog"]),
+        ("~quiet barn~ ~~ owl ~", ["barn", "owl"]),
+        ("a bird, set free", ["bird"]),
         ("a girl skips past a cat, a ban on dogs", ["girl", "cat", "dogs"]),
         ("a train leaves out of a station", ["train", "station"]),
     ],
@@ -326,6 +334,9 @@ def test_what_says_no_to_nothing_takes_nothing_away(prompt: str, expected: list[
         ("red fox, white fox, blue fox", ["red fox", "white fox", "blue fox"]),
         ("a sleeping cat and a jumping cat", ["sleeping cat", "jumping cat"]),
         ("1girl, red dress, blue dress", ["1girl", "red dress", "blue dress"]),
+        ("1girl, beautiful face, perfect face, detailed eyes, blue eyes", ["1girl", "face", "eyes"]),
+        ("a lovely red fox and a lovely gray fox", ["red fox", "gray fox"]),
+        ("a tall cute girl and a short cute girl", ["girl", "girl@2"]),
     ],
 )
 def test_the_same_noun_again(prompt: str, expected: list[str]) -> None:
@@ -351,6 +362,12 @@ def test_the_same_noun_again(prompt: str, expected: list[str]) -> None:
         ("kiwi_(bird, cat", ["kiwi", "bird", "cat"]),
         ("(cat)_(dog)", ["cat", "dog"]),
         ("kiwi_(bird:0), _(cat), dog_()", ["kiwi", "cat", "dog"]),
+        (r"d.va \(overwatch\), a cat", ["d.va (overwatch)", "cat"]),
+        (
+            r"a.b.a \(guilty gear\), k.k. slider \(animal crossing\)",
+            ["a.b.a (guilty gear)", "slider (animal crossing)"],
+        ),
+        (r"dr. mario \(nintendo\), mrs. claus", ["dr. mario (nintendo)", "mrs. claus"]),
     ],
 )
 def test_qualified_tags(prompt: str, expected: list[str]) -> None:
@@ -387,6 +404,12 @@ def test_a_noun_that_two_share(prompt: str, expected: list[str]) -> None:
         ("zorblat, a dog", ["dog"]),
         ("zorblatic rendering of a cat, photo by gribbix holding a dog", ["cat", "dog"]),
         ("a person sits and waits", ["person"]),
+        ("a portrait of zorblat, photo of zorblat gribbix", ["zorblat", "zorblat gribbix"]),
+        ("a bowl of gribbix beside a spoon", ["bowl", "gribbix", "spoon"]),
+        ("a llama in the ruins of Zorblat", ["llama", "ruins", "zorblat"]),
+        ("a painting of van Zorblat, in the style of gribbix, art of zorblat", ["van zorblat"]),
+        ("Zorblat on a swing, photorealistic on a screen", ["zorblat", "swing", "screen"]),
+        ("Zorblat solemnly presents a trophy", ["zorblat", "trophy"]),
     ],
 )
 def test_a_name_that_nobody_knows_is_somebody_where_only_somebody_can_stand(prompt: str, expected: list[str]) -> None:
@@ -397,6 +420,8 @@ def test_a_name_that_nobody_knows_is_somebody_where_only_somebody_can_stand(prom
     ("prompt", "expected"),
     [
         ("a [limestone:granite:0.3] arch", ["arch"]),
+        ("[wooden:stone:0.4] bridge", ["bridge"]),
+        ("[marble::0.6] fountain, [:brick:0.5] tower", ["fountain", "tower"]),
         ("{copper|steel} door and a {gold|silver} key", ["door", "key"]),
         ("[silver|bronze] on a desk", ["desk"]),
         ("[rabbit:0.2] meadow", ["rabbit", "meadow"]),
@@ -418,6 +443,23 @@ def test_what_a_choice_says_of_the_noun_behind_it(prompt: str, expected: list[st
         ("a baker rolls dough and butters the tin", ["baker", "dough", "tin"]),
         ("two hens and ducks the size of cows", ["hens", "ducks", "cows"]),
         ("one paints a fence, another holds a ladder", ["fence", "ladder"]),
+        ("a boat made of sugar cubes and waffles, a swarm made of bees", ["boat", "swarm", "bees"]),
+        ("a mask made of bread and an owl", ["mask", "owl"]),
+        ("a pick-up truck, an egg-plant, two fire-trucks", ["pick-up truck", "egg-plant", "fire-trucks"]),
+        ("a leopard patterned sofa, a moss covered log", ["sofa", "log"]),
+        ("a star shaped lamp, a cake shaped like a boat", ["lamp", "cake", "boat"]),
+        (
+            "a waiting area, two cutting mats, children painting walls",
+            ["waiting area", "cutting mats", "children", "walls"],
+        ),
+        ("branches swaying in a field, flags waving over a tent", ["branches", "field", "flags", "tent"]),
+        ("a blue jet and a red magic cape", ["jet", "cape"]),
+        ("a man with a photo of a goat, a photo of a hen", ["man", "photo", "goat", "hen"]),
+        ("a van with a red interior, in an open area", ["van", "interior", "area"]),
+        ("a light above a stove, a dog in a warm light", ["light", "stove", "dog"]),
+        ("walrus v. narwhal, arms behind back", ["walrus", "narwhal", "arms", "back"]),
+        ("a cat PREFACE a dog, a hen CONCAT a pig", ["cat", "dog", "hen", "pig"]),
+        ("a crow WEARING a hat, a goat idea a hill", ["crow", "hat", "goat", "hill"]),
     ],
 )
 def test_kinds_of_things(prompt: str, expected: list[str]) -> None:
