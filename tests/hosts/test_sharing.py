@@ -67,7 +67,7 @@ def test_presets_over_the_host_s_own_application(webui, mine):
     assert call(webui, "PUT", f"{API}/{mine.upper()}", {"settings": {}})[0] == 409
     assert call(webui, "PUT", f"{API}/x", {"settings": {"steps": 151}})[1]["detail"].startswith("steps: 151")
     shown = call(webui, "POST", f"{API}/import", {"text": listed[-1]["text"], "settings": {"size": 0.25}})[1]
-    assert shown["changes"]["steps"] == {"before": 0, "after": 3}
+    assert shown["changes"]["steps"] == {"before": Settings().steps, "after": 3}
     assert (shown["taken"], "size" in shown["changes"]) == ("yours", False)
     paths = webui.get("/openapi.json")["paths"]
     assert set(paths[f"{API}/{{name}}"]) == {"get", "put", "delete"}
@@ -225,7 +225,7 @@ result = [{k: shared.opts.data.get(k) for k in ours}, [list(v.section) for v in 
     values, sections = webui.inside(code)
     defaults = {
         "preset_folder": "", "keep_traces": 10, "look_after": False, "map_files": "off", "live_panel": True,
-        "defaults": None,
+        "best_first": False, "defaults": None,
     }  # fmt: skip
     assert values == {f"decouple_{name}": value for name, value in defaults.items()}
     assert sections == [["attention_decoupling", "Attention Decoupling"]] * len(defaults)
