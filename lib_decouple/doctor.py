@@ -28,7 +28,6 @@ from .core.finite_differences import MISFIT, in_float32, misfit, slopes_of
 from .core.gradient import LossGradient, Pass
 from .core.host_pass import RowsInOrder
 from .core.late import differentiated_beside
-from .core.maps import PassEnded
 from .profiles import Profile
 from .settings import AUTO, Settings
 
@@ -191,7 +190,7 @@ class Examination:
 
     def _dtype(self) -> torch.dtype:
         """What the maps' queries are computed in."""
-        with torch.no_grad(), self.gradient.reader.reading() as capture, suppress(PassEnded):
+        with torch.no_grad(), self.gradient.reader.reading() as capture, capture.passing():
             self.run(self.latents, [0])
         return capture.dtype or torch.float32
 

@@ -7,7 +7,7 @@ What it costs in memory and what half precision needs are decided here; the meth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import memory
 from .differentiable import GradientCut, GradientsOn, Proof, cuts_told, proving
-from .maps import Capture, CrossAttentionLayer, MapReader, PassEnded, full_precision, no_autocast
+from .maps import Capture, CrossAttentionLayer, MapReader, full_precision, no_autocast
 from .memory import Thrift
 
 T = TypeVar("T")
@@ -332,9 +332,8 @@ class LossGradient:
     def _losses(
         self, capture: Capture, latents: Tensor, images: Sequence[int], run: Pass
     ) -> tuple[list[Tensor], Tensor]:
-        with suppress(PassEnded):
+        with capture.passing():
             run(latents, images)
-        capture.whole = True
         with full_precision(latents.device):
             maps = self.reader.maps(capture, latents.shape[-2:], images)
             return maps, self.losses_of(maps)

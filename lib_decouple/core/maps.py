@@ -249,9 +249,10 @@ def attention(parts: Projections, query: Tensor, key: Tensor, columns: Columns) 
 
 
 class PassEnded(BaseException):
-    """Raised inside a guided pass after its last needed layer; :func:`captured` takes it back.
+    """Raised inside a guided pass after its last needed layer; :meth:`Capture.passing` takes it back.
 
-    No :class:`Exception`: those that other extensions catch around the denoiser are failures to them.
+    No :class:`Exception`: those that other extensions catch around the denoiser are failures to them. Why the pass
+    ends so and not otherwise stands in docs/method.md ("How a guided pass ends").
     """
 
 
@@ -263,8 +264,26 @@ class Capture:
     maps: dict[str, Tensor] = field(default_factory=dict)
     dtype: torch.dtype | None = None
     """Of the queries: what the denoiser computes in."""
+    ended: bool = False
+    """The last layer was read, and :class:`PassEnded` raised."""
     whole: bool = False
     """The pass is over; what passes the hooks from now on is computed again for a gradient, and kept by it alone."""
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """The body runs the pass, as far as it is needed.
+
+        Behind the last layer nothing that goes wrong matters: somebody may have caught :class:`PassEnded` and lack
+        what the rest of the pass would have given.
+        """
+        try:
+            yield
+        except PassEnded:
+            pass
+        except Exception:
+            if not self.ended:
+                raise
+        self.whole = True
 
     def average(self, height: int, width: int, layers: Sequence[CrossAttentionLayer]) -> Tensor:
         """Mean over the layers: ``[batch, tokens, h, w]`` at the finest captured level.
@@ -301,8 +320,8 @@ def captured(
 ) -> Iterator[Capture]:
     """Read the maps of ``layers`` while the body runs a pass of the denoiser.
 
-    With ``stop`` the pass ends by :class:`PassEnded` at the last of the layers; the body catches it, or is left. The
-    hooks come off whatever happens. Raises ValueError for no layers.
+    With ``stop`` the pass ends by :class:`PassEnded` at the last of the layers; :meth:`Capture.passing` catches it in
+    the body, or the body is left. The hooks come off whatever happens. Raises ValueError for no layers.
     """
     if not layers:
         raise ValueError("layers: none to read maps from")
@@ -325,6 +344,7 @@ def captured(
                 return
             capture.maps[layer.name], capture.dtype = found, query.dtype
             if stop and layer is layers[-1]:
+                capture.ended = True
                 raise PassEnded
 
         return parts.query.register_forward_hook(read_query), parts.key.register_forward_hook(read_key)

@@ -193,6 +193,61 @@ class TestRecomputing:
         assert torch.equal(unet_gradient(unet, Thrift(recompute=True)), expected)
 
 
+def swallowing(forward: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except BaseException:
+            return None
+
+    return wrapped
+
+
+def raising_its_own(forward: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except BaseException as error:
+            raise ValueError("something went wrong in my wrapper") from error
+
+    return wrapped
+
+
+def tidying_badly(forward: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        made = None
+        try:
+            made = forward(*args, **kwargs)
+        finally:
+            made[0]
+
+    return wrapped
+
+
+class TestWhatCatchesTheEndOfAPass:
+    """Wrappers that catch more than exceptions, around the denoiser and around a block behind whose start it ends."""
+
+    @pytest.mark.parametrize("around", ["", "up_blocks.0"])
+    @pytest.mark.parametrize("wrapper", [swallowing, raising_its_own, tidying_badly])
+    @pytest.mark.parametrize("recompute", [False, True])
+    def test_the_gradient_is_there_all_the_same(self, wrapper: Any, around: str, recompute: bool) -> None:
+        expected = unet_gradient(tiny_unet(), Thrift())
+        unet = tiny_unet()
+        inside = unet.get_submodule(around)
+        inside.forward = wrapper(inside.forward)
+        assert torch.equal(unet_gradient(unet, Thrift(recompute=recompute)), expected)
+        assert not any(one._forward_hooks for one in unet.modules())
+
+    def test_what_fails_before_the_last_layer_is_told(self) -> None:
+        unet = tiny_unet()
+        unet.mid_block.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            unet_gradient(unet, Thrift())
+        unet.forward = raising_its_own(unet.forward)
+        with pytest.raises(ValueError, match="my wrapper"):
+            unet_gradient(unet, Thrift())
+
+
 WORDS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
     MemoryError(),
