@@ -1,4 +1,4 @@
-"""The side of each min and max of a loss, held."""
+"""What each min and max of a loss takes, held."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import Tensor
 from lib_decouple.core.losses import LOSSES, WeightedLoss
 from lib_decouple.lab.study.sides import Sides
 
+PEAKS = {"intensity": 3, "intensity(pool=mean)": 2, "intensity(peak=mean)": 1, "kl(pool=max)": 1}
+"""Places of two entities: a peak each, and the weakest of them."""
 KINKED = ["iou", "iou(form=union)", "iou(normalise=false)", "cc", "cc(normalise=false)", "0.5*iou + com"]
-SMOOTH = ["com", "kl", "kl(form=js)", "intensity", "intensity(peak=mean)", "spread", "iou(form=product)"]
+SMOOTH = ["com", "kl", "kl(form=js)", "intensity(peak=mean, pool=mean)", "spread", "iou(form=product)"]
 
 
 def maps(seed: int, entities: int = 2) -> Tensor:
@@ -55,8 +57,23 @@ def test_where_a_map_passes_another_the_side_stays(text: str) -> None:
     assert sides.apart == pytest.approx(abs(a - b) / (a + b), rel=0.1)
 
 
+@pytest.mark.parametrize(("text", "places"), PEAKS.items())
+def test_peaks_and_the_weakest_are_held(text: str, places: int) -> None:
+    loss, sides, at, other = WeightedLoss.parse(text), Sides(), maps(0), maps(1)
+    before = slope(sides.noted(loss), at)
+    assert sides.places == places
+    for found, expected in zip(slope(sides.held(loss), at), before):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    value, gradient = slope(sides.held(loss), other)
+    if places > 1:  # where the peaks stood before, not where they are now
+        assert torch.equal(gradient != 0, before[1] != 0)
+        assert not torch.equal(gradient != 0, slope(loss, other)[1] != 0)
+        assert value > slope(loss, other)[0]
+        assert sides.changed >= 2
+
+
 @pytest.mark.parametrize("text", SMOOTH)
-def test_a_loss_that_compares_no_maps_has_no_sides(text: str) -> None:
+def test_a_loss_without_min_and_max_has_no_sides(text: str) -> None:
     sides = Sides()
     value = sides.noted(WeightedLoss.parse(text))(maps(0))
     torch.testing.assert_close(value, WeightedLoss.parse(text)(maps(0)), rtol=0, atol=0)
@@ -64,7 +81,7 @@ def test_a_loss_that_compares_no_maps_has_no_sides(text: str) -> None:
 
 
 def test_every_loss_is_one_or_the_other() -> None:
-    assert {WeightedLoss.parse(text).terms[0].name for text in (*KINKED, *SMOOTH)} == set(LOSSES)
+    assert {WeightedLoss.parse(text).terms[0].name for text in (*KINKED, *PEAKS, *SMOOTH)} == set(LOSSES)
 
 
 def test_nothing_is_held_behind_it() -> None:

@@ -9,9 +9,10 @@ its loss scale. *Flushed*: share of the values of all gradients inside the netwo
 error*: largest difference of a token's map to the one computed in float64 from the same queries and keys, over the
 map's highest value.
 
-A loss that takes the smaller or larger of two maps at each place has a kink where they are level. *Sides held*: the
-cosine where half precision takes the same map at each place as float32 does, told where it would take another
-at some; *sides changed*: at how many, and by how much the two differ there at most, as a share of their sum.
+A loss that takes the least or greatest of several numbers (of two maps at a pixel, of a map's pixels, of the entities)
+has a kink where they are level. *Sides held*: the cosine where half precision takes the same ones as float32 does, told
+where it would take another at some place; *sides changed*: at how many, and by how much the two differ there at most,
+as a share of their sum.
 
 Models: the embedded one; Stable Diffusion 1.5 and SDXL, random, in full, where each of SDXL's transformers repeats its
 first block's weights; and both with a sixteenth of their channels, where depth, heads and sizes stay. Queries and keys

@@ -1,4 +1,5 @@
-"""Which of two maps a loss's ``min`` and ``max`` take: the kink of ``iou`` and ``cc``, apart from rounding."""
+"""Which number each ``min`` and ``max`` of a loss takes, of two maps at a pixel, of a map's pixels or of the entities:
+the kinks of ``iou``, ``cc`` and ``intensity``, apart from rounding."""
 
 from __future__ import annotations
 
@@ -12,19 +13,19 @@ from torch.overrides import TorchFunctionMode
 
 Loss = Callable[[Tensor], Tensor]
 Choose = Callable[[Tensor, Tensor], "Tensor | None"]
-"""Given indices of the smaller or larger among maps ``[n, ...]``, and these: the indices to take; None: its own."""
+"""Given indices of the least or greatest among ``[n, ...]``, and these: the indices to take; None: its own."""
 
 
 @dataclass
 class Sides:
-    """Of each ``min`` and ``max`` over maps that a loss has computed, the map that it took at each place, in order."""
+    """Of each ``min`` and ``max`` that a loss has computed, the number that it took at each place, in order."""
 
     taken: list[Tensor] = field(default_factory=list)
-    """Indices among the maps."""
+    """Indices among the numbers."""
     changed: int = 0
     """At how many places other maps, given to :meth:`compared` or :meth:`held`, take another than :attr:`taken`."""
     apart: float = 0.0
-    """By how much two maps differ at most at these places, as a share of their sum: how far the kink is away."""
+    """By how much the two differ at most at these places, as a share of their sum: how far the kink is away."""
 
     @property
     def places(self) -> int:
@@ -36,7 +37,7 @@ class Sides:
 
         def noting(maps: Tensor) -> Tensor:
             self.taken = []
-            with _AmongMaps(lambda own, _: self.taken.append(own)):
+            with _Choosing(lambda own, _: self.taken.append(own)):
                 return loss(maps)
 
         return noting
@@ -47,19 +48,19 @@ class Sides:
         def comparing(maps: Tensor) -> Tensor:
             compare = self._comparing()
 
-            def look_on(own: Tensor, maps: Tensor) -> None:
-                compare(own, maps)
+            def look_on(own: Tensor, among: Tensor) -> None:
+                compare(own, among)
 
-            with _AmongMaps(look_on):
+            with _Choosing(look_on):
                 return loss(maps)
 
         return comparing
 
     def held(self, loss: Loss) -> Loss:
-        """``loss`` with the sides that were noted before, whichever map is the smaller or larger one now."""
+        """``loss`` with the sides that were noted before, whichever number is the least or greatest now."""
 
         def holding(maps: Tensor) -> Tensor:
-            with _AmongMaps(self._comparing()):
+            with _Choosing(self._comparing()):
                 return loss(maps)
 
         return holding
@@ -67,31 +68,34 @@ class Sides:
     def _comparing(self) -> Choose:
         before, self.changed, self.apart = iter(self.taken), 0, 0.0
 
-        def compare(own: Tensor, maps: Tensor) -> Tensor:
+        def compare(own: Tensor, among: Tensor) -> Tensor:
             noted = next(before)
             other = own != noted
             self.changed += int(other.sum())
             if other.any():
-                one, two = (maps.detach().gather(0, index[None])[0][other] for index in (own, noted))
+                one, two = (among.detach().gather(0, index[None])[0][other] for index in (own, noted))
                 self.apart = max(self.apart, float(((one - two).abs() / (one + two)).max()))
             return noted
 
         return compare
 
 
-class _AmongMaps(TorchFunctionMode):
-    """Inside, ``choose`` is asked at each min and max over maps, and has it take what it returns."""
+class _Choosing(TorchFunctionMode):
+    """Inside, ``choose`` is asked at each min and max, and has it take what it returns."""
 
     def __init__(self, choose: Choose) -> None:
         super().__init__()
         self.choose = choose
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
         if func in (torch.minimum, torch.maximum):
-            maps = torch.stack(tuple(args))
-        elif func is Tensor.amax and args[0].ndim == 4 and args[1:] == (1,):  # over the entities
-            maps = args[0].movedim(1, 0)
+            among = torch.stack(tuple(args))
+        elif func is Tensor.amax:
+            dims = args[1] if len(args) > 1 else given["dim"]
+            dims = tuple(dims) if isinstance(dims, Sequence) else (dims,)
+            among = args[0].movedim(dims, tuple(range(len(dims)))).flatten(0, len(dims) - 1)
         else:
-            return func(*args, **(kwargs or {}))
-        chosen = self.choose(maps.argmin(0) if func is torch.minimum else maps.argmax(0), maps)
-        return func(*args, **(kwargs or {})) if chosen is None else maps.gather(0, chosen[None])[0]
+            return func(*args, **given)
+        chosen = self.choose(among.argmin(0) if func is torch.minimum else among.argmax(0), among)
+        return func(*args, **given) if chosen is None else among.gather(0, chosen[None])[0]
