@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lib_decouple.embedded.place import DRAWN
 from lib_decouple.hosts.checkpoints import FAMILIES
 from lib_decouple.lab.model.export import unet_keys, vae_keys
 from tests.tiny import sharpen
@@ -37,7 +38,7 @@ UNETS: dict[str, dict[str, Any]] = {
     # Depths of 0, 2 and 10 with two blocks each are how XL is known.
     "sdxl": {"block_out_channels": (320, 320, 320), "attention_head_dim": (5, 5, 5)},
     # Every block that SD 1.5 has, for extensions of AUTOMATIC1111 that number them; with the embedded text encoder.
-    "narrow": {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 64},
+    "narrow": {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": DRAWN.context},
 }
 BASE = {"narrow": "sd1"}
 """A small one that is another's of its family -> the family."""
