@@ -84,6 +84,7 @@
             list.append(one);
         }
         if (after) list.append(decouple.part("li", "", decoupleSay("● before the step's update, ○ after it")));
+        list.append(decouple.part("li", "", decoupleSay("Lines change from step to step without guidance, too, as the noise falls.")));
         return list;
     }
 

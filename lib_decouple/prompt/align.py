@@ -54,10 +54,12 @@ _LITTLE = frozenset(
     {
         *("a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "into", "is", "it", "its", "no", "not", "of"),
         *("on", "onto", "or", "over", "than", "that", "the", "their", "these", "this", "those", "to", "under", "up"),
-        *("with", "without"),
+        *("above", "behind", "below", "beside", "between", "near", "with", "without"),
     }
 )
 """Words that nobody means as an entity."""
+_JOINED = re.compile(r"\s+(?:and|or|with|vs\.?|versus)\s+|\s*[&+/|]\s*")
+"""What people write between two things."""
 
 
 class EntityNotFound(ValueError):
@@ -546,12 +548,27 @@ def _not_found(phrase: str, prompt: Sequence[Word]) -> str:
         candidates = [
             one
             for one in dict.fromkeys([*named, *phrases])
-            if len(phrase) <= 2 * len(one) <= 4 * _HINTED and one.lower() not in _LITTLE
+            if len(phrase) <= 2 * len(one) <= 4 * _HINTED
+            and not _LITTLE & {*one.lower().split(" ")[:: max(1, one.count(" "))]}
         ]
         near = difflib.get_close_matches(phrase.lower(), candidates[:_CANDIDATES], n=1, cutoff=0.5)
     hint = f'; did you mean "{near[0]}"?' if near else "."
+    if len(phrase) <= _HINTED and len(several := _named_together(phrase, prompt)) > 1:
+        hint = f'; to keep them apart write "{", ".join(several)}".'
     more = f" … and {len(named) - _LISTED_WORDS} more" if len(named) > _LISTED_WORDS else ""
     return f'entities: "{shown}" is not in the prompt{hint} Its words: {", ".join(named[:_LISTED_WORDS])}{more}'
+
+
+def _named_together(phrase: str, prompt: Sequence[Word]) -> list[str]:
+    """The things that one entity joins, such as "a cat & the dog", where the prompt names each; else none."""
+    text = f" {' '.join(word.text for word in prompt).lower()} "
+    parts = []
+    for part in _JOINED.split(phrase.lower()):
+        words = part.split()
+        while words and words[0] in _LITTLE:
+            del words[0]
+        parts.append(" ".join(words))
+    return parts if all(part and f" {part} " in text for part in parts) else []
 
 
 def _ranges(positions: Sequence[int]) -> str:

@@ -167,6 +167,7 @@ def test_the_live_panel_shows_maps_and_curve_while_it_runs_and_asks_no_more_when
     assert labels[0].startswith("Map of cat, step")
     assert labels[1].startswith("Map of dog, step")
     assert find(page, f"{own('live')} svg.decouple-plot")[0].get_attribute("aria-label").startswith("Loss and IoU over")
+    assert "without guidance, too" in text(page, "live")  # a line that falls is no effect
     page.execute_script("document.querySelector('#txt2img_interrupt').click()")
     until(lambda: idle(page), 300)
     until(lambda: "The last guided picture" in text(page, "live"))
@@ -233,6 +234,7 @@ def test_the_trace_of_a_batch_as_plot_table_maps_and_files(page):
                         assert float(row[2 + 2 * k]) == pytest.approx(step["after"][measure][name], rel=1e-3)
             assert len(find(page, f"{own('trace')} svg.decouple-plot polyline")) == len(names)
             assert find(page, f"{own('trace')} circle.decouple-after")
+    assert "without guidance, too" in text(page, "trace")
     lines = find(page, f"{own('trace')} svg.decouple-plot polyline")
     strokes = [ImageColor.getrgb(one.value_of_css_property("stroke")) for one in lines]
     assert strokes == [ImageColor.getrgb(one) for one in colours(["cat", "dog"])]

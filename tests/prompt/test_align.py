@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,6 +96,30 @@ def test_not_found_names_the_entity_its_neighbour_and_the_words() -> None:
 def test_not_found_suggests_phrases_for_phrases() -> None:
     with pytest.raises(EntityNotFound, match='did you mean "traffic light"'):
         find("trafic light", PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("entity", "prompt", "told"),
+    [
+        ("cat and dog", "a cat and a dog", "cat, dog"),
+        ("a cat & the dog", "a cat and a dog", "cat, dog"),
+        ("Traffic Light + dog", "a dog by the traffic light", "traffic light, dog"),
+        ("fox vs. owl", "a fox and an owl", "fox, owl"),
+        ("fox/owl/cat", "an owl and a fox with a cat", "fox, owl, cat"),
+    ],
+)
+def test_things_that_one_entity_joins_are_told_apart(entity, prompt, told) -> None:
+    with pytest.raises(EntityNotFound) as error:
+        find(entity, pieces(prompt))
+    assert f'is not in the prompt; to keep them apart write "{told}".' in str(error.value)
+
+
+@pytest.mark.parametrize("entity", ["cat and bird", "the", "cat and", "dgo", "cats and dogs"])
+def test_where_the_prompt_names_not_each_of_them_nothing_is_said_of_keeping_apart(entity) -> None:
+    with pytest.raises(EntityNotFound) as error:
+        find(entity, pieces("a cat near a dog"))
+    assert "keep them apart" not in str(error.value)
+    assert not re.search(r'did you mean "(?:a|the|and|near a|.* (?:a|and|near))"', str(error.value))
 
 
 @pytest.mark.parametrize(
