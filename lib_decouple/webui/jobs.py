@@ -72,6 +72,7 @@ class Jobs:
 
     def begin(self, p: Any, tab: str, args: Sequence[Any]) -> None:
         """In ``process``: read the arguments and write the infotext; nothing is hooked yet."""
+        before: Run | None = getattr(p, "attention_decoupling", None)  # of a copy, the job's that it was made of
         p.attention_decoupling = None
         p.decouple_drafts_counted = False
         if self.comparing and self.comparing.started != shared.state.time_start:
@@ -102,6 +103,7 @@ class Jobs:
             run.settings = replace(run.settings, enabled=True)
         if run.settings.enabled:
             p.attention_decoupling = run
+            run.within = before is not None and not before.over
             run.owner, run.task = callers.of_job(p), _page_task(p)
             for problem in options.problems():
                 run.notes.append(problem)
@@ -209,6 +211,8 @@ class Jobs:
         elif options.chosen("decouple_best_first"):
             self._put_in_order(run, p, processed)
         processed.extra_generation_params = run.info(processed.extra_generation_params)
+        run.leave_behind(p.extra_generation_params)
+        run.over = True
         self._tell(run, run.lines(), kept)
 
     def _comparison_around(self, p: Any) -> compare.Comparison | None:

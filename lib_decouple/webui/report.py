@@ -85,6 +85,10 @@ class Run:
     """Why a batch that was sampled was not guided by any pass."""
     kept: bool = False
     """Will its trace be kept when it is over?"""
+    over: bool = False
+    """Has its job ended?"""
+    within: bool = False
+    """Is it drawn from a copy of a job that has not ended, such as ADetailer's faces?"""
     owner: str = field(default="", repr=False)
     """The caller who draws it (see :mod:`callers`); "" where nobody is known."""
     task: str = field(default="", repr=False)
@@ -199,6 +203,19 @@ class Run:
         results = {key: next(filter(None, (self.result(key, *image) for image in images)), None) for key in RESULTS}
         return {key: value for key, value in {**given, **results, RUN: self.id}.items() if value is not None}
 
+    def leave_behind(self, written: dict[str, Any]) -> None:
+        """In the job's infotext entries, for a script that draws copies of a job and tells of the job itself: what
+        :meth:`info` has, as texts of the functions that the host may still call; what no image has is left out, unless
+        the job around this one, whose entries they are, too, may have it yet."""
+        told = self.info({})
+        for key in RESULTS:
+            if isinstance(own := written.get(key), _OfImage):
+                if key in told or self.within:
+                    written[key] = _OfImage(own, told.get(key, ""))
+                else:
+                    del written[key]
+        written[RUN] = self.id_for_info()
+
     def id_for_info(self) -> Any:
         """The id as an infotext entry that is in no infotext."""
         return _OfImage(lambda *_, **__: None, self.id)
@@ -295,7 +312,8 @@ class Run:
             parts.insert(0, f"{count or 'none'} to guide, {seconds:.1f} s")
         if not parts:
             return []
-        by_image = " (counted image by image)" if sum(len(one.traces) for one in self.passes) > 1 else ""
+        images = {(one.iteration, k) for one in self.passes for k in range(len(one.traces))}
+        by_image = " (counted image by image)" if len(images) > 1 else ""
         profile = [self.profile_told] if self.profile_told and guided else []
         return [*profile, f"More passes of the model{by_image}: {'; '.join(parts)}"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import sys
@@ -312,8 +313,27 @@ def test_info_holds_what_the_infotext_does_and_nothing_empty(host):
     assert "" not in told.values()
     assert "Decouple found" not in told
     assert told["Decouple run"] == p.attention_decoupling.id
-    assert "Decouple run" not in p.extra_generation_params  # nor in any picture
-    assert callable(p.extra_generation_params["Decouple found"])  # the host may still ask for an image's
+    left = p.extra_generation_params
+    of_image = {"p": p, "index": 0, "all_prompts": p.all_prompts, "use_main_prompt": False}
+    assert left["Decouple run"](**of_image) is None  # it is in no picture
+    assert left["Decouple stood aside"](**of_image) == "no model"  # the host may still ask for an image's
+    assert json.loads(json.dumps(left)) == told  # as a script tells that draws copies of a job
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_a_copy_within_a_job_takes_nothing_from_it(host, over):
+    """A script's copies come one after another; ADetailer's while the job that shares its entries is drawn."""
+    p = job()
+    host.jobs.begin(p, "txt2img", [{"enabled": True}])
+    p.attention_decoupling.over = over
+    inner = copy.copy(p)
+    host.jobs.begin(inner, "txt2img", [{"enabled": True}])
+    inner.attention_decoupling.problem = "no model"
+    host.jobs.end(inner, "txt2img", SimpleNamespace(extra_generation_params={}, images=[]))
+    left = p.extra_generation_params
+    assert json.loads(json.dumps(left))["Decouple stood aside"] == "no model"
+    assert ("Decouple found" in left) is not over
+    assert host.jobs.status_of(json.dumps({"extra_generation_params": left}))[0] == ["Stood aside: no model"]
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,7 @@ def test_the_second_pass_of_hires_fix_has_figures_of_its_own():
         "fox, owl", "1 of 4 steps by 2.0 %", "0.300 to 0.100 at step 1",
     ]  # fmt: skip
     assert "; hires: fox, owl: moved at 1 of 4" in both.lines()[0]
+    assert both.lines()[-1] == "More passes of the model: 4 to guide, 3.0 s"  # of one image
     assert Run(Settings(enabled=True), [second], drawn={0}).result(FOUND, 0, 0) is None
 
 
