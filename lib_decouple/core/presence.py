@@ -107,12 +107,13 @@ class Presence:
 def read(names: Sequence[str], maps: Tensor, sigma: float, curve: Curve | None = None) -> Presence:
     """What the raw maps ``[entities, h, w]`` tell, read at noise level ``sigma``.
 
-    Of one entity alone no chance is told: its score is no lead, of which the curve was learned.
+    Of one entity alone no chance is told: its score is no lead, of which the curve was learned. Nor of more than the
+    curve was learned of: the more there are, the less any leads.
     """
     pair = colliding(maps)
     scores = dict(zip(names, presence(maps[None])[0].tolist()))
     chances: dict[str, float] | None = None
-    if curve is not None and len(scores) > 1:
+    if curve is not None and 1 < len(scores) <= curve.most:
         found = {name: curve.probability(score, sigma) for name, score in scores.items()}
         chances = {name: own for name, own in found.items() if own is not None} or None
     return Presence(sigma, scores, chances, None if pair is None else (names[pair[0]], names[pair[1]]))
@@ -137,6 +138,8 @@ class Curve:
     levels: tuple[Level, ...]
     draft: Level | None = None
     """Of a draft's scores, whose coarse steps make lower or higher maps than a run's; None where nobody learned it."""
+    most: int = 3
+    """How many entities a picture had, at most, of which it was learned."""
 
     def __post_init__(self) -> None:
         sigmas = [level.sigma for level in self.levels]
@@ -174,7 +177,8 @@ class Curve:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        made: dict[str, Any] = {"score": SCORE, "levels": [list(astuple(level)) for level in self.levels]}
+        levels = [list(astuple(level)) for level in self.levels]
+        made: dict[str, Any] = {"score": SCORE, "entities": self.most, "levels": levels}
         return made if self.draft is None else {**made, "draft": list(astuple(self.draft))}
 
     @classmethod
@@ -183,10 +187,12 @@ class Curve:
         if (score := data.get("score", "peak")) != SCORE:
             raise ValueError(f"score: it was learned of {score!r}, and {SCORE!r} is read now; calibrate it again")
         levels: Sequence[Any] = data.get("levels", ())
-        draft: Any = data.get("draft")
+        draft, most = data.get("draft"), data.get("entities", cls.most)
+        if type(most) is not int or most < 2:
+            raise ValueError(f"entities: {most!r} is not allowed; it must be a whole number of 2 or more")
         try:
             found = tuple(Level(*map(float, level)) for level in levels)
-            return cls(found, None if draft is None else Level(*map(float, draft)))
+            return cls(found, None if draft is None else Level(*map(float, draft)), most)
         except TypeError:
             raise ValueError(f"levels: {levels!r}, {draft!r} must be lists of sigma, middle and slope") from None
 

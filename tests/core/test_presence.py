@@ -55,6 +55,23 @@ def test_of_one_entity_alone_no_chance_is_told() -> None:
     assert alone.scores == {"cat": pytest.approx(0.9)}
 
 
+@pytest.mark.parametrize("most", [2, 3])
+def test_of_more_entities_than_it_was_learned_of_no_chance_is_told(most: int) -> None:
+    """Their leads are smaller, whatever is in the picture."""
+    curve = Curve(CURVE.levels, most=most)
+    names, maps = ("cat", "dog", "cow", "owl"), torch.eye(4).reshape(4, 2, 2)
+    assert set(read(names[:most], maps[:most], 1.0, curve).chances or {}) == set(names[:most])
+    more = read(names[: most + 1], maps[: most + 1], 1.0, curve)
+    assert (more.chances, more.words().partition(";")[0]) == (None, "weakest: cat")
+    assert Curve.from_dict(curve.as_dict()).most == most
+
+
+@pytest.mark.parametrize("most", [0, 1, 2.5, "3", None, True])
+def test_a_number_of_entities_that_is_none_is_refused_by_name(most: object) -> None:
+    with pytest.raises(ValueError, match="entities: "):
+        Curve.from_dict({**CURVE.as_dict(), "entities": most})
+
+
 def test_what_was_learned_of_another_score_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'peak'.*'lead'.*again"):
         Curve.from_dict({"levels": [[4.0, 0.3, 10.0]]})

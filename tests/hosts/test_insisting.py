@@ -23,6 +23,7 @@ Sampling, Sampler = module("hosts.sampling").SamplingPass, sd_samplers_common.Sa
 
 class Scripted:
     draft = module("core.presence").Level(1.6, 0.5, 10.0)
+    most = 3
     def __init__(self, p):
         self.p, self.asked, self.seen = p, 0, []
     def accepts(self, scores, sigma):

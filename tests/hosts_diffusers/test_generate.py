@@ -665,6 +665,7 @@ class Scripted:
     """A curve that accepts every draft, and tells each image's second entity as each run is scripted."""
 
     draft = CurveLevel(1.6, -1.0, 1000.0)
+    most = 3
 
     def __init__(self, *runs: list[float]) -> None:
         self.left = [chance for run in runs for _ in range(2) for own in run for chance in (0.9, own)]

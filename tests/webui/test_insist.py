@@ -36,6 +36,7 @@ class Scripted:
     asked: int = 0
 
     draft = Level(1.6, 0.5, 1000.0)
+    most = 3
 
     def accepts(self, scores, sigma):
         return Curve((self.draft,), self.draft).accepts(scores, sigma)

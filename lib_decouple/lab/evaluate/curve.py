@@ -147,7 +147,8 @@ def learn(images: Sequence[dict[str, Any]], drafts: Sequence[dict[str, Any]] = (
             levels.append(Level(sigma, middle, slope))
     if not levels:
         raise ValueError(f"images: at no noise level is the area under the curve at least {TELLS}")
-    return Curve(tuple(levels), _of_drafts([image for image in (*images, *drafts) if "draft" in image]))
+    most = max(len(image["missing"]) for image in images)
+    return Curve(tuple(levels), _of_drafts([image for image in (*images, *drafts) if "draft" in image]), most)
 
 
 def _of_drafts(images: Sequence[dict[str, Any]]) -> Level | None:
