@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-from .lexicon import Entry, entry, plain, second_words, singulars, verbs
+from .lexicon import Entry, begin_compound, begins_compounds, entry, plain, singulars, verbs
 from .syntax import HOST, Dialect, Span, parse
 
 VISIBLE_FROM = 4
@@ -124,6 +124,7 @@ _QUOTES = {
     "‘": "’",
     "`": "`",
 }
+_ALL_QUOTES = frozenset("".join([*_QUOTES, *_QUOTES.values()]))
 _MOST_ATTRIBUTES = 8
 """Words before a noun by which it is told from others of its name."""
 _NUMBERED = re.compile(r"\d+([a-z]+)")
@@ -290,7 +291,7 @@ def _quotes(prompt: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
         for span in spans
         if span.kind == "punctuation"
         for k in range(span.start, span.end)
-        if prompt[k] in _QUOTES or any(prompt[k] in closing for closing in _QUOTES.values())
+        if prompt[k] in _ALL_QUOTES
     ]
     last = {char: k for k, char in signs}
     found: list[tuple[int, int]] = []
@@ -599,6 +600,8 @@ def _ends_denied(tokens: Sequence[Token]) -> bool:
 def _denies(clause: Sequence[Token], i: int) -> bool:
     """Whether the word denies the next noun."""
     text, before = clause[i].text, clause[i - 1].text if i else ""
+    if not _may_deny(text) and before != "not" and not before.endswith("n't"):
+        return False
     after = clause[i + 1].text if i + 1 < len(clause) else ""
     if text in _DENIES_BY:
         place = before == "place" and i > 1 and clause[i - 2].text == "in"
@@ -615,6 +618,13 @@ def _denies(clause: Sequence[Token], i: int) -> bool:
         alone = after == "the" and i + 3 <= len(clause) <= i + 4 and _is_bare_noun(clause[-1].text)
         return alone and before in ("", "please")
     return text in _DENIES or _is_small(text, _DENIAL)
+
+
+@lru_cache(maxsize=8192)
+def _may_deny(text: str) -> bool:
+    """Whether the word denies the next noun at some place."""
+    known = text in _DENIES or text in _DENIES_BY or text in _DENIES_TOLD or text in _DENIES_ALONE
+    return known or text in ("not", "missing") or text.endswith("n't") or _is_small(text, _DENIAL)
 
 
 def _is_bare_noun(text: str) -> bool:
@@ -858,23 +868,23 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
             if not skipped and not game and (one.noun, determiner) != ("camera", "the"):
                 yield one._replace(determiner=determiner, joined=joined)
 
-    while i < len(clause) and not _names_style(clause, i):
+    while i < len(clause):
         text = clause[i].text
+        if text in _STYLES and _names_style(clause, i):
+            break
         small = (_is_small(text, _SMALL) and not _is_container(clause, i) and not _is_part(clause, i)) or (
             _denies(clause, i) or _measures(clause, i)
         )
-        unit = _unit(clause, i)
-        if not small and unit.tokens == 1 and _is_verb(clause, i, run):
+        unit = None if small else _unit(clause, i)
+        if unit and unit.tokens == 1 and _is_verb(clause, i, run):
             if _is_activity(clause, i, run) or (text in _NEEDS_OBJECT and run and i + 1 == len(clause) == 2):
                 run = []  # "a dog is car surfing", "hand holding"
-            unit = unit._replace(entry=_ADJECTIVE) if _leads(clause, i) else unit._replace(tokens=0)
-        elif (
-            not small
-            and unit.entry
-            and ((unit.entry.described and _is_said_to_be(clause, i)) or _is_likened(clause, i + unit.tokens - 1))
-        ):
-            unit = unit._replace(entry=_ADJECTIVE)
-        if not small and unit.tokens:
+            unit = unit._replace(entry=_ADJECTIVE) if _leads(clause, i) else None
+        elif unit and unit.entry:
+            said = unit.entry.described and _is_said_to_be(clause, i)
+            if said or _is_likened(clause, i + unit.tokens - 1):
+                unit = unit._replace(entry=_ADJECTIVE)
+        if unit:
             if run and (
                 run[-1].text in _BASIC >= {unit.text}
                 or (clause[i].brackets and _splits(run[-1], unit, clause[i].brackets))
@@ -888,13 +898,14 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
             small, text = True, "'s" if clause[i - 1].owner else "("
         else:
             i += 1
-        yield from told(text)
-        named = named or any(unit.entry is None or unit.entry.noun for unit in run)
+        if run:
+            yield from told(text)
+            named = named or any(one.entry is None or one.entry.noun for one in run)
         article = _is_small(text, _ARTICLE)
         determiner = text if article else "'s" if text == "'s" else determiner if small and not run else ""
         opened = article or text == "'s" or (opened and small and not run)
         joined = text in _JOINS or (joined and article and not run)
-        denied = (text not in ("'s", "(") and _denies(clause, i - 1)) or (small and _names_artist(clause, i - 1))
+        denied = (text not in ("'s", "(") and _denies(clause, i - 1)) or (text == "by" and _names_artist(clause, i - 1))
         skipped = denied or (
             skipped and (small or text in _NEGATABLE) and (not run or text in ("and", "or", "nor", "of"))
         )
@@ -1096,10 +1107,11 @@ def _splits(last: _Unit, unit: _Unit, brackets: int) -> bool:
     return _may_head(last, True) and not stuff and _visible(found) and found.adjective <= found.noun
 
 
+_STYLES = frozenset(["style", "styled", "inspired", "in"])
+
+
 def _names_style(clause: Sequence[Token], i: int) -> bool:
     """Whether the rest of the clause names a style."""
-    if clause[i].text not in ("style", "styled", "inspired", "in"):
-        return False
     words = [token.text for token in clause[i : i + 4]]
     if words[0] != "in":
         return i == 0 or words[1:2] in (["of"], ["by"])
@@ -1108,7 +1120,7 @@ def _names_style(clause: Sequence[Token], i: int) -> bool:
 
 def _names_artist(clause: Sequence[Token], i: int) -> bool:
     """Whether ``by`` is followed by a name rather than by a place."""
-    if clause[i].text != "by" or i + 1 == len(clause):
+    if i + 1 == len(clause):
         return False
     text = clause[i + 1].text
     known = entry(text) or any(entry(one) for one in singulars(text))
@@ -1196,8 +1208,9 @@ def _has_colour(clause: Sequence[Token], i: int, length: int, found: Entry) -> b
 @lru_cache(maxsize=8192)
 def _begin_compound(first: str, second: str) -> bool:
     """Whether a compound of the table begins so."""
-    seconds, second = second_words(first), plain(second)
-    return bool(seconds) and (second in seconds or any(one in seconds for one in singulars(second)))
+    return begins_compounds(first) and (
+        begin_compound(first, second) or any(begin_compound(first, one) for one in singulars(plain(second)))
+    )
 
 
 def _single(token: Token) -> _Unit:

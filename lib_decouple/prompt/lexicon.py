@@ -6,7 +6,7 @@ import re
 import unicodedata
 import zlib
 from bisect import bisect_left
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,23 +69,39 @@ def plain(word: str) -> str:
 
 
 @lru_cache(maxsize=8192)
-def second_words(word: str) -> frozenset[str]:
-    """Those of the compounds of the table that have ``word`` as their first word."""
-    if len(word) > LONGEST:
-        return frozenset()
-    word = plain(word)
-    compounds = _table()[_place_of(word + " ") : _place_of(word + "!")]  # the sign behind the space
-    return frozenset(line.partition(b"\t")[0].split(b" ", 2)[1].decode() for line in compounds)
+def begins_compounds(word: str) -> bool:
+    """Whether a compound of the table has ``word`` as its first word."""
+    return len(word) <= LONGEST and _line_begins(plain(word) + " ", b"")
+
+
+@lru_cache(maxsize=8192)
+def begin_compound(first: str, second: str) -> bool:
+    """Whether a compound of the table begins with these two words as they stand."""
+    return (
+        begins_compounds(first) and len(second) <= LONGEST and _line_begins(f"{plain(first)} {plain(second)}", b"\t ")
+    )
+
+
+def _line_begins(text: str, behind: bytes) -> bool:
+    """Whether a line of the table begins with ``text`` and, where any are given, one of the signs ``behind`` it; no
+    sign comes before these."""
+    table, place, begin = _table(), _place_of(text), text.encode()
+    line = table[place] if place < len(table) else b""
+    return line.startswith(begin) and (not behind or line[len(begin) : len(begin) + 1] in (behind[:1], behind[1:]))
+
+
+@cache
+def _decoded(code: str) -> Entry:
+    """The entry that a code of the table stands for; there are some hundred codes."""
+    visible, noun, verb, adjective = map(int, code[1:5])
+    return Entry(code[0], visible, noun, verb, adjective, *[letter in code[5:] for letter in "mgvnwc"])
 
 
 @lru_cache(maxsize=8192)
 def _entry_and_lemma(word: str) -> tuple[Entry | None, str]:
     """The entry of ``word``, and what it is an irregular form of, or ""."""
     code, _, lemma = (_code(plain(word)) or "").partition("=") if len(word) <= LONGEST else ("", "", "")
-    if not code:
-        return None, lemma
-    visible, noun, verb, adjective = map(int, code[1:5])
-    return Entry(code[0], visible, noun, verb, adjective, *(letter in code[5:] for letter in "mgvnwc")), lemma
+    return _decoded(code) if code else None, lemma
 
 
 def entry(word: str) -> Entry | None:
@@ -105,7 +121,7 @@ def singulars(word: str) -> tuple[str, ...]:
     if len(last) > 3 and last.endswith("s") and not last.endswith(("ss", "us")):
         if last.endswith("ies"):
             found.append(head + space + last[:-3] + "y")
-        if re.search(r"(?:s|x|z|ch|sh|o)es$", last):
+        if last.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
             found.append(head + space + last[:-2])
         found.append(head + space + last[:-1])
     return tuple(found)
