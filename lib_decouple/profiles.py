@@ -64,14 +64,16 @@ class Profile:
 
 UNKNOWN = Profile(
     "models not known here",
-    "CoM was the cleanest of the paper's overlap losses on decouple-tiny; the step was chosen by reasoning.",
+    "CoM was the cleanest of the paper's overlap losses on this project's first small model; the step was chosen by "
+    "reasoning.",
     measured=False,
 )
 
 _STABLE_DIFFUSION = (
     "CoM is one of the overlap losses that arXiv 2410.20972 reports to help on Stable Diffusion, and the one that "
-    "added the fewest objects on decouple-tiny; the step was chosen by reasoning. Without the level's last layers, "
-    "which cost time, it lost nothing on decouple-drawn (54 of 384 pictures lack a thing, with all layers 57)."
+    "added the fewest objects on this project's first small model; the step was chosen by reasoning. Without the "
+    "level's last layers, which cost time, it lost nothing on the model that ships, decouple-drawn (54 of 384 pictures "
+    "lack a thing, with all layers 57)."
 )
 _BY_CONTEXT: dict[int, Profile] = {
     768: Profile("Stable Diffusion 1.x", _STABLE_DIFFUSION, measured=False, layers="early"),

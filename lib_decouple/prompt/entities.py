@@ -28,7 +28,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from .lexicon import Entry, begin_compound, begins_compounds, entry, plain, singulars, verbs
-from .syntax import HOST, Dialect, Span, parse
+from .syntax import HOST, UNSPACED, Dialect, Span, parse
 
 VISIBLE_FROM = 4
 """A noun counts as drawable from this share (0-9) of its senses."""
@@ -168,6 +168,8 @@ _BASIC |= {
     "donkey",
 }
 """Animals that nobody puts before another to say of what kind it is: "cat dog" are two."""
+_SIZES = frozenset(["big", "small", "little", "large", "tall", "short", "tiny", "huge", "giant", "old", "young", "fat"])
+"""No noun stands before these in a name: "big dog little dog" are two."""
 _INSIDES = frozenset(["interior", "interiors", "exterior", "exteriors"])
 """Behind a noun that can be seen these are seen, too."""
 _HANGS = frozenset(["mural", "painting", "portrait", "poster", "photo", "photograph", "drawing", "mosaic", "fresco"])
@@ -384,6 +386,8 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             close("break")
         elif kind == "word" and tokens and text.isupper() and _is_mark(text) and prompt[tokens[-1].end - 1].islower():
             close("keyword")
+        elif kind == "word" and not text.isascii() and UNSPACED.match(text):
+            close(",")  # "🦊 a fox 🦉 an owl"
         elif kind == "word":
             if (
                 gap == ""
@@ -414,12 +418,12 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
             tokens[-1] = tokens[-1]._replace(text="with")
         elif text == "." and len(tokens) > 1 and prompt[tokens[-1].start : start] == "v":
             tokens[-1] = tokens[-1]._replace(text="vs")
-        elif text == "." and tokens and not gap and tokens[-1].text in _TITLES:
-            tokens[-1] = tokens[-1]._replace(text=tokens[-1].text + ".", end=stop)
         elif text == "." and tokens and not gap and _is_initial(spans, k):
-            read = k + 1
+            read = k + 1  # "d.va"
             tokens[-1] = tokens[-1]._replace(text=f"{tokens[-1].text}.{spans[read].text.lower()}", end=spans[read].end)
             end = spans[read].end
+        elif text == "." and tokens and not gap and (tokens[-1].text in _TITLES or "." in tokens[-1].text[-2:-1]):
+            tokens[-1] = tokens[-1]._replace(text=tokens[-1].text + ".", end=stop)
         elif kind == "punctuation" and inside and prompt[start:end].strip("".join(_QUOTES)) == "":
             close('"')
         elif kind in ("comment", "network") or (kind == "punctuation" and not gap and _within(span, tokens)):
@@ -887,6 +891,7 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
         if unit:
             if run and (
                 run[-1].text in _BASIC >= {unit.text}
+                or (clause[i].text in _SIZES and _is_seen(run[-1]) and i + 1 < len(clause))
                 or (clause[i].brackets and _splits(run[-1], unit, clause[i].brackets))
             ):
                 yield from told(",")
@@ -1439,7 +1444,7 @@ def _of_run(
     while first and _modifies(run[first - 1], unit):
         first -= 1
     first = min(first, _first_of_name(run, head))
-    first -= first > 0 and run[first - 1].text.endswith(".")  # "mr. bean"
+    first -= first > 0 and run[first - 1].text.endswith(".") and run[first - 1].entry is None  # "mr. bean"
     text = " ".join(part.text for part in run[first : head + 1])
     attributes = tuple((part.text, part.start) for part in run[:first])
     yield Entity(text, run[first].start, unit.end, found, unit.text, attributes)

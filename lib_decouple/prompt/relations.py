@@ -299,7 +299,7 @@ def _with(one: Entity, anchor: Entity | None) -> str:
 def _governs(word: str) -> bool:
     """Whether a word between two things can say how they are related."""
     found = entry(word)
-    return bool(found and found.kind in "PO") or bool(_bases(word))
+    return word in _ON or bool(found and found.kind in "PO") or bool(_bases(word))
 
 
 @lru_cache(maxsize=8192)

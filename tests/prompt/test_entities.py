@@ -363,9 +363,10 @@ def test_the_same_noun_again(prompt: str, expected: list[str]) -> None:
         ("(cat)_(dog)", ["cat", "dog"]),
         ("kiwi_(bird:0), _(cat), dog_()", ["kiwi", "cat", "dog"]),
         (r"d.va \(overwatch\), a cat", ["d.va (overwatch)", "cat"]),
+        (r"c.c. \(code geass\), a 30 y.o. woman", ["c.c. (code geass)", "woman"]),
         (
             r"a.b.a \(guilty gear\), k.k. slider \(animal crossing\)",
-            ["a.b.a (guilty gear)", "slider (animal crossing)"],
+            ["a.b.a (guilty gear)", "k.k. slider (animal crossing)"],
         ),
         (r"dr. mario \(nintendo\), mrs. claus", ["dr. mario (nintendo)", "mrs. claus"]),
     ],
@@ -459,6 +460,9 @@ def test_what_a_choice_says_of_the_noun_behind_it(prompt: str, expected: list[st
         ("a light above a stove, a dog in a warm light", ["light", "stove", "dog"]),
         ("walrus v. narwhal, arms behind back", ["walrus", "narwhal", "arms", "back"]),
         ("a cat PREFACE a dog, a hen CONCAT a pig", ["cat", "dog", "hen", "pig"]),
+        ("🦊 fox 🦉 owl, 猫 cat 犬 dog", ["fox", "owl", "cat", "dog"]),
+        ("big wolf little hedgehog, a tall giraffe small zebra", ["wolf", "hedgehog", "giraffe", "zebra"]),
+        ("a duke with a scepter, a monk with a staff", ["duke", "scepter", "monk", "staff"]),
         ("a crow WEARING a hat, a goat idea a hill", ["crow", "hat", "goat", "hill"]),
     ],
 )

@@ -27,6 +27,8 @@ def told(prompt: str) -> tuple[list[str], dict[str, str]]:
         ("a horse as well as a cow", ["horse", "cow"], {}),
         ("a man w/ a hat and a dog w/ collar", ["man", "dog"], {"hat": "worn by man", "collar": "held by dog"}),
         ("a wolf wearing a scarf", ["wolf"], {"scarf": "worn by wolf"}),
+        ("a squire astride a mule", ["squire"], {"mule": "squire is on it"}),
+        ("a goat aboard a raft", ["goat"], {"raft": "goat is on it"}),
         ("a man with a hat riding a horse", ["man"], {"hat": "worn by man", "horse": "ridden by man"}),
         ("a girl in a red dress and a dog in the rain", ["girl", "dog"], {"dress": "worn by girl", "rain": "weather"}),
         ("1girl, red dress, cat, city street", ["1girl", "cat"], {"dress": "worn by 1girl", "city street": "scenery"}),
