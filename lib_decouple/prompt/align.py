@@ -121,7 +121,8 @@ class Word(NamedTuple):
 
     def moved(self, by: int) -> Word:
         """It at positions that are greater ``by``."""
-        return self._replace(positions=tuple(position + by for position in self.positions))
+        text, positions, pieces = self
+        return _word((text, tuple([position + by for position in positions]), pieces))
 
 
 _word: Callable[[tuple[object, ...]], Word] = partial(tuple.__new__, Word)
