@@ -475,6 +475,23 @@ def test_comments_that_the_host_does_not_know_are_text() -> None:
     assert suggest("mutual#kiss, cat, dog", Dialect(comments=False)) == ["cat", "dog"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "dialect", "expected"),
+    [
+        ("((fox)) ((owl)) BREAK hen", Dialect(emphasis="None"), ["fox", "owl", "hen"]),
+        ("(fox:0), (owl:-1)", Dialect(emphasis="None"), ["fox", "owl"]),
+        ("(fox:0), owl", Dialect(emphasis="Ignore"), ["fox", "owl"]),
+        ("(fox:-1), owl", Dialect(emphasis="No norm"), ["owl"]),
+        ("#fox, #owl # a hen", Dialect(comments=False), ["fox", "owl", "hen"]),
+        ("[fox # and an owl\n:hen:0.5]", Dialect(), ["fox", "hen"]),
+        ("fox # (owl\nhen)", Dialect(), ["fox", "hen"]),
+        ("fox\nAND\nowl:-2 AND hen :0.0", Dialect(), ["fox"]),
+    ],
+)
+def test_what_the_hosts_settings_make_of_signs(prompt: str, dialect: Dialect, expected: list[str]) -> None:
+    assert suggest(prompt, dialect) == expected
+
+
 def test_each_mention_is_located() -> None:
     prompt = "A Cat, (street_lamp:1.2), another cat"
     assert [(found.text, prompt[found.start : found.end]) for found in locate(prompt)] == [
