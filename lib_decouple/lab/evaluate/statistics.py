@@ -83,6 +83,26 @@ def area_interval(flags: np.ndarray, values: np.ndarray, groups: np.ndarray, rou
     return float(low), float(high)
 
 
+def area_within(flags: np.ndarray, values: np.ndarray, groups: np.ndarray, rounds: int = 1000) -> list[float]:
+    """The :func:`area` among pairs of the same group (a prompt's pictures), and its 95 % interval, groups resampled.
+
+    It tells whether the value sorts one prompt's pictures; the area over all pictures counts, too, that it tells hard
+    prompts from easy ones. NaN where no group has both kinds.
+    """
+    counted = []
+    for group in np.unique(groups):
+        own, there = values[groups == group], flags[groups == group].astype(bool)
+        pairs = int(there.sum() * (~there).sum())
+        if pairs:
+            counted.append((area(there, own) * pairs, pairs))
+    if not counted:
+        return [math.nan] * 3
+    right, pairs_each = np.array(counted).T
+    taken = np.random.default_rng(0).integers(len(counted), size=(rounds, len(counted)))
+    low, high = np.percentile(right[taken].sum(1) / pairs_each[taken].sum(1), [2.5, 97.5])
+    return [float(right.sum() / pairs_each.sum()), float(low), float(high)]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean with its 95 % interval; the ends are NaN where there is one prompt only, or all prompts are alike."""

@@ -2,7 +2,9 @@
 
 Guidance raises the very attention that is read, so what was learned of plain pictures may hold for guided ones worse:
 each arm has rows of its own, and beside the area by its own score those by the first arm's, of the same prompt and
-seed, and by how much the score has risen over that. Read where the setting "tell" reads, at its two noise levels; the
+seed, and by how much the score has risen over that. An area counts that hard prompts are told from easy ones, which no
+choice among seeds is helped by: so there is one within a prompt, too, of whole pictures against others by their weakest
+entity. Read where the setting "tell" reads, at its two noise levels; the
 last is what is told at the end of a run. The curve must not be learned from the same pictures.
 """
 
@@ -24,7 +26,7 @@ from ...hosts.tell import LEVELS
 from . import curve as curve_command
 from .files import write_whole
 from .results import arms_in_order, judge_notes, telling
-from .statistics import area, area_interval, share
+from .statistics import area, area_interval, area_within, share
 from .store import Store
 
 FILE = "tell"
@@ -114,14 +116,16 @@ def _told(
 ) -> dict[str, Any] | None:
     """At each image's first reading at or below a noise level: entities, how many are missing, how many were called so,
     precision and recall with intervals, and areas under the ROC curve: by the score, by that of the ``plain`` picture
-    of the same pair, and by the rise over it. None where nothing is told there."""
+    of the same pair, and by the rise over it; within a prompt, of pictures. None where nothing is told there."""
     scores, chances, gone, before, pictures = [], [], [], [], []
+    wholes: list[tuple[Any, bool, float]] = []
     for number, image in enumerate(images):
         reading = _reading(image, level)
         if reading is None:
             continue
         other = _reading(plain[image["pair"]], level) if image["pair"] in plain else None
         unguided = [math.nan] * len(reading[1]) if other is None else other[1]
+        wholes.append((image["pair"][0], not any(image["missing"]), min(reading[1])))
         for score, was, missing in zip(reading[1], unguided, image["missing"]):
             chance = curve.probability(score, reading[0])
             if chance is not None:
@@ -136,6 +140,7 @@ def _told(
     row: dict[str, Any] = {"n": len(gone), "missing": sum(gone), "called": sum(called), "told": float(np.mean(chances))}
     there, own, unmoved, of = ~np.array(gone), np.array(scores), np.array(before), np.array(pictures)
     row["area"] = _area(there, own, of)
+    row["area_within"] = _within(wholes)
     if not np.isnan(unmoved).any():
         row["area_plain"], row["area_rise"] = _area(there, unmoved, of), _area(there, own - unmoved, of)
         row["rise"] = float((own - unmoved).mean())
@@ -153,9 +158,18 @@ def _area(there: np.ndarray, values: np.ndarray, pictures: np.ndarray) -> list[f
     return [area(there, values), *area_interval(there, values, pictures)]
 
 
+def _within(pictures: Sequence[tuple[Any, bool, float]]) -> list[float] | None:
+    """:func:`area_within` of prompts; of each picture its prompt, is it whole, and its lowest score. None where no
+    prompt has both kinds."""
+    prompts, whole, lowest = zip(*pictures)
+    numbers = np.unique([str(prompt) for prompt in prompts], return_inverse=True)[1]
+    found = area_within(np.array(whole), np.array(lowest), numbers)
+    return None if math.isnan(found[0]) else found
+
+
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows for people; 95 % intervals: of shares Wilson's, which take entities as independent, of areas by
-    resampling pictures."""
+    resampling pictures, within a prompt prompts."""
 
     def told(found: list[float] | None) -> str:
         return "–" if found is None else "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * own for own in found))
@@ -165,14 +179,15 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
     lines = [
         "| entities | arm | sigma | N | missing | told there % | called missing | precision % | recall % | area "
-        "| by plain's score | score risen by | by the rise |",
-        "|---" * 13 + "|",
+        "| within a prompt | by plain's score | score risen by | by the rise |",
+        "|---" * 14 + "|",
     ]
     for row in rows:
         rise = f"{row['rise']:+.3f}" if "rise" in row else "–"
         lines.append(
             f"| {row['count']} | {row['arm']} | {row['level']:g} | {row['n']} | {row['missing']} | "
             f"{100 * row['told']:.0f} | {row['called']} | {told(row['precision'])} | {told(row['recall'])} | "
-            f"{areas(row['area'])} | {areas(row.get('area_plain'))} | {rise} | {areas(row.get('area_rise'))} |"
+            f"{areas(row['area'])} | "
+            f"{areas(row['area_within'])} | {areas(row.get('area_plain'))} | {rise} | {areas(row.get('area_rise'))} |"
         )
     return "\n".join(lines) + "\n"

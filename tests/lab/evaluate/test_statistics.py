@@ -7,6 +7,7 @@ from lib_decouple.lab.evaluate.statistics import (
     agreement,
     area,
     area_interval,
+    area_within,
     change,
     detectable,
     holm,
@@ -206,6 +207,18 @@ def test_an_area_s_interval_is_over_groups_and_holds_the_truth_about_as_often_as
     doubled = area_interval(np.repeat(flags, 2), np.repeat(values, 2), np.repeat(groups, 2), 200)
     assert doubled == pytest.approx((low, high))  # the same pictures seen twice tell no more
     assert all(math.isnan(end) for end in area_interval(np.ones(4, bool), np.arange(4.0), np.arange(4)))
+
+
+def test_an_area_within_groups_does_not_count_what_tells_groups_apart():
+    flags = np.array([True, False, True, False, True, True])
+    values = np.array([9.0, 10.0, 1.0, 0.0, 2.0, 1.0])
+    groups = np.array([0, 0, 1, 1, 2, 2])  # the first group is wrong, the second right, the third all whole
+    own = area_within(flags, values, groups)
+    assert own[0] == pytest.approx(1 / 2)
+    assert own[1:] == [0.0, 1.0]
+    flags, values = np.array([True, False, False, True, False]), np.array([1.5, 1.0, 2.0, 3.0, 4.0])
+    assert area_within(flags, values, np.array([0, 0, 0, 1, 1]))[0] == pytest.approx((1 + 0) / 3)  # by pair
+    assert all(map(math.isnan, area_within(np.ones(4, bool), np.arange(4.0), np.arange(4))))
 
 
 def test_area_under_the_curve_by_hand():

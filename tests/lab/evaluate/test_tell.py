@@ -62,10 +62,14 @@ def test_precision_and_recall_by_hand_arm_by_arm(store, tmp_path, capsys):
         assert row["area"][0] == pytest.approx(pairs / 27)
         assert row["area"][1] < row["area"][0] < row["area"][2]
         assert "rise" not in row
+        # by their weakest, of one prompt a picture that is whole (0.1) meets two that are not (0.1 and 0.8), of the
+        # other two that are (0.8) meet one that is not (0.1)
+        assert row["area_within"][0] == pytest.approx((0.5 + 0 + 2) / 4)
     for row in rows[2:]:
         # plainly the one that is missing had 0.1, as of the others two; three 0.9 and six 0.8
         assert row["area_plain"][0] == pytest.approx((9 + 2 * 0.5) / 11)
         assert row["rise"] == pytest.approx(3 * 0.8 / 12)
+        assert row["area_within"] == pytest.approx([0.5] * 3)
         assert row["area_rise"][0] == pytest.approx((2 * 0.5) / 11)
         assert (row["n"], row["missing"], row["called"], row["precision"], row["recall"][0]) == (12, 1, 0, None, 0.0)
     shown = capsys.readouterr().out
