@@ -1405,10 +1405,16 @@ def _of_run(
         yield Entity(f"{run[-2].text} {run[-1].text}", run[-2].start, run[-1].end, run[-2].entry, run[-1].text)
         return
     last = run[-1].entry if run else None
-    if len(run) > 1 and last and last.kind not in _CONCRETE and not _visible(last) and _is_small(boundary, _ARTICLE):
-        own = run[-2].entry
-        if own is not None and own.kind in "aptfol" and _is_seen(run[-2]):
-            run = run[:-1]  # no noun stands before an article: "a cat preface a dog"
+    how = last and determiner in _ONE and (last.kind == "-" or len(run[-1].text) == 1) and boundary in ("", ".")
+    preface = last and last.kind not in _CONCRETE and _is_small(boundary, _ARTICLE)
+    if len(run) > 1 and last and not _visible(last) and (how or preface):
+        thing = len(run) - 2
+        while thing and (found := run[thing].entry) and found.adjective > found.noun:
+            thing -= 1  # "a dog high resolution"
+        own = run[thing].entry
+        if own is not None and own.kind in "aptfol" and _is_seen(run[thing]):
+            # No noun stands before an article ("a cat preface a dog"), and praise behind names nothing ("a dog hd").
+            run = run[: thing + 1]
     lamp = len(run) == 1 and run[0].text in _LAMPS and boundary not in _JOINS
     area = run and run[-1].text in _LED and (determiner in _ONE or len(run) > 1)
     if opened and determiner and ((lamp and determiner in _ONE) or area) and boundary != "of":

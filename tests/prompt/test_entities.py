@@ -184,6 +184,13 @@ def test_style_tails_add_nothing(tail: str) -> None:
     assert suggest("a cat on a sofa" + tail) == ["cat", "sofa"]
 
 
+@pytest.mark.parametrize("tail", ["masterpiece", "hd", "uhd", "bokeh, best quality", "realism", "x", "high resolution"])
+def test_praise_without_a_comma_takes_no_thing_with_it(tail: str) -> None:
+    """As "Prompts from file" puts the page's own prompt behind each line."""
+    assert suggest(f"a cat and a dog {tail}") == ["cat", "dog"]
+    assert suggest(f"a dog {tail}, a plan b, a model t")[:1] == ["dog"]
+
+
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
