@@ -104,6 +104,7 @@ class Host:
     name = "a1111"
     upscaler = "Latent"
     """One for hires fix that needs no file."""
+    is_neo = False
 
     def __init__(self, url: str, headers: Mapping[str, str] = CALLER) -> None:
         self.url, self.headers = url.rstrip("/"), dict(headers)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from lib_decouple.hosts.seeds import seeds_to_draft
+from lib_decouple.webui import infotext
 from tests.hosts.conftest import Host, Picture, encoded, encoded_alike
 from tests.hosts.test_a1111_jobs import LORA
 
@@ -157,6 +158,16 @@ def test_drafts_count_what_the_prompt_does_to_the_model_and_its_words(webui, wha
     assert drafts()[1] == plain
 
 
+def farthest(one: Picture, other: Picture) -> int:
+    """The largest difference of two pictures' values, of 255."""
+    return max(abs(a - b) for a, b in zip(one.pixels[0], other.pixels[0]))
+
+
+def assert_alike_refined(webui: Host, one: Picture, other: Picture) -> None:
+    """Neo loads its first model anew behind a refiner's, and its own pictures of one request are up to 1 apart."""
+    assert farthest(one, other) <= (1 if webui.is_neo else 0)
+
+
 def refined(webui: Host, switch_at: float) -> dict[str, Any]:
     """Of a request whose refiner takes over at that share of eight steps."""
     name = "tiny-other" if webui.name == "a1111" else "small-sd1-other"
@@ -174,8 +185,8 @@ def test_before_a_refiner_drafts_are_of_the_first_model_and_the_seed_draws_the_s
     alone = webui.draw({**CHOOSE, "drafts": 6}, seed=asked, **{**SMALL, "steps": 8})
     assert seeds(picture) == seeds(alone)
     assert picture.value("Decouple no drafts") is None
-    assert picture.pixels == webui.draw(seed=seeds(picture)[0], **more).pixels
-    assert picture.pixels != alone.pixels
+    assert_alike_refined(webui, picture, webui.draw(seed=seeds(picture)[0], **more))
+    assert farthest(picture, alone) > 1
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ SDE"])
@@ -388,9 +399,10 @@ def test_latent_noise_under_a_mask_and_a_script_of_tiles_are_refused_with_a_sent
     assert seeds(picture) == [40]
     assert "latent noise" in str(picture.value("Decouple no drafts"))
     assert picture.pixels == encoded_alike(webui, seed=40, **more).pixels
-    tiles = {"script_name": "SD upscale", "script_args": ["", 32, "None", 2]}
+    args = [32, "None", 2, False] if webui.is_neo else ["", 32, "None", 2]
+    tiles = {"script_name": "SD upscale", "script_args": args}
     picture = webui.draw(CHOOSE, seed=40, **begun_with(webui), **tiles)
-    assert "SD upscale" in str(picture.value("Decouple no drafts"))
+    assert "sd upscale" in str(picture.value("Decouple no drafts")).lower()
 
 
 def test_out_of_memory_in_a_draft_of_img2img_draws_the_seed_that_was_asked_for(webui):
@@ -439,12 +451,18 @@ def test_drafts_alone_draw_nothing_and_one_of_them_can_be_drawn_then(webui, kind
     assert (seeds(drawn), drawn.pixels) == ([best], chosen.pixels)
 
 
+def without_results(text: str) -> str:
+    """Of an infotext; Neo writes the last parameters when the picture is drawn, the others before."""
+    keys = "|".join(map(re.escape, infotext.RESULTS))
+    return re.sub(rf', (?:{keys}): (?:"(?:\\.|[^\\"])*"|[^,]*)', "", text)
+
+
 def test_the_last_parameters_after_drafts_alone_are_the_ones_that_were_asked_for(webui):
     for asked in ({"enabled": True, "look": "tell", "gradient": "late"}, {"enabled": True}, {"look": "insist"}):
         request_for(webui, asked)
-        of_picture = webui.inside(LAST)
+        of_picture = without_results(webui.inside(LAST))
         assert request_for(webui, {**asked, "drafts_only": True})["images"] == []
-        assert webui.inside(LAST) == of_picture
+        assert without_results(webui.inside(LAST)) == of_picture
         assert ("Decouple: 1" in of_picture) is ("enabled" in asked)
 
 
@@ -466,7 +484,7 @@ def test_a_batch_behind_drafts_alone_where_guidance_can_t_be_attached_is_whole(w
     assert (info["all_seeds"], len(info["infotexts"])) == ([41], 1)
     assert "Decouple stood aside" in info["infotexts"][0]
     drawn = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).convert("RGB")
-    assert drawn.size == (96, 96)
+    assert drawn.size == plain.images[-1].size != (64, 64)
     assert drawn.tobytes() == plain.pixels[-1]
 
 
