@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -39,8 +40,9 @@ def chromium(width: int = 1400, height: int = 2400) -> Iterator[Any]:
 
 
 def open_webui(page: Any, url: str) -> None:
-    """Load a WebUI's page, and wait until its scripts are there."""
-    page.get(url)
+    """Load a WebUI's page in the theme that DECOUPLE_THEME names ("dark" by default), and wait until its scripts are
+    there."""
+    page.get(f"{url}/?__theme={os.environ.get('DECOUPLE_THEME', 'dark')}")
     until(lambda: find(page, "#txt2img_prompt textarea"), 120)
     time.sleep(3)  # the page's own scripts attach after the controls are there
 

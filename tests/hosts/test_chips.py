@@ -29,7 +29,7 @@ def page(request):
     """A browser on the page of a WebUI, the accordion of txt2img open."""
     webui = request.getfixturevalue(request.param)
     with chromium(1400, 2000) as browser:
-        open_webui(browser, f"{webui.url}/?__theme={os.environ.get('DECOUPLE_THEME', 'dark')}")
+        open_webui(browser, webui.url)
         write(browser, PROMPT)
         time.sleep(1)
         assert browser.execute_script(REQUESTS) == 0  # while it is closed
