@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -48,10 +48,13 @@ def open_webui(page: Any, url: str) -> None:
 
 
 def until(found: Callable[[], Any], seconds: int = 60) -> Any:
-    """What ``found()`` gives once it is true."""
+    """What ``found()`` gives once it is true; what the page has just made anew is looked for again."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
     for _ in range(seconds * 10):
-        if value := found():
-            return value
+        with suppress(StaleElementReferenceException):
+            if value := found():
+                return value
         time.sleep(0.1)
     raise AssertionError("nothing came")
 

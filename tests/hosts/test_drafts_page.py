@@ -142,7 +142,7 @@ def test_they_are_made_without_drawing_by_the_keyboard_too(page):
         )
         until(lambda: len(own := marks(page)) == 6 and not any("drawn" in one for one in own))
         assert is_open(page, "drafts_page")
-        assert "nothing was drawn" in text(page, "status")
+        until(lambda: "nothing was drawn" in text(page, "status"))
         assert find(page, "#txt2img_gallery .thumbnail-item") == []
     checked = f"return document.querySelector('{own('drafts_only')} input').checked"
     until(lambda: not page.execute_script(checked))
