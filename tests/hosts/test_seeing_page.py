@@ -13,6 +13,7 @@ from tests.browser import chromium, find, open_webui, write
 from tests.browser import until as soon
 from tests.hosts.test_chips import OWN
 
+LABELS = "return [...document.querySelectorAll(arguments[0])].map((one) => one.getAttribute('aria-label'))"
 REQUESTS = """
 return performance.getEntriesByType("resource").map(one => new URL(one.name).pathname)
     .filter(one => /decouple.v1.(live|trace|maps)/.test(one));
@@ -163,10 +164,10 @@ def test_the_live_panel_shows_maps_and_curve_while_it_runs_and_asks_no_more_when
     until(lambda: "Image 1 is being drawn" in text(page, "live"))
     until(lambda: len(find(page, f"{own('live')} canvas")) == 2)
     until(lambda: len(find(page, f"{own('live')} svg.decouple-plot circle")) >= 4)
-    labels = [one.get_attribute("aria-label") for one in find(page, f"{own('live')} canvas")]
+    labels = page.execute_script(LABELS, f"{own('live')} canvas")  # at once, as they are made anew all the time
     assert labels[0].startswith("Map of cat, step")
     assert labels[1].startswith("Map of dog, step")
-    assert find(page, f"{own('live')} svg.decouple-plot")[0].get_attribute("aria-label").startswith("Loss and IoU over")
+    assert page.execute_script(LABELS, f"{own('live')} svg.decouple-plot")[0].startswith("Loss and IoU over")
     assert "without guidance, too" in text(page, "live")  # a line that falls is no effect
     page.execute_script("document.querySelector('#txt2img_interrupt').click()")
     until(lambda: idle(page), 300)
