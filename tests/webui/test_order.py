@@ -132,7 +132,7 @@ def test_a_job_s_pictures_are_put_in_order_where_that_is_wanted(host, wanted):  
     host.opts.return_mask = host.opts.return_mask_composite = False
     p, processed = result(count=2, grid=False)
     p.batch_size, p.attention_decoupling = 2, run_of(sampling(0, [0.1, 0.4]))
-    processed.extra_generation_params = {}
+    p.extra_generation_params = processed.extra_generation_params = {}
     host.jobs.end(p, "txt2img", processed)
     assert processed.images == (["1", "0"] if wanted else ["0", "1"])
     assert host.jobs.told[p.attention_decoupling.id].lines[-1].endswith("images 2, 1")
