@@ -118,7 +118,7 @@ def _told(
     precision and recall with intervals, and areas under the ROC curve: by the score, by that of the ``plain`` picture
     of the same pair, and by the rise over it; within a prompt, of pictures. None where nothing is told there."""
     scores, chances, gone, before, pictures = [], [], [], [], []
-    wholes: list[tuple[Any, bool, float]] = []
+    wholes: list[tuple[str, bool, float]] = []
     for number, image in enumerate(images):
         reading = _reading(image, level)
         if reading is None:
@@ -158,12 +158,11 @@ def _area(there: np.ndarray, values: np.ndarray, pictures: np.ndarray) -> list[f
     return [area(there, values), *area_interval(there, values, pictures)]
 
 
-def _within(pictures: Sequence[tuple[Any, bool, float]]) -> list[float] | None:
+def _within(pictures: Sequence[tuple[str, bool, float]]) -> list[float] | None:
     """:func:`area_within` of prompts; of each picture its prompt, is it whole, and its lowest score. None where no
     prompt has both kinds."""
     prompts, whole, lowest = zip(*pictures)
-    numbers = np.unique([str(prompt) for prompt in prompts], return_inverse=True)[1]
-    found = area_within(np.array(whole), np.array(lowest), numbers)
+    found = area_within(np.array(whole), np.array(lowest), np.array(prompts))
     return None if math.isnan(found[0]) else found
 
 
