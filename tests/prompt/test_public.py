@@ -6,7 +6,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from .blind import OWN, PUBLIC, agreement, blind, named
 from .public import SETS, Label, labels, prompts, score
+from .score import load
 
 
 def label(prompt: str, entities: tuple[str, ...], optional: tuple[str, ...] = ()) -> Label:
@@ -36,3 +38,20 @@ def test_what_is_optional_counts_neither_for_nor_against() -> None:
     chosen = [label(prompt, ("cat", "hen"), ("sofa", "shoe"))]
     result = score({chosen[0].sha256: prompt}, chosen)
     assert (result.right, result.suggested, result.labelled) == (1, 2, 2)
+
+
+def test_blind_labels_are_of_held_out_prompts_two_to_each() -> None:
+    held_out = {one.sha256 for one in labels(PUBLIC) if one.split == "held-out"}
+    held_out |= {
+        hashlib.sha256(case.prompt.encode()).hexdigest()
+        for name in OWN
+        for case in load(name)
+        if case.split == "held-out"
+    }
+    assert held_out == set(blind())
+    assert all(set(both) == {"a", "b"} for both in blind().values())
+
+
+def test_agreement_leaves_out_what_either_leaves_open() -> None:
+    result = agreement([(named(["Cat", "bow_(weapon)"], ["sofa"]), named(["cat", r"bow \(weapon\)", "sofa", "hen"]))])
+    assert (result.right, result.suggested, result.labelled) == (2, 2, 3)
