@@ -27,7 +27,7 @@ Pass = Callable[[Tensor, Sequence[int]], object]
 images named by their index in the batch. Rows are image-major, an image's AND parts consecutive."""
 
 
-Beside = Callable[[Tensor, Tensor], Tensor]
+NumberOfEach = Callable[[Tensor, Tensor], Tensor]
 """Of latents ``[k, ...]`` and the gradient by them, a number an image ``[k]``."""
 
 
@@ -237,7 +237,7 @@ class LossGradient:
     """Is the denoiser's attention replaced?"""
 
     def __call__(
-        self, latents: Tensor, images: Sequence[int], run: Pass, beside: Beside | None = None
+        self, latents: Tensor, images: Sequence[int], run: Pass, beside: NumberOfEach | None = None
     ) -> LossAndGradient:
         """The losses and their gradient, and what is wanted ``beside`` them, in the same copy to the CPU.
 
@@ -342,7 +342,9 @@ class LossGradient:
         """``[k]``, of each image's maps ``[entities, h, w]``."""
         return torch.cat([self.loss((self.focused(own) if self.focused else own)[None]) for own in maps])
 
-    def _finite(self, latents: Tensor, images: Sequence[int], run: Pass, beside: Beside | None) -> LossAndGradient:
+    def _finite(
+        self, latents: Tensor, images: Sequence[int], run: Pass, beside: NumberOfEach | None
+    ) -> LossAndGradient:
         """:meth:`differentiate` with a scale at which the gradient is finite; its numbers are on the CPU."""
         failures = 0
         while True:

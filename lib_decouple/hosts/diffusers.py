@@ -23,10 +23,10 @@ from ..settings import DRAFTING, PRESENCE, Settings
 from . import reasons
 from .base import Level, Looking, Session, make_guide, unet_level
 from .diffusers_drafts import Drafter, Search
-from .diffusers_loop import Beside, Loop, first_noise
+from .diffusers_loop import BesideLoop, Loop, first_noise
 from .diffusers_prompts import Condition, condition, encoded, negatives, plan_image
 from .family import profile_of
-from .seeds import Choice
+from .seeds import SeedChoice
 from .tell import LEVELS, Teller, reader_of
 
 
@@ -69,7 +69,7 @@ class Picture:
     """After every denoiser call, where asked for."""
     told: list[Presence | None] = field(default_factory=list)
     """Of each image, which entity is there; None where nothing was told."""
-    choices: list[Choice | None] = field(default_factory=list)
+    choices: list[SeedChoice | None] = field(default_factory=list)
     """Of each image, which seed's noise was drawn; None where its own was, without drafts."""
     no_drafts: str = ""
     """Why there were none, though they were asked for."""
@@ -195,7 +195,7 @@ class Drawing:
         height, width = (side // self.pipe.vae_scale_factor for side in self.size)
         return generators, first_noise(self.pipe.unet, generators, height, width)
 
-    def _beside(self, teller: Teller, picture: Picture) -> Beside:
+    def _beside(self, teller: Teller, picture: Picture) -> BesideLoop:
         """What guides and looks on; the ``picture``'s traces are of the entities that the prompts name."""
         settings, unet = self.settings, self.pipe.unet
         named = zip(self.prompts, self.entities)
@@ -213,7 +213,7 @@ class Drawing:
             moves=settings.enabled and settings.gradient != "none" and not self.observe,
             observers=Observers([Tracer(picture.traces, everything=True, keep_maps=self.keep_maps)]),
         )
-        return Beside(session, teller, reader_of(layers, plans, level), self.curve, settings.stop == PRESENCE)
+        return BesideLoop(session, teller, reader_of(layers, plans, level), self.curve, settings.stop == PRESENCE)
 
     def _search(self, reader: MapReader, own: Condition, texts: dict[str, Any], picture: Picture) -> Search | None:
         """The seeds' drafts, where the settings want some; the ``picture`` is told why there are none."""

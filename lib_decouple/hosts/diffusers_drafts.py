@@ -17,7 +17,7 @@ from ..core.maps import MapReader
 from ..core.presence import Curve
 from .diffusers_prompts import Condition
 from .reasons import Unsupported
-from .seeds import Choice, chosen, seeds_to_draft
+from .seeds import SeedChoice, chosen, seeds_to_draft
 
 MOST_ROWS = 16
 """Latents that are drafted at once, though memory would do for more."""
@@ -113,6 +113,6 @@ class Search:
         return [own[number] for own, number in zip(self.seeds, self.numbers)]
 
     @property
-    def choices(self) -> list[Choice | None]:
+    def choices(self) -> list[SeedChoice | None]:
         """What is told of each image; None where its prompt names nothing to look for."""
         return [chosen(*own) if own[1].drafts else None for own in zip(self.seeds, self.images, self.numbers)]

@@ -45,7 +45,7 @@ def first_noise(
 
 
 @dataclass(frozen=True)
-class Beside:
+class BesideLoop:
     """What is done beside a pipeline's own loop."""
 
     session: Session
@@ -63,7 +63,7 @@ class Loop:
     pipe: Any
     images: int
     condition: Condition
-    beside: Beside | None
+    beside: BesideLoop | None
     keep_latents: bool = False
     progress: Callable[[int, int], None] | None = None
     latents: list[Tensor] = field(default_factory=list, init=False)
@@ -115,7 +115,7 @@ class Loop:
         self._look(beside, latents.shape, step, timestep)
         return moved
 
-    def _look(self, beside: Beside, shape: torch.Size, step: int, timestep: Tensor) -> None:
+    def _look(self, beside: BesideLoop, shape: torch.Size, step: int, timestep: Tensor) -> None:
         """Have the pass that the pipeline makes next read, for the session and for what is told."""
         enter, teller = self._looking.enter_context, beside.teller
         enter(beside.session.beside_host(shape, step, sum(self._opens), self._own_rows))

@@ -26,7 +26,7 @@ from ..core.maps import MapReader
 from . import previews, reasons
 from .borrowed import borrow
 from .reasons import Unsupported
-from .seeds import Choice, chosen, seeds_to_draft
+from .seeds import SeedChoice, chosen, seeds_to_draft
 
 if TYPE_CHECKING:
     from .sampling import SamplingPass
@@ -178,7 +178,7 @@ class ChoosingSampler:
         self.sampling.p.rng, self.sampling.choices = made, choices
         return noise
 
-    def _choice(self, image: int, number: int | None) -> Choice | None:
+    def _choice(self, image: int, number: int | None) -> SeedChoice | None:
         """What is told of an image of which this noise is drawn, or nothing; None where its prompt names nothing to
         look for."""
         own = self.images[image]

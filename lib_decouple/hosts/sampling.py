@@ -38,7 +38,7 @@ from .denoisers import cross_attention_layers, default_level
 from .drafting import ChoosingSampler
 from .insisting import InsistingSampler
 from .ldm import main_calls, pieces, plan_image
-from .seeds import Beside, Choice
+from .seeds import ExtraPasses, SeedChoice
 from .tell import Teller, reader_of
 
 log = logging.getLogger("lib_decouple")
@@ -182,7 +182,7 @@ class SamplingPass:
         self.batches = p.n_iter - p.iteration
         """How many are drawn as this one is, it among them."""
         self.hires = bool(getattr(p, "is_hr_pass", False))
-        self.choices: list[Choice | None] = [None] * len(self._prompts())
+        self.choices: list[SeedChoice | None] = [None] * len(self._prompts())
         """Of each image, which of its drafts is drawn; None where none was made."""
         self.no_drafts = ""
         """Why nothing could be chosen, though it was asked for."""
@@ -192,7 +192,7 @@ class SamplingPass:
         """Why a run is not begun again, or no draft accepted, though it was asked for."""
         self.seconds = 0.0
         """Of guidance, in runs that were given up, too."""
-        self.beside = Beside()
+        self.beside = ExtraPasses()
         self.replaces: SamplingPass | None = None
         """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
         self._schedule = Schedule(self.settings.steps, settings.every, self.settings.start)

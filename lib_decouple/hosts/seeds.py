@@ -18,7 +18,7 @@ _SEEDS = 2**32
 
 
 @dataclass
-class Beside:
+class ExtraPasses:
     """Passes of the denoiser beside the run that is delivered and the guidance of it, over all images of a batch."""
 
     drafts: int = 0
@@ -29,7 +29,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Run:
+class BegunRun:
     """A run that was begun from the noise of ``seed``, and what it told midway."""
 
     seed: int
@@ -42,7 +42,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SeedChoice:
     """Of one image: the seed that was asked for, that which is drawn, and what their drafts scored."""
 
     asked: int
@@ -57,7 +57,7 @@ class Choice:
 
     accepted: bool = False
     """Did its draft need no better one?"""
-    runs: tuple[Run, ...] = ()
+    runs: tuple[BegunRun, ...] = ()
     """Those that were looked at midway, each from another seed."""
 
     def words(self) -> str:
@@ -93,14 +93,14 @@ class Choice:
 def chosen(
     seeds: Sequence[int], noises: Noises, number: int | None, variation: bool = False,
     pictures: Mapping[int, Any] = MappingProxyType({}),
-) -> Choice:  # fmt: skip
+) -> SeedChoice:  # fmt: skip
     """Of an image whose ``noises`` are those of ``seeds``, that ``number`` is drawn, or with None nothing."""
     scores = {seed: one.scores for seed, one in zip(seeds, noises.drafts)}
-    runs = tuple(Run(seeds[k], told) for k, told in noises.runs.items())
+    runs = tuple(BegunRun(seeds[k], told) for k, told in noises.runs.items())
     if number is None:
-        return Choice(seeds[0], None, scores, variation, dict(pictures))
+        return SeedChoice(seeds[0], None, scores, variation, dict(pictures))
     accepted = noises.accepts(noises.drafts[number])
-    return Choice(seeds[0], seeds[number], scores, variation, dict(pictures), accepted, runs)
+    return SeedChoice(seeds[0], seeds[number], scores, variation, dict(pictures), accepted, runs)
 
 
 def seeds_to_draft(asked: int, count: int) -> list[int]:

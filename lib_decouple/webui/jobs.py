@@ -40,7 +40,7 @@ NO_DRAFTS_KEPT = (
 )
 
 
-class Told(NamedTuple):
+class StatusLines(NamedTuple):
     """What the status line tells of a run."""
 
     started: float
@@ -56,7 +56,7 @@ class Jobs:
 
     runs: Runs = field(default_factory=Runs)
     live: Live = field(default_factory=Live)
-    told: dict[str, Told] = field(default_factory=dict)
+    told: dict[str, StatusLines] = field(default_factory=dict)
     """A run's id -> what the status line tells of it; the last :data:`MOST_TOLD`."""
     comparing: compare.Comparison | None = None
     """The job that is compared now, or was last."""
@@ -231,7 +231,7 @@ class Jobs:
         return last.lines, last.kept
 
     def _tell(self, run: Run, lines: list[str], kept: str = "") -> None:
-        self.told[run.id] = Told(shared.state.time_start, lines, kept)
+        self.told[run.id] = StatusLines(shared.state.time_start, lines, kept)
         while len(self.told) > MOST_TOLD:
             del self.told[next(iter(self.told))]
 

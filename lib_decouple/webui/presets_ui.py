@@ -22,7 +22,7 @@ APPLIED = tuple(name for name in ORDER if name not in ("enabled", *BESIDE))
 """Fields whose controls a preset changes."""
 
 
-class Shown(NamedTuple):
+class AfterPress(NamedTuple):
     """What the page shows after a press of a button; None leaves a part as it is."""
 
     message: str | None = None
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
     """What ``confirm`` goes on with: ``["delete", name]`` or ``["replace", name, JSON]``."""
 
 
-class Choice(NamedTuple):
+class PresetChoice(NamedTuple):
     """The components by which a preset is chosen and applied."""
 
     listed: Any
@@ -53,7 +53,7 @@ class Choice(NamedTuple):
     answer: Answer
 
 
-def choice(elem_id: Callable[[str], str]) -> Choice:
+def choice(elem_id: Callable[[str], str]) -> PresetChoice:
     """Put the list of presets where gradio stands; :func:`add` connects it."""
     own = _maker(elem_id)
     names = [one.name for one in presets.BUILT_IN]
@@ -64,10 +64,10 @@ def choice(elem_id: Callable[[str], str]) -> Choice:
         )  # fmt: skip
         apply = own(gr.Button, "apply", "Apply", variant="primary")
     reason = own(gr.HTML, "reason", _paragraph(presets.BUILT_IN[0].reason))
-    return Choice(listed, apply, reason, _answer(own, "apply_"))
+    return PresetChoice(listed, apply, reason, _answer(own, "apply_"))
 
 
-def add(chosen: Choice, controls: Mapping[str, Any], elem_id: Callable[[str], str]) -> None:
+def add(chosen: PresetChoice, controls: Mapping[str, Any], elem_id: Callable[[str], str]) -> None:
     """Put what presets are shared by where gradio stands, and connect all to the ``controls`` of the fields."""
     own = _maker(elem_id)
     values = [controls[name] for name in ORDER]
@@ -107,7 +107,7 @@ def add(chosen: Choice, controls: Mapping[str, Any], elem_id: Callable[[str], st
 
     answers = [of_apply, of_chosen, of_save, of_import]
 
-    def press(button: Any, do: Callable[..., tuple[Shown, Any]], inputs: Sequence[Any], answer: Answer) -> None:
+    def press(button: Any, do: Callable[..., tuple[AfterPress, Any]], inputs: Sequence[Any], answer: Answer) -> None:
         """What an earlier press was answered goes, lest a second press be taken for another's."""
         others = [] if do is read_anew else [one for one in answers if one is not answer]
         shown = [answer.message, listed, reason, answer.confirm, answer.asked, *applied]
@@ -148,26 +148,26 @@ def _maker(elem_id: Callable[[str], str]) -> Callable[..., Any]:
     return own
 
 
-def read_anew(name: str) -> tuple[Shown, Any]:
+def read_anew(name: str) -> tuple[AfterPress, Any]:
     """Read the folder again."""
     problems = presets.problems(options.preset_folder())
-    return Shown("".join(map(_paragraph, problems)), name, ""), None
+    return AfterPress("".join(map(_paragraph, problems)), name, ""), None
 
 
-def apply_preset(name: str, *values: Any) -> tuple[Shown, Any]:
+def apply_preset(name: str, *values: Any) -> tuple[AfterPress, Any]:
     """Put a preset's values into the controls."""
     return _applied(presets.load(name, options.preset_folder()), values), None
 
 
-def ask_to_delete(name: str) -> tuple[Shown, Any]:
+def ask_to_delete(name: str) -> tuple[AfterPress, Any]:
     """First press of Delete."""
     found = presets.load(name, options.preset_folder()).name
     if presets.is_built_in(found):
         raise ValueError(f"{found} is built in and can't be deleted")
-    return Shown("", question=f"Delete {found}"), ["delete", found]
+    return AfterPress("", question=f"Delete {found}"), ["delete", found]
 
 
-def save_preset(name: str, reason: str, with_entities: bool, *values: Any) -> tuple[Shown, Any]:
+def save_preset(name: str, reason: str, with_entities: bool, *values: Any) -> tuple[AfterPress, Any]:
     """Save what the controls are now; asks before it replaces one."""
     now = settings_from(values)
     defaults = {item.name: item.default for item in fields(Settings)}
@@ -179,32 +179,32 @@ def save_preset(name: str, reason: str, with_entities: bool, *values: Any) -> tu
     return _saved(Preset(name.strip(), reason.strip(), chosen))
 
 
-def ask_to_replace(text: str) -> tuple[Shown, Any]:
+def ask_to_replace(text: str) -> tuple[AfterPress, Any]:
     """First press of an import that replaces a preset."""
     return _replace(presets.from_text(text))
 
 
-def import_preset(text: str) -> tuple[Shown, Any]:
+def import_preset(text: str) -> tuple[AfterPress, Any]:
     """Save an import under its own name."""
     return _saved(presets.from_text(text))
 
 
-def apply_import(text: str, *values: Any) -> tuple[Shown, Any]:
+def apply_import(text: str, *values: Any) -> tuple[AfterPress, Any]:
     """Put an import's values into the controls, without saving it."""
     return _applied(presets.from_text(text), values), None
 
 
-def go_on(asked: Sequence[str] | None) -> tuple[Shown, Any]:
+def go_on(asked: Sequence[str] | None) -> tuple[AfterPress, Any]:
     """Second press: delete or replace what was asked for."""
     folder = options.preset_folder()
     if not asked:
-        return Shown(question=""), None
+        return AfterPress(question=""), None
     if asked[0] == "delete":
         presets.delete(asked[1], folder)
-        return Shown(_paragraph(f"Deleted {asked[1]}."), presets.BUILT_IN[0].name, ""), None
+        return AfterPress(_paragraph(f"Deleted {asked[1]}."), presets.BUILT_IN[0].name, ""), None
     preset = presets.from_json(asked[2].encode())
     presets.save(preset, folder, overwrite=True)
-    return Shown(_paragraph(f"Replaced {preset.name}."), preset.name, ""), None
+    return AfterPress(_paragraph(f"Replaced {preset.name}."), preset.name, ""), None
 
 
 def export_preset(name: str) -> tuple[Any, Any]:
@@ -247,17 +247,17 @@ def preview_import(text: str, *values: Any) -> tuple[Any, ...]:
     return parts("".join(lines), text, save=found.taken == "", replace=replace)
 
 
-def _applied(preset: Preset, values: Sequence[Any]) -> Shown:
+def _applied(preset: Preset, values: Sequence[Any]) -> AfterPress:
     before = _now(values)
     after = preset.applied_to(before)
     taken = {field: _as_control(getattr(after, field)) for field in APPLIED}
     if "entities" not in preset.settings:
         del taken["entities"]
     changes = _table(f"{preset.name} changed", presets.differences(before, after))
-    return Shown(changes or _paragraph(f"{preset.name} changed nothing."), question="", values=taken)
+    return AfterPress(changes or _paragraph(f"{preset.name} changed nothing."), question="", values=taken)
 
 
-def _saved(preset: Preset) -> tuple[Shown, Any]:
+def _saved(preset: Preset) -> tuple[AfterPress, Any]:
     folder = options.preset_folder()
     try:
         presets.save(preset, folder)
@@ -265,32 +265,32 @@ def _saved(preset: Preset) -> tuple[Shown, Any]:
         if presets.is_built_in(preset.name):
             raise
         return _replace(preset)
-    return Shown(_paragraph(f"Saved {preset.name}."), preset.name, ""), None
+    return AfterPress(_paragraph(f"Saved {preset.name}."), preset.name, ""), None
 
 
-def _replace(preset: Preset) -> tuple[Shown, Any]:
+def _replace(preset: Preset) -> tuple[AfterPress, Any]:
     data = presets.to_json(preset).decode()
     found = presets.preview(data, Settings(), options.preset_folder())
     if found.identical:
-        return Shown(
+        return AfterPress(
             _paragraph(f"{preset.name} is saved already, with the same settings and reason."), question=""
         ), None
     same = _paragraph(f"There is a preset {preset.name} already.")
     changes = _table("Replacing it changes", found.replaces) or _paragraph("Replacing it changes no setting.")
-    return Shown(same + changes, question=f"Replace {preset.name}"), ["replace", preset.name, data]
+    return AfterPress(same + changes, question=f"Replace {preset.name}"), ["replace", preset.name, data]
 
 
-def _answered(do: Callable[..., tuple[Shown, Any]], *got: Any) -> tuple[Shown, Any]:
+def _answered(do: Callable[..., tuple[AfterPress, Any]], *got: Any) -> tuple[AfterPress, Any]:
     """What a press does, or in words why it does not."""
     try:
         return do(*got)
     except ValueError as error:
-        return Shown(_problem(str(error)), question=""), None
+        return AfterPress(_problem(str(error)), question=""), None
     except OSError as error:
-        return Shown(_problem(f"the presets' folder: {error.strerror}"), question=""), None
+        return AfterPress(_problem(f"the presets' folder: {error.strerror}"), question=""), None
 
 
-def _updates(shown: Shown, asked: Any) -> list[Any]:
+def _updates(shown: AfterPress, asked: Any) -> list[Any]:
     """For message, list, reason, confirm, asked and the controls of :data:`APPLIED`."""
     listed, reason = gr.update(), gr.update()
     if shown.chosen is not None:

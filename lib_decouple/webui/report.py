@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ..core.presence import lowest
 from ..core.trace import ImageTrace
-from ..hosts.seeds import Beside, Choice
+from ..hosts.seeds import ExtraPasses, SeedChoice
 from ..hosts.tell import Teller
 from ..settings import PRESENCE, Settings
 from . import effect
@@ -48,12 +48,12 @@ class Pass(Protocol):
     stood_aside: str
     exact_since: str
     teller: Teller
-    choices: list[Choice | None]
+    choices: list[SeedChoice | None]
     no_drafts: str
     drew: bool
     not_insisted: str
     seconds: float
-    beside: Beside
+    beside: ExtraPasses
     step: int
     total: int
 
@@ -126,7 +126,7 @@ class Run:
         return values[0] or None if values else None
 
     @staticmethod
-    def _choice(own: Sequence[Pass], position: int) -> Choice | None:
+    def _choice(own: Sequence[Pass], position: int) -> SeedChoice | None:
         return next((chosen for one in own if (chosen := one.choices[position])), None)
 
     @property

@@ -102,7 +102,7 @@ class LeftOut:
 
 
 @dataclass(slots=True)
-class _Found:
+class _FoundSpan:
     span: syntax.Span
     tokens: tuple[int, ...] = ()
     chunk: int = 0
@@ -127,7 +127,7 @@ class _Context:
         gone: Callable[[], bool],
     ) -> None:
         self.prompt = prompt
-        self.found = [_Found(span) for span in spans]
+        self.found = [_FoundSpan(span) for span in spans]
         self.total = 0
         self._starts = [one.span.start for one in self.found]
         self._ends = [one.span.end for one in self.found]
@@ -369,7 +369,7 @@ def _go_on_unless(gone: Callable[[], bool]) -> None:
         raise Abandoned
 
 
-def _words(prompt: str, found: Sequence[_Found]) -> Iterator[PromptWord]:
+def _words(prompt: str, found: Sequence[_FoundSpan]) -> Iterator[PromptWord]:
     chunk, part = 0, 0
     i = 0
     while i < len(found):
@@ -392,7 +392,7 @@ def _words(prompt: str, found: Sequence[_Found]) -> Iterator[PromptWord]:
         yield _word((text, start, end, kind, selectable, tokens, chunk, part, weight, one.occurrence))
 
 
-def _is_one(one: _Found, last: _Found, next: _Found) -> bool:
+def _is_one(one: _FoundSpan, last: _FoundSpan, next: _FoundSpan) -> bool:
     """Whether spans of the same tokens can only be chosen together."""
     unspaced = one.span.kind == next.span.kind == "word" and syntax.UNSPACED.match(next.span.text)
     return one.embedding or (last.span.end == next.span.start and unspaced is not None)

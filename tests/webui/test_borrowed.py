@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lib_decouple.hosts.borrowed import borrow, put_back
-from lib_decouple.hosts.seeds import Choice
+from lib_decouple.hosts.seeds import SeedChoice
 from lib_decouple.settings import FIXED
 from lib_decouple.webui import infotext
 
@@ -93,7 +93,7 @@ def draft_alone(host, p, batch=0):  # noqa: F811
     host.jobs.before_batch(p, batch)
     one = sampling(images=2)
     one.drew, one.iteration, one.no_drafts = False, batch, ""
-    one.choices = [Choice(11, None, SCORES, False, {}), None]
+    one.choices = [SeedChoice(11, None, SCORES, False, {}), None]
     p.attention_decoupling.passes.append(one)
     if hasattr(p, "enable_hr"):
         borrow(p, enable_hr=False)

@@ -12,7 +12,7 @@ import torch
 
 from lib_decouple.core.presence import presence
 from lib_decouple.hosts.base import Looking
-from lib_decouple.hosts.seeds import STRIDE, Beside, seeds_to_draft
+from lib_decouple.hosts.seeds import STRIDE, ExtraPasses, seeds_to_draft
 from lib_decouple.profiles import EMBEDDED
 from lib_decouple.settings import Settings
 from lib_decouple.webui.compare import begin
@@ -300,7 +300,7 @@ def test_passes_of_drafts_are_counted(webui, images):
     with_drafts, plain = [], []
     _, _, sampling = drawn(webui, [PROMPT] * images, range(3, 3 + images), prepare=counted(with_drafts))
     drawn(webui, [PROMPT] * images, range(3, 3 + images), settings=None, prepare=counted(plain))
-    assert sampling.beside == Beside(drafts=sum(with_drafts) - sum(plain))
+    assert sampling.beside == ExtraPasses(drafts=sum(with_drafts) - sum(plain))
     assert sampling.beside.drafts >= 4 * images
 
 

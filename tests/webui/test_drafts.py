@@ -16,7 +16,7 @@ import torch  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from lib_decouple.hosts.seeds import Choice  # noqa: E402
+from lib_decouple.hosts.seeds import SeedChoice  # noqa: E402
 from lib_decouple.settings import FIXED, Settings  # noqa: E402
 from lib_decouple.webui import api, drafts, infotext  # noqa: E402
 from lib_decouple.webui.report import Run  # noqa: E402
@@ -36,7 +36,7 @@ SCORES = {
 def drafted(variation=False, p=None, **given):
     """A run of two images, the second of which was drafted, of a job ``p``."""
     one = sampling(images=2)
-    one.choices = [None, Choice(11, 14, SCORES, variation, {11: RED, 14: BLUE})]
+    one.choices = [None, SeedChoice(11, 14, SCORES, variation, {11: RED, 14: BLUE})]
     p = p or SimpleNamespace(
         batch_size=2, width=512, height=512, sampler_name="Euler", cfg_scale=7, all_prompts=["a", "a cat and a dog"],
         all_negative_prompts=["no", "rain"], all_seeds=[10, 14], all_subseeds=[70, 71], all_hr_prompts=None,
@@ -237,7 +237,7 @@ def test_drafts_alone_end_with_no_picture_and_are_kept(host, decoded):  # noqa: 
     assert (asked.enabled, asked.look, asked.gradient) == (True, "choose", "none")
     assert host.jobs._looking(run, p).draws is False
     one = sampling(images=2)
-    one.drew, one.iteration, one.choices = False, 0, [None, Choice(11, None, SCORES, False, {11: RED, 14: BLUE})]
+    one.drew, one.iteration, one.choices = False, 0, [None, SeedChoice(11, None, SCORES, False, {11: RED, 14: BLUE})]
     one.no_drafts = ""
     run.passes = [one]
     sampled = SimpleNamespace(samples=torch.randn(2, 4, 64, 64))

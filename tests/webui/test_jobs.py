@@ -18,7 +18,7 @@ pytest.importorskip("fastapi", reason="fastapi is not installed")
 import lib_decouple
 from lib_decouple.embedded import place
 from lib_decouple.hosts.family import profile_of
-from lib_decouple.hosts.seeds import Beside
+from lib_decouple.hosts.seeds import ExtraPasses
 from lib_decouple.profiles import EMBEDDED, Profile
 from lib_decouple.settings import FIXED, Settings
 from lib_decouple.webui import api, infotext, report
@@ -417,7 +417,7 @@ def test_only_a_picture_that_was_guided_is_called_decoupled(host, monkeypatch, m
         steps = [StepRecord(0, 0.0, Measures({}, {}, {}, {}, {}, {}), update_norm=moved)] if moved is not None else []
         run.passes.append(
             SimpleNamespace(iteration=1, hires=False, traces=[ImageTrace((), steps)], left_alone=[""],
-                            stood_aside=reason, exact_since="", seconds=0.0, beside=Beside(), step=6, total=6,
+                            stood_aside=reason, exact_since="", seconds=0.0, beside=ExtraPasses(), step=6, total=6,
                             teller=SimpleNamespace(told=[None]),
                             choices=[None], no_drafts="", drew=True)
         )  # fmt: skip

@@ -11,7 +11,7 @@ pytest.importorskip("fastapi", reason="fastapi is not installed")
 
 from lib_decouple.core.presence import Presence
 from lib_decouple.core.trace import ImageTrace
-from lib_decouple.hosts.seeds import Beside
+from lib_decouple.hosts.seeds import ExtraPasses
 from lib_decouple.settings import Settings
 from lib_decouple.webui import order
 from lib_decouple.webui.report import Run
@@ -31,7 +31,7 @@ def sampling(iteration, weakest, chances=False, hires=False):
         iteration=iteration, hires=hires, traces=[ImageTrace(()) for _ in told], left_alone=[""] * count,
         stood_aside="", exact_since="", teller=SimpleNamespace(told=told), choices=[None] * count,
         no_drafts="", not_insisted="", drew=True,
-        seconds=0.0, beside=Beside(), step=1, total=4,
+        seconds=0.0, beside=ExtraPasses(), step=1, total=4,
     )  # fmt: skip
 
 

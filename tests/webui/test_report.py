@@ -9,7 +9,7 @@ import pytest
 from lib_decouple.core.presence import Presence
 from lib_decouple.core.trace import ImageTrace, Measures, StepRecord
 from lib_decouple.hosts import seeds
-from lib_decouple.hosts.seeds import Beside, Choice
+from lib_decouple.hosts.seeds import ExtraPasses, SeedChoice
 from lib_decouple.hosts.tell import Teller
 from lib_decouple.settings import Settings
 from lib_decouple.webui import infotext, report
@@ -40,11 +40,11 @@ class Pass:
     stood_aside: str = ""
     exact_since: str = ""
     seconds: float = 1.5
-    beside: Beside = field(default_factory=Beside)
+    beside: ExtraPasses = field(default_factory=ExtraPasses)
     step: int = 6
     total: int = 6
     teller: Teller = field(default_factory=lambda: Teller(4))
-    choices: list[Choice | None] = field(default_factory=lambda: [None] * 4)
+    choices: list[SeedChoice | None] = field(default_factory=lambda: [None] * 4)
     no_drafts: str = ""
     not_insisted: str = ""
 
@@ -178,7 +178,12 @@ def test_which_seed_was_drawn_is_told_of_each_image():
     scores = {3: {"cat": 0.2}, 1_000_006: {"cat": 0.9}}
     found = told_of(None, None, None, None)
     (one,) = found.passes
-    one.choices = [Choice(3, 1_000_006, scores), Choice(3, 3, scores), Choice(50, 1_000_053, scores, True), None]
+    one.choices = [
+        SeedChoice(3, 1_000_006, scores),
+        SeedChoice(3, 3, scores),
+        SeedChoice(50, 1_000_053, scores, True),
+        None,
+    ]
     assert [found.result(ASKED, 0, k) for k in range(4)] == ["3", "3", None, None]
     assert [found.result(ASKED_VARIATION, 0, k) for k in range(4)] == [None, None, "50", None]
     lines = found.lines()
@@ -196,14 +201,14 @@ def test_which_seed_was_drawn_is_told_of_each_image():
 def test_what_was_begun_again_is_told_of_each_image_and_why_it_was_not():
     scores = {3: {"cat": 0.2}, 1_000_006: {"cat": 0.9}, 2_000_009: {"cat": 0.3}}
     runs = (
-        seeds.Run(3, {"cat": 0.9, "dog": 0.1, "cow": 0.3}),
-        seeds.Run(1_000_006, {"cat": 0.4, "dog": 0.9, "cow": 0.9}),
+        seeds.BegunRun(3, {"cat": 0.9, "dog": 0.1, "cow": 0.3}),
+        seeds.BegunRun(1_000_006, {"cat": 0.4, "dog": 0.9, "cow": 0.9}),
     )
     found = told_of(None, None, None)
     (one,) = found.passes
     one.choices = [
-        Choice(3, 2_000_009, scores, accepted=True, runs=(*runs, seeds.Run(2_000_009, {"cat": 0.9}))),
-        Choice(3, 3, scores, accepted=True, runs=runs[:1]), None,
+        SeedChoice(3, 2_000_009, scores, accepted=True, runs=(*runs, seeds.BegunRun(2_000_009, {"cat": 0.9}))),
+        SeedChoice(3, 3, scores, accepted=True, runs=runs[:1]), None,
     ]  # fmt: skip
     lost = "with seed 3 dog and cow probably missing; with seed 1000006 cat probably missing"
     assert [found.result(AGAIN, 0, k) for k in range(3)] == [lost, None, None]
@@ -219,7 +224,7 @@ def test_what_was_begun_again_is_told_of_each_image_and_why_it_was_not():
 
 def test_where_nothing_was_to_be_moved_nothing_stood_aside():
     still = Pass([trace(), trace()], ["", ""])
-    still.choices = [Choice(3, 1_000_006, {3: {"cat": 0.2}, 1_000_006: {"cat": 0.9}}), None]
+    still.choices = [SeedChoice(3, 1_000_006, {3: {"cat": 0.2}, 1_000_006: {"cat": 0.9}}), None]
     found = Run(Settings(enabled=True, gradient="none"), [still], drawn={0})
     assert found.lines() == [
         "Image 1: seed 1000006 drawn, best of 2 drafts, instead of 3", "Image 2: not guided, as “Gradient” is none",
@@ -291,11 +296,11 @@ def test_status_lines():
 @pytest.mark.parametrize(
     ("looks", "beside", "told"),
     [
-        (FIRST, Beside(), "3 to guide, 1.5 s"),
-        (FIRST, Beside(drafts=16), "3 to guide, 1.5 s; 16 for drafts"),
-        (FIRST, Beside(4, 9, 5), "8 to guide, 1.5 s; 4 for drafts; 9 in pictures that were begun and given up"),
-        (trace(), Beside(drafts=16), "16 for drafts"),
-        (trace(), Beside(), None),
+        (FIRST, ExtraPasses(), "3 to guide, 1.5 s"),
+        (FIRST, ExtraPasses(drafts=16), "3 to guide, 1.5 s; 16 for drafts"),
+        (FIRST, ExtraPasses(4, 9, 5), "8 to guide, 1.5 s; 4 for drafts; 9 in pictures that were begun and given up"),
+        (trace(), ExtraPasses(drafts=16), "16 for drafts"),
+        (trace(), ExtraPasses(), None),
     ],
     ids=["guided", "of the best draft", "begun again", "not guided", "nothing"],
 )

@@ -21,7 +21,7 @@ from PIL import Image  # noqa: E402
 
 from lib_decouple.core.presence import Presence  # noqa: E402
 from lib_decouple.core.trace import ImageTrace, KeptMaps, StepRecord, Unmeasured, kept  # noqa: E402
-from lib_decouple.hosts.seeds import Beside, Choice  # noqa: E402
+from lib_decouple.hosts.seeds import ExtraPasses, SeedChoice  # noqa: E402
 from lib_decouple.settings import Settings  # noqa: E402
 from lib_decouple.webui import callers, heatmaps, rest, run_routes  # noqa: E402
 from lib_decouple.webui.palette import colours  # noqa: E402
@@ -42,12 +42,12 @@ def sampling(iteration=0, hires=False, images=2, left_alone="", maps=None):
         trace.moments["unguided"] = kept(0, NAMES, LEFT * (k + 1) / 2)
     return SimpleNamespace(
         iteration=iteration, hires=hires, traces=traces, left_alone=[""] * (images - 1) + [left_alone],
-        stood_aside="", exact_since="", no_drafts="", not_insisted="", drew=True, seconds=1.0, beside=Beside(),
+        stood_aside="", exact_since="", no_drafts="", not_insisted="", drew=True, seconds=1.0, beside=ExtraPasses(),
         step=3, total=8,
         maps=maps or {},
         p=SimpleNamespace(batch_size=images),
         teller=SimpleNamespace(told=[Presence(0.5, {"cat": 0.9, "dog": 0.2}, None, NAMES)] + [None] * (images - 1)),
-        choices=[Choice(4, 5, {4: {"cat": 0.2}, 5: {"cat": float("nan")}})] + [None] * (images - 1),
+        choices=[SeedChoice(4, 5, {4: {"cat": 0.2}, 5: {"cat": float("nan")}})] + [None] * (images - 1),
     )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownPair:
     """A pair as one rater sees it."""
 
     key: str
@@ -136,7 +136,7 @@ class Deck:
         self.store, self.seed = store, seed
         self._secret = self._kept_secret()
         self._lock = threading.Lock()
-        self._orders: dict[str, list[Shown]] = {}
+        self._orders: dict[str, list[ShownPair]] = {}
         self._pictures: dict[str, Row] = {}
         cases: dict[tuple[str, int], dict[str, Row]] = {}
         for row in store.images():
@@ -183,7 +183,7 @@ class Deck:
     def _key(self, *parts: Any) -> str:
         return hmac.new(self._secret, repr(parts).encode(), hashlib.sha256).hexdigest()[:32]
 
-    def order(self, rater: str) -> list[Shown]:
+    def order(self, rater: str) -> list[ShownPair]:
         """A rater's pairs. No picture comes twice before every case has come once."""
         with self._lock:
             if rater not in self._orders:
@@ -193,11 +193,11 @@ class Deck:
                 self._pictures |= {k: row for one in shown for k, row in zip(one.keys, one.sides)}
             return self._orders[rater]
 
-    def _show(self, pair: Pair, rater: str, swap: bool) -> Shown:
+    def _show(self, pair: Pair, rater: str, swap: bool) -> ShownPair:
         sides = pair.images[::-1] if swap else pair.images
         # A picture that is in several pairs has another id in each: ids that come again would tell the arm.
         keys = self._key(rater, pair.ids, "left"), self._key(rater, pair.ids, "right")
-        return Shown(self._key(rater, pair.ids), pair, sides, keys)
+        return ShownPair(self._key(rater, pair.ids), pair, sides, keys)
 
     def rated(self, rater: str) -> list[tuple[int, ...]]:
         """Pairs that this rater has answered, the last one last."""
@@ -269,9 +269,9 @@ def _evenly(pairs: Sequence[Pair], rng: random.Random) -> list[Pair]:
     return [pair for turn in itertools.zip_longest(*groups.values()) for pair in turn if pair is not None]
 
 
-def _rounds(shown: Sequence[Shown], rng: random.Random) -> list[Shown]:
+def _rounds(shown: Sequence[ShownPair], rng: random.Random) -> list[ShownPair]:
     """Shuffled, each prompt and seed once a round."""
-    groups: dict[tuple[str, int], list[Shown]] = {}
+    groups: dict[tuple[str, int], list[ShownPair]] = {}
     for one in rng.sample(shown, len(shown)):
         groups.setdefault((one.sides[0]["prompt_id"], one.sides[0]["seed"]), []).append(one)
     rounds = ([one for one in turn if one is not None] for turn in itertools.zip_longest(*groups.values()))

@@ -28,10 +28,10 @@ from .results import (
     LEAST,
     MISSING,
     ByPrompt,
+    ChangedPair,
     Cost,
     Figure,
     JudgeNote,
-    Moved,
     People,
     arms_in_order,
     calibration,
@@ -119,7 +119,7 @@ def fenced(text: str, language: str = "") -> str:
 
 
 @dataclass
-class Shown:
+class ShownCase:
     """A harmed or helped case: two rows of pictures."""
 
     title: str
@@ -315,7 +315,7 @@ def _url(image: Image.Image) -> str:
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def shown_case(store: Store, moved: Moved, maps: Mapping[int, Any]) -> Shown:
+def shown_case(store: Store, moved: ChangedPair, maps: Mapping[int, Any]) -> ShownCase:
     """Pictures of both arms with their maps, where there are any. Raises ValueError for an unreadable picture."""
     rows = []
     for row, gone in ((moved.before, moved.missing_before), (moved.after, moved.missing_after)):
@@ -331,10 +331,10 @@ def shown_case(store: Store, moved: Moved, maps: Mapping[int, Any]) -> Shown:
                 for entity, own in zip(row["entities"], maps[row["id"]])
             ]
         rows.append((row["arm"], cells))
-    return Shown(f"{moved.after['prompt']}, seed {moved.after['seed']}", rows)
+    return ShownCase(f"{moved.after['prompt']}, seed {moved.after['seed']}", rows)
 
 
-def sheet(cases: Sequence[Shown]) -> Image.Image:
+def sheet(cases: Sequence[ShownCase]) -> Image.Image:
     """The cases as one picture for Markdown: of each both arms' pictures, with what is missing under them."""
     columns = min(SHEET_COLUMNS, len(cases))
     line, gap = 12, 12

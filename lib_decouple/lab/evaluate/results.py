@@ -222,7 +222,7 @@ def telling(notes: Mapping[str, JudgeNote]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Moved:
+class ChangedPair:
     """A pair of which one picture shows all and the other not, as a judge says: harmed where that is the arm's."""
 
     before: Row
@@ -252,7 +252,7 @@ class ByPrompt:
         return sum(self.after.values()) / len(self.after) - self.before
 
 
-def moves(store: Store, judge: JudgeNote, against: str) -> tuple[list[ByPrompt], list[Moved], list[Moved]]:
+def moves(store: Store, judge: JudgeNote, against: str) -> tuple[list[ByPrompt], list[ChangedPair], list[ChangedPair]]:
     """Prompts, the most harmed first; images harmed; images helped, in the order drawn. By one judge that can tell."""
     if judge.threshold is None:
         raise ValueError(f"by: {judge.name} has no border between there and missing")
@@ -262,8 +262,8 @@ def moves(store: Store, judge: JudgeNote, against: str) -> tuple[list[ByPrompt],
     for row in rows:
         gone = tuple(e for e in row["entities"] if scores[row["id"]].get(e, border) < border)
         cases.setdefault((row["prompt_id"], row["seed"]), {})[row["arm"]] = row, gone
-    harmed: list[Moved] = []
-    helped: list[Moved] = []
+    harmed: list[ChangedPair] = []
+    helped: list[ChangedPair] = []
     prompts: dict[str, dict[str, list[float]]] = {}
     first: dict[str, Row] = {}
     for (prompt, _), arms in cases.items():
@@ -274,7 +274,7 @@ def moves(store: Store, judge: JudgeNote, against: str) -> tuple[list[ByPrompt],
         for arm, (row, gone) in arms.items():
             prompts.setdefault(prompt, {}).setdefault(arm, []).append(float(bool(gone)))
             if bool(gone) != bool(gone_before):
-                (harmed if gone else helped).append(Moved(base, row, gone_before, gone))
+                (harmed if gone else helped).append(ChangedPair(base, row, gone_before, gone))
     found = []
     for prompt, own in prompts.items():
         rate = {arm: sum(values) / len(values) for arm, values in own.items()}
@@ -285,16 +285,16 @@ def moves(store: Store, judge: JudgeNote, against: str) -> tuple[list[ByPrompt],
     return sorted(found, key=lambda one: -one.change), harmed, helped
 
 
-def in_turn(moved: Sequence[Moved], limit: int) -> list[Moved]:
+def in_turn(moved: Sequence[ChangedPair], limit: int) -> list[ChangedPair]:
     """At most ``limit``: each arm's case of the most entities, then each arm's next; told with the most entities first.
 
     Among equals the order drawn decides: no arm is left out, none picked by looks.
     """
 
-    def worst_first(some: Sequence[Moved]) -> list[Moved]:
+    def worst_first(some: Sequence[ChangedPair]) -> list[ChangedPair]:
         return sorted(some, key=lambda one: -one.entities)
 
-    groups: dict[str, list[Moved]] = {}
+    groups: dict[str, list[ChangedPair]] = {}
     for one in worst_first(moved):
         groups.setdefault(one.after["arm"], []).append(one)
     longest = max(map(len, groups.values()), default=0)

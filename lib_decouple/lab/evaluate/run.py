@@ -82,13 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
     plan, jobs = read(arguments.plan)
     words = ["python", "-m", "lib_decouple", "evaluate", "run", str(arguments.plan)]
     words += ["--out", str(arguments.out)] if arguments.out else []
-    told = Told(arguments.plan.read_text(encoding="utf-8"), shlex.join(words), arguments.redo)
+    invocation = Invocation(arguments.plan.read_text(encoding="utf-8"), shlex.join(words), arguments.redo)
     folder = arguments.out or Path("out/evaluate") / arguments.plan.stem
-    return carry_out(plan, jobs, opener_of(plan, arguments), folder, told, arguments.dry_run)
+    return carry_out(plan, jobs, opener_of(plan, arguments), folder, invocation, arguments.dry_run)
 
 
 @dataclass(frozen=True)
-class Told:
+class Invocation:
     """What a run is told besides its plan."""
 
     text: str
@@ -102,7 +102,7 @@ class Told:
 
 
 def carry_out(
-    plan: Plan, jobs: Sequence[Job], opener: BackendOpener, folder: Path, told: Told, dry_run: bool = False
+    plan: Plan, jobs: Sequence[Job], opener: BackendOpener, folder: Path, invocation: Invocation, dry_run: bool = False
 ) -> int:
     """Draw what is not drawn yet into ``folder``; 1 when some could not be. Raises ValueError when it can't go on."""
     names, first, about = survey(opener)
@@ -120,16 +120,16 @@ def carry_out(
             print(f"About {duration(estimate(store, left, plan, first) / max(1, len(names)))}.", flush=True)
         if dry_run:
             return 0
-        if work.redone and not told.redo:
+        if work.redone and not invocation.redo:
             raise ValueError(
                 f"plan: {len(work.redone)} images of {folder} were drawn otherwise and would be replaced, with their "
                 "scores; --redo does it, another --out keeps both"
             )
         store.set_status(work.back, "done")
         store.set_status([*work.aside, *work.stale], "aside")
-        write_notes(store, plan, told, about)
-        if told.file:
-            write_whole(told.file, told.text)
+        write_notes(store, plan, invocation, about)
+        if invocation.file:
+            write_whole(invocation.file, invocation.text)
         missing = draw(
             store, plan, opener, left, about, None if opener.part.endpoints or len(opener.names()) > 1 else first
         )
@@ -392,11 +392,11 @@ def _keep(store: Store, job: Job, drawn: Drawn, plan: Plan, recipe: str, endpoin
             old.unlink(missing_ok=True)
 
 
-def write_notes(store: Store, plan: Plan, told: Told, about: About) -> None:
+def write_notes(store: Store, plan: Plan, invocation: Invocation, about: About) -> None:
     """What the report tells of the run; without any password."""
-    store.put_plan(told.text)
+    store.put_plan(invocation.text)
     store.put_note("plan", {**asdict(plan), "steps": plan.sampling.steps, "cfg": plan.sampling.cfg})
-    store.put_note("commands", [told.command])
+    store.put_note("commands", [invocation.command])
     store.put_note(
         "environment",
         {"host": about.host, "version": about.version, "checkpoint": f"{about.name} [{about.checkpoint}]",

@@ -99,7 +99,7 @@ def rows_of(
         {"count": count, "arm": arm, "level": level, **found}
         for count in counts
         for level in LEVELS
-        if (found := _told([image for image in images if len(image["missing"]) == count], level, curve, plain))
+        if (found := _figures_at([image for image in images if len(image["missing"]) == count], level, curve, plain))
     ]
 
 
@@ -111,7 +111,7 @@ def _reading(image: dict[str, Any], level: float) -> tuple[float, list[float]] |
     return None
 
 
-def _told(
+def _figures_at(
     images: Sequence[dict[str, Any]], level: float, curve: Curve, plain: Mapping[Any, dict[str, Any]]
 ) -> dict[str, Any] | None:
     """At each image's first reading at or below a noise level: entities, how many are missing, how many were called so,

@@ -36,7 +36,7 @@ _PALETTE = tuple(COLOURS)
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundThing:
     """One thing in a picture; centre in pixels, score 0..1."""
 
     thing: str
@@ -109,7 +109,7 @@ def to_tensor(images: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def look(images: np.ndarray, net: Judge | None = None) -> list[list[Found]]:
+def look(images: np.ndarray, net: Judge | None = None) -> list[list[FoundThing]]:
     """What each picture shows, uint8 ``[n, 128, 128, 3]``.
 
     A cell whose best thing has at least :data:`THRESHOLD` and is the best within two cells counts as one thing.
@@ -118,14 +118,16 @@ def look(images: np.ndarray, net: Judge | None = None) -> list[list[Found]]:
     scores, best = things.sigmoid().max(1)
     peaks = (scores >= THRESHOLD) & (scores == nn.functional.max_pool2d(scores[:, None], 5, 1, 2)[:, 0])
     colour = colours.argmax(1)
-    found: list[list[Found]] = [[] for _ in range(len(images))]
+    found: list[list[FoundThing]] = [[] for _ in range(len(images))]
     for n, y, x in peaks.nonzero().tolist():
         thing, hue = THINGS[int(best[n, y, x])], _PALETTE[int(colour[n, y, x])]
-        found[n].append(Found(thing, hue, (x + 0.5) * CELL, (y + 0.5) * CELL, float(scores[n, y, x])))
+        found[n].append(FoundThing(thing, hue, (x + 0.5) * CELL, (y + 0.5) * CELL, float(scores[n, y, x])))
     return found
 
 
-def match(found: list[Found], asked: list[tuple[str, str | None]]) -> tuple[list[Found | None], list[Found]]:
+def match(
+    found: list[FoundThing], asked: list[tuple[str, str | None]]
+) -> tuple[list[FoundThing | None], list[FoundThing]]:
     """For each thing asked for, with its colour (None is any), the one that answers it, and those that answer nothing.
 
     Of several of a thing, those in the colour asked for count first. Raises ValueError for unknown things or colours.
@@ -136,7 +138,7 @@ def match(found: list[Found], asked: list[tuple[str, str | None]]) -> tuple[list
         if colour is not None and colour not in COLOURS:
             raise ValueError(f"asked: colour {colour!r} is unknown to the judge; one of {', '.join(COLOURS)}")
     left = list(found)
-    answers: list[Found | None] = [None] * len(asked)
+    answers: list[FoundThing | None] = [None] * len(asked)
     order = sorted(range(len(asked)), key=lambda i: asked[i][1] is None)
     for picky in (True, False):
         for i in order:
@@ -148,7 +150,9 @@ def match(found: list[Found], asked: list[tuple[str, str | None]]) -> tuple[list
     return answers, left
 
 
-def verdict(found: list[Found], asked: list[tuple[str, str | None]], names: Sequence[str] | None = None) -> Verdict:
+def verdict(
+    found: list[FoundThing], asked: list[tuple[str, str | None]], names: Sequence[str] | None = None
+) -> Verdict:
     """Compare what is there with things and colours asked for, as :func:`match` pairs them.
 
     The verdict speaks of what was asked for by ``names``, or by its things.
@@ -375,7 +379,7 @@ def measure(roles: tuple[str, ...], count: int, seed: int, through: Change | Non
         images.append(image)
     pictures = np.stack(images)
     captions = captions_of(scenes, rng)
-    found: list[list[Found]] = []
+    found: list[list[FoundThing]] = []
     for start in range(0, count, 50):
         part = pictures[start : start + 50]
         found += look(through(part, captions[start : start + 50]) if through else part)

@@ -22,7 +22,7 @@ from ...hosts.checkpoints import open_pipeline
 from ...hosts.diffusers import Drawing, Picture
 from ...hosts.diffusers_prompts import plan_image
 from ...hosts.family import profile_of
-from ...hosts.seeds import Choice
+from ...hosts.seeds import SeedChoice
 from ...profiles import closed
 from ...prompt.relations import choose
 from ...settings import Settings, specs
@@ -92,7 +92,7 @@ class Pair:
     decoupled: np.ndarray
     before: ImageTrace
     after: ImageTrace
-    choice: Choice | None = None
+    choice: SeedChoice | None = None
     """Which seed's noise was decoupled instead, where drafts chose."""
 
 

@@ -19,7 +19,7 @@ from ...core.maps import CrossAttentionLayer
 from ...hosts.diffusers import cross_attention_layers
 from ..evaluate.files import write_whole
 from ..evaluate.prompts.splits import SPLITS, STEPS
-from ..model.judge import Found, look
+from ..model.judge import FoundThing, look
 from ..model.scenes import SCENE, SIZES
 from .sample import embedded, tasks_of
 
@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def inside(thing: Found, rows: int, columns: int) -> np.ndarray:
+def inside(thing: FoundThing, rows: int, columns: int) -> np.ndarray:
     """Which cells of a map, ``[rows, columns]``, have their centre on the thing."""
     y, x = np.mgrid[0:rows, 0:columns]
     return np.hypot((y + 0.5) * SCENE / rows - thing.y, (x + 0.5) * SCENE / columns - thing.x) < RADIUS

@@ -22,7 +22,7 @@ from ..evaluate.judge import judge_all
 from ..evaluate.judges import Options, named
 from ..evaluate.pool import workers_of
 from ..evaluate.prompts.splits import SPLITS, STEPS
-from ..evaluate.run import Told, carry_out
+from ..evaluate.run import Invocation, carry_out
 from ..evaluate.store import Store
 
 LOG = "images.jsonl"
@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
     file = out / "plan.toml"
     command = shlex.join(["python", "-m", "lib_decouple", "evaluate", "run", str(file), "--out", str(out)])
     opener = BackendOpener(plan.backend, plan.sampling, out)
-    status = carry_out(plan, jobs, opener, out, Told(text, command, arguments.redo, file))
+    status = carry_out(plan, jobs, opener, out, Invocation(text, command, arguments.redo, file))
     store = Store(out)
     (judge,), _ = named("drawn", Options())
     judge_all(store, judge, batch=64)

@@ -12,7 +12,7 @@ from ...settings import Settings
 from ..evaluate.fleet import BackendOpener
 from ..evaluate.judges import Options, named
 from ..evaluate.judges.base import Item
-from ..evaluate.judges.drawn import Drawn
+from ..evaluate.judges.drawn import DrawnJudge
 from ..evaluate.plan import BackendPart, Job, Sampling
 from ..evaluate.pool import spread, workers_of
 from ..evaluate.prompts import of_split
@@ -56,7 +56,9 @@ def draw(backend: Any, task: Task) -> tuple[list[tuple[str, ...]], Picture]:
     made = zip(picture.images, task.jobs)
     items = [Item(image, job.prompt.text, job.prompt.entities) for image, job in made]
     found = zip(items, judge.score(items))
-    return [tuple(name for name in item.entities if scores[name] < Drawn.threshold) for item, scores in found], picture
+    return [
+        tuple(name for name in item.entities if scores[name] < DrawnJudge.threshold) for item, scores in found
+    ], picture
 
 
 def draw_all(

@@ -22,7 +22,7 @@ from lib_decouple.lab.evaluate.backends.embedded import Embedded
 from lib_decouple.lab.evaluate.calibrate import Verdicts, calibration, labelled, scenes
 from lib_decouple.lab.evaluate.judges import Options
 from lib_decouple.lab.evaluate.judges.base import Item
-from lib_decouple.lab.evaluate.judges.drawn import Drawn
+from lib_decouple.lab.evaluate.judges.drawn import DrawnJudge
 from lib_decouple.lab.evaluate.plan import BackendPart, Job, Sampling
 from lib_decouple.lab.evaluate.prompts import Prompt
 from lib_decouple.lab.evaluate.store import Store
@@ -89,7 +89,7 @@ def test_a_judge_of_chance_shows_as_such() -> None:
 
 
 def test_the_judge_of_drawn_things_on_scenes() -> None:
-    found = calibration(Drawn("", Options()), scenes(60))
+    found = calibration(DrawnJudge("", Options()), scenes(60))
     assert min(found[name].value for name in ("precision", "recall")) >= 0.95
     assert found["auc"] >= 0.97
 

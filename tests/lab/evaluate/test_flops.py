@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib_decouple.hosts.seeds import Choice, Run
+from lib_decouple.hosts.seeds import BegunRun, SeedChoice
 from lib_decouple.lab.evaluate.backends.diffusers import drafted
 from lib_decouple.lab.evaluate.flops import mean_times_plain, times_plain, was_accepted
 from lib_decouple.settings import Settings
@@ -49,10 +49,10 @@ def test_what_is_not_known_is_not_made_up():
     ("runs", "drawn", "given_up"), [((), 3, 0), ((3,), 3, 0), ((3, 4), 4, 1), ((3, 4), 3, 2), ((5, 3, 4), 4, 2)]
 )
 def test_a_run_that_was_given_up_is_counted_and_so_is_the_surest_one_that_is_drawn_anew(runs, drawn, given_up):
-    begun = tuple(Run(seed, {"cat": 0.9}) for seed in runs)
-    found = drafted(Choice(3, drawn, SCORES, accepted=True, runs=begun))
+    begun = tuple(BegunRun(seed, {"cat": 0.9}) for seed in runs)
+    found = drafted(SeedChoice(3, drawn, SCORES, accepted=True, runs=begun))
     assert found == {"draft": SCORES[drawn], "drafts": 3, "accepted": True, "given_up": given_up}
-    assert drafted(None) == drafted(Choice(3, None, SCORES)) == {}
+    assert drafted(None) == drafted(SeedChoice(3, None, SCORES)) == {}
 
 
 def test_only_of_what_was_insisted_on_it_is_told_whether_a_draft_was_accepted():

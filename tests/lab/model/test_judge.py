@@ -5,11 +5,11 @@ import pytest
 
 pytest.importorskip("torch")
 from lib_decouple.lab.model import judge, scenes
-from lib_decouple.lab.model.judge import Found, verdict
+from lib_decouple.lab.model.judge import FoundThing, verdict
 
 
 def found(*names):
-    return [Found(*name.split(), 0.0, 0.0, 1.0) for name in names]
+    return [FoundThing(*name.split(), 0.0, 0.0, 1.0) for name in names]
 
 
 @pytest.mark.parametrize(

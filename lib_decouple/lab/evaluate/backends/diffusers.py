@@ -14,7 +14,7 @@ from .... import __version__
 from ....core.memory import OUT_OF_MEMORY
 from ....core.presence import SCORE, Curve, Presence
 from ....core.trace import ImageTrace
-from ....hosts.seeds import Choice
+from ....hosts.seeds import SeedChoice
 from ....settings import Settings
 from ..plan import BackendPart, Job, Sampling
 from ..prompts import Prompt
@@ -163,7 +163,7 @@ def summary(trace: ImageTrace) -> dict[str, Any] | None:
     }
 
 
-def drafted(choice: Choice | None, way: str = "") -> dict[str, Any]:
+def drafted(choice: SeedChoice | None, way: str = "") -> dict[str, Any]:
     """What the draft scored that an image was drawn from, how many there were, whether it was accepted, how many
     runs were given up, and whether drafts went without CFG; nothing where no draft was made."""
     if choice is None or choice.drawn is None:

@@ -12,7 +12,7 @@ from ....core.presence import Curve
 from ....hosts.checkpoints import CHECKPOINT
 from ....hosts.seeds import seeds_to_draft
 from ..judges.base import EXTRA, Item, Options
-from ..judges.drawn import Drawn as Judge
+from ..judges.drawn import DrawnJudge
 from ..plan import BackendPart, Job, Sampling
 from ..trials import TRIALS, Trial
 from .base import Drawn
@@ -39,7 +39,7 @@ def _best(job: Job, runs: Sequence[Drawn]) -> Drawn:
     """The picture with the fewest entities missing, then the fewest things too many, of equals the first; it cost what
     all have."""
     items = [Item(Image.open(io.BytesIO(one.image)), job.prompt.text, job.prompt.entities) for one in runs]
-    found = Judge("", Options()).score(items)
+    found = DrawnJudge("", Options()).score(items)
     faults = [(sum(not own[name] for name in job.prompt.entities), own[EXTRA]) for own in found]
     best = runs[min(range(len(runs)), key=faults.__getitem__)]
     return replace(

@@ -10,7 +10,7 @@ from .base import Judge, Missing, Options
 KINDS: dict[str, Any] = {
     judge.kind: judge
     for judge in (
-        drawn.Drawn,
+        drawn.DrawnJudge,
         clip.Clip,
         open_clip.OpenClip,
         clip_text.ClipText,

@@ -14,7 +14,7 @@ from .base import COLOUR, EXTRA, Item, Missing, Options
 from .words import described
 
 
-class Drawn:
+class DrawnJudge:
     """1 for each entity that is there, in whatever colour, 0 for each that is not; the whole: each as often as named,
     in the colour named, and nothing else. A colour is the entity's own or the one before it in the prompt."""
 

@@ -47,7 +47,7 @@ ARMS: dict[str, Arm] = {
 
 
 @dataclass
-class Drawn:
+class DrawnCases:
     """Images of some cases, with what each one's guidance used."""
 
     images: list[Any]
@@ -56,14 +56,14 @@ class Drawn:
     gradients: list[float]
 
 
-def draw(pipe: Any, arm: Arm, group: Sequence[Case], steps: int = STEPS) -> Drawn:
+def draw(pipe: Any, arm: Arm, group: Sequence[Case], steps: int = STEPS) -> DrawnCases:
     """Draw some cases on the embedded model. Raises RuntimeError when guidance stood aside."""
     way = WAYS[arm.way]
     prompts, names = [joined(case.entities) for case in group], [case.entities for case in group]
     seeds = [case.seed for case in group]
     if way.kind == "rival":
         images, passes, taken = draw_rival(pipe, group, steps, CFG, dict(arm.rival))
-        return Drawn(images, [passes] * len(group), [taken] * len(group))
+        return DrawnCases(images, [passes] * len(group), [taken] * len(group))
     settings = way.settings(arm.settings)
     how: dict[str, Any] = {"seeds": seeds, "steps": steps, "guidance_scale": CFG, "layers": way.layers}
     if way.kind == "late":
@@ -75,4 +75,4 @@ def draw(pipe: Any, arm: Arm, group: Sequence[Case], steps: int = STEPS) -> Draw
     gradients = [
         float(len(t.steps) if way.kind == "late" else sum(one.passes for one in t.steps)) for t in picture.traces
     ]
-    return Drawn(picture.images, [float(trace.passes) for trace in picture.traces], gradients)
+    return DrawnCases(picture.images, [float(trace.passes) for trace in picture.traces], gradients)

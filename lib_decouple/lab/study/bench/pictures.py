@@ -21,7 +21,7 @@ from ...evaluate.plan import ArmPart, BackendPart, Job, Plan, Sampling
 from ...evaluate.pool import workers_of
 from ...evaluate.prompts import of_split
 from ...evaluate.prompts.splits import CFG, STEPS, Case
-from ...evaluate.run import Told, carry_out
+from ...evaluate.run import Invocation, carry_out
 from ...evaluate.store import NAME, Store
 from .arms import ARMS, draw
 from .counting import run_cost
@@ -75,7 +75,9 @@ def draw_arms(out: Path, n: int, processes: int, redo: bool = False) -> list[Rec
         part = BackendPart("embedded", batch=25, workers=workers_of(processes))
         plan = Plan(arms=tuple(map(ArmPart, arms)), sampling=Sampling(STEPS, CFG), backend=part)
         command = shlex.join(["python", "-m", "lib_decouple", "bench", "--n", str(n), "--out", str(out)])
-        carry_out(plan, jobs, WaysOpener(part, plan.sampling, out), out, Told("# Made by `bench`.\n", command, redo))
+        carry_out(
+            plan, jobs, WaysOpener(part, plan.sampling, out), out, Invocation("# Made by `bench`.\n", command, redo)
+        )
     elif not (out / NAME).exists():
         return []
     store = Store(out)
