@@ -11,7 +11,15 @@ import torch
 from lib_decouple.__main__ import main
 from lib_decouple.core.presence import Curve, Level
 from lib_decouple.lab.evaluate.curve import learn, reliability
-from lib_decouple.lab.study.presence import SCORES, areas, risen, scored
+from lib_decouple.lab.study.presence import (
+    READINGS,
+    SCORES,
+    areas,
+    below_thresholds,
+    risen,
+    scored,
+    thresholds_as_markdown,
+)
 from lib_decouple.lab.study.sample import embedded, tasks_of
 
 
@@ -58,6 +66,34 @@ def test_what_has_risen_is_told_against_the_last_step_before_guidance() -> None:
     assert {row["score"]: row["entity"][2] for row in areas(2, "raw", [risen(image, 1)])} == {
         "lead": 0.0, "lead, risen": 0.0,
     }  # fmt: skip
+
+
+def test_published_thresholds_call_missing_what_lies_below_them_at_their_noise_levels() -> None:
+    """At 12, 5 and 2, the nearest of four levels: 0.04 alone lies below 0.05, three below 0.5, all four below 0.8."""
+    peaks = [[[0.04, 0.6], [0.9, 0.9], [0.4, 0.5], [0.1, 0.7]], [[0.05, 0.2], [0.9, 0.9], [0.3, 0.49], [0.79, 0.2]]]
+    flags = [[True, False], [False, True]]
+    made = [{"sigmas": [12.0, 8.0, 5.0, 2.0], "missing": own, "scores": {"peak": p}} for own, p in zip(flags, peaks)]
+    rows = below_thresholds(2, made)
+    assert [(row["sigma"], row["called"], row["n"]) for row in rows] == [(12.0, 1, 4), (5.0, 3, 4), (2.0, 4, 4)]
+    assert [row["precision"] for row in rows] == [1.0, pytest.approx(2 / 3), 0.5]
+    assert [row["recall"] for row in rows] == [0.5, 1.0, 1.0]
+    whole = below_thresholds(2, [{**own, "missing": [False, False]} for own in made])
+    assert [row["recall"] for row in whole] == [None] * 3
+    assert "| 2 | 5 | 0.5 | 4 | 3 | 0.00 |  |" in thresholds_as_markdown(whole)
+
+
+def test_every_reading_has_maps_of_its_own() -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    from dataclasses import replace
+
+    from lib_decouple.lab.evaluate.arms import PLAIN
+
+    backend, first = embedded(2).open(""), {}
+    for name, how in READINGS.items():
+        (task,) = tasks_of("", "tune", 2, 1, replace(PLAIN, **how), observe=True, keep_maps=True)
+        (own,) = scored(backend, task)
+        first[name] = tuple(own["scores"]["mean"][0])
+    assert len(set(first.values())) == len(READINGS)
 
 
 @pytest.mark.parametrize(
