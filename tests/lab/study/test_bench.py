@@ -21,7 +21,7 @@ from lib_decouple.lab.evaluate.backends import About, Drawn
 from lib_decouple.lab.evaluate.backends.base import as_png
 from lib_decouple.lab.evaluate.prompts.splits import Case
 from lib_decouple.lab.study.bench import costs as bench_costs
-from lib_decouple.lab.study.bench import pictures, rival
+from lib_decouple.lab.study.bench import overhead, pictures, rival
 from lib_decouple.lab.study.bench.arms import ARMS, Arm, draw
 from lib_decouple.lab.study.bench.command import check_plan
 from lib_decouple.lab.study.bench.costs import apart, calls, measure_costs
@@ -322,3 +322,19 @@ def test_costs_are_measured_once_and_survive_an_interrupt(tmp_path: Any, monkeyp
 def test_a_process_that_dies_is_told() -> None:
     with pytest.raises(RuntimeError, match="ended with code 3"):
         apart(os._exit, 3)
+
+
+def test_telling_is_timed_on_a_pass_that_is_read(stand: UNetWithInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent, told = [10.0, 13.0], []
+
+    def milliseconds(body: Any) -> float:
+        told.append(body())
+        return spent[len(told) - 1]
+
+    monkeypatch.setattr(overhead, "_milliseconds", milliseconds)
+    found = overhead.measure_telling(stand, "a tiny one")
+    assert list(found.values()) == spent
+    assert torch.equal(told[0], stand.host())
+    assert list(told[1].scores) == [entity.name for entity in stand.entities]
+    assert overhead.told_over_plain(found, "a tiny one") == pytest.approx(1 + 2 * 3 / (50 * 10))
+    assert "over a plain run, a tiny one: 1.0120" in overhead.table(found)

@@ -1,14 +1,15 @@
-"""What Forge's inference mode, and other ends of a guided pass, cost in Python's own time.
+"""What Forge's inference mode, other ends of a guided pass, and telling what is there cost in the process's own time.
 
 The weights are inference tensors there, of which torch takes no gradient. *Behind the last layer*: how the pass ends
 behind the layer that is read last, of those that the default reads on SDXL. A UNet of SDXL's depth, its channels a
-fifth and its latents 8x8, so that little but Python is left; milliseconds of the process, the best of five.
+fifth and its latents 8x8, so that little but Python is left; milliseconds of the process, the best of five. *The
+sampler's own pass* has both rows of CFG; *read* is what `look` at `tell` does in two passes of a run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
@@ -20,9 +21,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ....core.maps import PassEnded
+from ....core.presence import read
 from ....hosts.ordinary import OrdinaryTensors
-from ..unets import UNetWithInputs, unet_config, with_inputs
-from .ways import WAYS, guide_of
+from ....hosts.tell import LEVELS
+from ..unets import UNetWithInputs, embedded_unet, unet_config, with_inputs
+from . import shapes
+from .ways import RUN, WAYS, guide_of
+
+OWN_PASS, READ = "the sampler's own pass", "the same, read"
 
 
 def _narrow_xl() -> UNetWithInputs:
@@ -90,6 +96,22 @@ def _milliseconds_behind(
     return 1000 * min(spent)
 
 
+def measure_telling(found: UNetWithInputs, name: str) -> dict[str, float]:
+    """Milliseconds of the sampler's own pass of a model of this ``name``, and of one that is read."""
+    gradient = shapes.gradient_of(found, "all layers of the level")
+    names = [entity.name for entity in found.entities]
+    return {
+        f"{OWN_PASS}, {name}": _milliseconds(found.host),
+        f"{READ}, {name}": _milliseconds(lambda: read(names, shapes.take_told(found, gradient), LEVELS[-1])),
+    }
+
+
+def told_over_plain(found: Mapping[str, float], name: str) -> float:
+    """A run's time over that of one of which nothing is told, by what :func:`measure_telling` has given."""
+    own, read = (found[f"{kind}, {name}"] for kind in (OWN_PASS, READ))
+    return 1 + len(LEVELS) * (read - own) / (RUN * own)
+
+
 def measure_overhead() -> dict[str, float]:
     """Milliseconds of a forward pass in each way."""
     with torch.inference_mode():
@@ -114,6 +136,8 @@ def measure_overhead() -> dict[str, float]:
     }
     return {
         **endings,
+        **measure_telling(ordinary, "SDXL's depth"),
+        **measure_telling(embedded_unet(), "the model that ships"),
         "in inference mode, no graph": _milliseconds(plain),
         "ordinary weights, with a graph": _milliseconds(lambda: _forward(ordinary)),
         "ordinary weights, within the mode": _milliseconds(lambda: _forward(ordinary, OrdinaryTensors())),
@@ -126,4 +150,9 @@ def table(found: dict[str, float]) -> str:
     """For people."""
     about = (__doc__ or "").split("\n\n", 1)[-1]
     lines = ["### Python's own time", "", about, "| a forward pass | ms |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {value:.0f} |" for name, value in found.items())]) + "\n"
+    lines += [f"| {name} | {value:.0f} |" for name, value in found.items()]
+    models = [name.removeprefix(f"{READ}, ") for name in found if name.startswith(READ)]
+    lines += [
+        f"\nTelling in {RUN} steps, over a plain run, {name}: {told_over_plain(found, name):.4f}" for name in models
+    ]
+    return "\n".join(lines) + "\n"

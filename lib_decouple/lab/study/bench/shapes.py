@@ -121,11 +121,11 @@ def take_late(found: UNetWithInputs, gradient: LossGradient) -> None:
         late.differentiate(late.losses(found.latents.shape[-2:], [0])[1])
 
 
-def take_told(found: UNetWithInputs, gradient: LossGradient) -> None:
-    """The host's pass, its unconditional row first, and the maps of its conditional one."""
+def take_told(found: UNetWithInputs, gradient: LossGradient) -> Tensor:
+    """The host's pass, its unconditional row first; the maps of its conditional one ``[entities, h, w]``."""
     with reading_beside(found.unet, gradient.reader, lambda: RowsInOrder(1, 1, (1,))) as passed, torch.no_grad():
         found.host()
-    passed.maps(found.latents.shape[-2:], [0])
+    return passed.maps(found.latents.shape[-2:], [0])[0]
 
 
 def count(model: str, path: str) -> dict[str, Any]:
