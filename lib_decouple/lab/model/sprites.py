@@ -1,8 +1,8 @@
 """Drawings of 24 things, from emoji sets on npm: packed once, read by the scenes.
 
-``python -m lib_decouple.lab.model.sprites --npm DIR`` draws the packed file anew from the unpacked
-packages of :data:`PACKAGES` (``npm pack @iconify-json/noto`` and so on; ``pip install resvg_py``). Who
-trains or measures needs the packed file alone. Licences and authors stand in README.md beside this file.
+``python -m lib_decouple.lab.model.sprites`` fetches the packages of :data:`PACKAGES` by their names and draws the
+packed file anew (needs npm and ``pip install resvg_py``). Who trains or measures needs the packed file alone. Licences
+and authors stand in LICENSE.drawings.txt beside this file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -55,8 +59,16 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 """Attend-and-Excite's 11 colours, RGB in 0..255."""
 
-PACKAGES = ("noto", "fluent-emoji-flat", "twemoji", "emojione", "fxemoji", "noto-v1", "streamline-emojis")
-"""npm packages ``@iconify-json/NAME``, each one JSON file of SVG bodies."""
+PACKAGES = {
+    "noto": "1.2.9",
+    "fluent-emoji-flat": "1.2.6",
+    "twemoji": "1.2.5",
+    "emojione": "1.2.3",
+    "fxemoji": "1.2.2",
+    "noto-v1": "1.2.5",
+    "streamline-emojis": "1.2.4",
+}
+"""npm packages ``@iconify-json/NAME`` and their versions, each one JSON file of SVG bodies."""
 
 TAUGHT: dict[str, str] = {
     "cat": "noto:cat noto:cat-face fluent-emoji-flat:cat fluent-emoji-flat:cat-face",
@@ -296,6 +308,23 @@ def _fitted(drawing: Image.Image) -> Image.Image:
     return cell
 
 
+def fetch(folder: Path) -> None:
+    """The packages' ``icons.json``, fetched by name, one folder a package below ``folder``. Raises FileNotFoundError
+    without npm, CalledProcessError where it cannot have one."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("npm is not installed; install it, or give --npm DIR with the unpacked packages")
+    for name, version in PACKAGES.items():
+        wanted = f"@iconify-json/{name}@{version}"
+        command = [npm, "pack", "--silent", "--pack-destination", str(folder), wanted]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        with tarfile.open(folder / f"iconify-json-{name}-{version}.tgz") as whole:
+            icons = whole.extractfile("package/icons.json")
+            assert icons is not None, f"{name}: icons.json is no file"
+            (folder / name).mkdir()
+            (folder / name / "icons.json").write_bytes(icons.read())
+
+
 def pack(npm: Path, target: Path = PACKED) -> None:
     """Draw the packed file from the packages' ``icons.json``, one folder a package below ``npm``."""
     import resvg_py
@@ -312,5 +341,10 @@ def pack(npm: Path, target: Path = PACKED) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--npm", type=Path, required=True, help="folder with the unpacked packages")
-    pack(parser.parse_args().npm)
+    parser.add_argument("--npm", type=Path, help="folder with the unpacked packages; else they are fetched")
+    parser.add_argument("--out", type=Path, default=PACKED, help="the packed file (the one beside this file)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as fetched:
+        if arguments.npm is None:
+            fetch(Path(fetched))
+        pack(arguments.npm or Path(fetched), arguments.out)

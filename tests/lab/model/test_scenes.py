@@ -1,7 +1,9 @@
 """Drawings, scenes and training of the model of drawn things."""
 
 import json
+import os
 import re
+import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -31,6 +33,53 @@ def test_every_drawing_is_its_own_and_held_out_ones_are_of_no_other_role():
     for sprite in sprites.sprites():
         ys, xs = np.nonzero(sprite.pixels[..., 3] > 127)
         assert max(np.ptp(ys), np.ptp(xs)) >= sprites.SIDE - 8, sprite.name
+
+
+def test_every_set_of_drawings_has_its_author_and_licence():
+    """In the file that has the licences' words, and those that the model is taught in its card, too."""
+    folder = Path(sprites.__file__).parent
+    licences = (folder / "LICENSE.drawings.txt").read_text(encoding="utf-8")
+    of_sets = dict(re.findall(r"(?m)^@iconify-json/(\S+) .* (Apache-2\.0|MIT|CC BY 4\.0)", licences))
+    used = {role: {name.partition(":")[0] for r, _, name in sprites.listed() if r == role} for role in ROLES}
+    assert set(of_sets) == set(sprites.PACKAGES) == set.union(*used.values()) - {"own"}
+    for words in ("Permission is hereby granted", "Licensed under the Apache License", "licenses/by/4.0/legalcode"):
+        assert words in licences
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(f"`@iconify-json/{name}` {version} |" in readme for name, version in sprites.PACKAGES.items())
+    authors = {"noto": "Noto Emoji", "fluent-emoji-flat": "Fluent Emoji"}
+    assert used["taught"] - {"own"} == set(authors)
+    card = (folder.parents[1] / "embedded" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for name, author in authors.items():
+        assert author in card
+        assert of_sets[name] in card
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell's script")
+def test_the_sets_are_fetched_by_name_and_version(tmp_path, monkeypatch):
+    npm = tmp_path / "npm"
+    npm.write_text(
+        f"""#!{sys.executable}
+import io, json, sys, tarfile
+word, _, _, folder, wanted = sys.argv[1:]
+assert word == "pack"
+name, version = wanted.removeprefix("@iconify-json/").split("@")
+text = json.dumps([name, version]).encode()
+with tarfile.open(f"{{folder}}/iconify-json-{{name}}-{{version}}.tgz", "w:gz") as whole:
+    member = tarfile.TarInfo("package/icons.json")
+    member.size = len(text)
+    whole.addfile(member, io.BytesIO(text))
+"""
+    )
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+    sprites.fetch(fetched)
+    found = {name: json.loads((fetched / name / "icons.json").read_text()) for name in sprites.PACKAGES}
+    assert found == {name: [name, version] for name, version in sprites.PACKAGES.items()}
+    npm.unlink()
+    with pytest.raises(FileNotFoundError, match="npm is not installed"):
+        sprites.fetch(fetched)
 
 
 @pytest.mark.parametrize("colour", COLOURS)
