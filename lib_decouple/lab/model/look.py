@@ -1,12 +1,14 @@
-"""Contact sheets of a training, to be looked at: ``python -m lib_decouple.lab.model.look --folder DIR``.
+"""A training, to be looked at: ``python -m lib_decouple.lab.model.look --folder DIR``.
 
-Writes ``scenes.png`` (scenes, and under each what the autoencoder gives back) and, once there are averaged weights,
-``samples.png``: singles and pairs drawn plainly, with the judge's word under each.
+Writes what there is something of: ``training.png``, the log's curves; ``scenes.png``, scenes and under each what the
+autoencoder gives back; ``samples.png``, singles and pairs drawn plainly with the averaged weights, with the judge's
+word under each.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,36 @@ from ...embedded.place import DRAWN
 from .judge import autoencoder, look, verdict
 from .scenes import SCENE, named, place, render, sample
 from .sprites import THINGS
+
+CURVES = {
+    "vae": ("psnr", "autoencoder: PSNR, dB"),
+    "unet": ("error", "denoiser: squared error of the noise"),
+    "judge": ("things", "judge: loss of things"),
+}
+"""Stage -> what its log has of it, and in words."""
+
+
+def logged(log: Path, stage: str) -> tuple[list[int], list[float]]:
+    """Steps of a stage, rising, and what its curve shows; of one that was made again behind a stop the last."""
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    own = {row["step"]: row[CURVES[stage][0]] for row in rows if row["stage"] == stage}
+    return sorted(own), [own[step] for step in sorted(own)]
+
+
+def curves(log: Path, target: Path) -> None:
+    """Each stage of a training's log over its steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(CURVES), figsize=(12, 3), constrained_layout=True)
+    for axis, (stage, (_, title)) in zip(axes, CURVES.items()):
+        axis.plot(*logged(log, stage), color="#1b6ca8", lw=1)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+    figure.savefig(target, dpi=80)
+    plt.close(figure)
 
 
 def sheet(images: np.ndarray, lines: list[str], columns: int) -> Image.Image:
@@ -69,7 +101,7 @@ def samples(folder: Path, rng: np.random.Generator, steps: int, scale: float) ->
 
 
 def main() -> None:
-    """Write the sheets."""
+    """Write them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="the training's folder")
     parser.add_argument("--seed", type=int, default=1)
@@ -77,7 +109,10 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=4.0)
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
-    restored(arguments.folder, rng).save(arguments.folder / "scenes.png")
+    if (log := arguments.folder / "train.jsonl").exists():
+        curves(log, arguments.folder / "training.png")
+    if (arguments.folder / "vae").exists():
+        restored(arguments.folder, rng).save(arguments.folder / "scenes.png")
     if (arguments.folder / f"{DRAWN.name}.safetensors").exists():
         samples(arguments.folder, rng, arguments.steps, arguments.scale).save(arguments.folder / "samples.png")
 
