@@ -124,10 +124,12 @@ def test_what_the_order_of_two_maps_costs_is_told_apart(
     assert 0 < kinked["sides"]["apart"] < 0.2
     assert kinked["scaled"]["cosine"] < kinked["held"]["cosine"]
     assert kinked["held"]["cosine"] > 0.99
+    assert kinked["scaled"]["cosine"] < BAR < 0.999 < kinked["same_values"]["cosine"]
     assert not {"held", "sides"} & smooth.keys()
     told = capsys.readouterr().out
     assert f"With the sides held: {min(kinked['held']['cosine'], smooth['scaled']['cosine']):.4f}." in told
     assert f"| {kinked['held']['cosine']:.4f} | {changed} of {places} (" in told
+    assert f" | {kinked['same_values']['cosine']:.4f} | " in told
 
 
 def test_scaled_only_leaves_out_the_gradients_without_a_scale(

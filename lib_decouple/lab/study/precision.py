@@ -12,7 +12,9 @@ map's highest value.
 A loss that takes the least or greatest of several numbers (of two maps at a pixel, of a map's pixels, of the entities)
 has a kink where they are level. *Sides held*: the cosine where half precision takes the same ones as float32 does, told
 where it would take another at some place; *sides changed*: at how many, and by how much the two differ there at most,
-as a share of their sum.
+as a share of their sum. *Same values*, where the bar is missed: the cosine to float32's gradient through the very
+values that half precision has computed, module by module. What it lacks is the error of the way back; the rest is that
+rounding moves what the gradient is of.
 
 Models: the embedded one; Stable Diffusion 1.5 and SDXL, random, in full, where each of SDXL's transformers repeats its
 first block's weights; and both with a sixteenth of their channels, where depth, heads and sizes stay. Queries and keys
@@ -26,7 +28,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from ..evaluate.files import reopened, write_whole
 from .emulate import HalfOnGpu
 from .sides import Loss, Sides
 from .unets import UNetWithInputs, embedded_unet, random_unet, unet_config, with_inputs
+from .values import ModuleValues
 
 BAR = 0.995
 """Least cosine in fp16 and autocast."""
@@ -155,6 +158,11 @@ def map_error(model: UNetWithInputs, kind: str) -> float:
     return max(errors)
 
 
+def cosine(one: Tensor, other: Tensor) -> float:
+    """Of two flat gradients."""
+    return float(functional.cosine_similarity(one.double(), other.double(), 0))
+
+
 def measure(
     name: str, sharpened: float, losses: Sequence[str], kinds: Sequence[str], done: set[Any], unscaled: bool = True
 ) -> Iterator[Record]:
@@ -178,8 +186,13 @@ def measure(
                 continue  # bf16 has float32's range, so nothing is scaled there
             if key == "held" and not sides.changed:
                 continue
-            found, seen = gradient(held, loss, kind, scaled, looked)
-            record[key] = {"cosine": float(functional.cosine_similarity(found.double(), float32.double(), 0)), **seen}
+            values = ModuleValues()
+            with values.noted(model.unet) if key == "scaled" else nullcontext():
+                found, seen = gradient(held, loss, kind, scaled, looked)
+            record[key] = {"cosine": cosine(found, float32), **seen}
+            if key == "scaled" and record[key]["cosine"] < BAR:
+                with values.repeated(model.unet):
+                    record["same_values"] = {"cosine": cosine(found, gradient(held, loss, "fp32")[0])}
         if sides.places:
             record["sides"] = {"changed": sides.changed, "places": sides.places, "apart": sides.apart}
         record["seconds_fp32"] = seen_fp32["seconds"]
@@ -190,8 +203,8 @@ def table(records: Sequence[Record]) -> str:
     """The records for people."""
     lines = [
         "| model | sharpened | precision | loss | cosine, scaled | scale | flushed % | cosine, unscaled | flushed % "
-        "| sides held | sides changed | map error |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| sides held | sides changed | same values | map error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in records:
         own, without, held = one["scaled"], one.get("unscaled"), one.get("held")
@@ -200,11 +213,12 @@ def table(records: Sequence[Record]) -> str:
         if "sides" in one:
             sides = one["sides"]
             changed = f"{sides['changed']} of {sides['places']} ({100 * sides['apart']:.2f} %)"
+        same = f"{one['same_values']['cosine']:.4f}" if "same_values" in one else "–"
         scale = f"{own['scale']:.0f}" if KINDS[one["kind"]][0] == torch.float16 and "scale" in own else "–"
         lines.append(
             f"| {one['model']} | {one['sharpened']:g} | {one['kind']} | {one['loss']} | {own['cosine']:.4f} "
             f"| {scale} | {100 * own['flushed']:.1f} | {bare} | {with_sides_held} | {changed} "
-            f"| {one['map_error']:.0e} |"
+            f"| {same} | {one['map_error']:.0e} |"
         )
     return "\n".join(lines) + "\n"
 
