@@ -85,7 +85,7 @@ class WeightsAsUsed(TorchFunctionMode):
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutPlace:
     """A place that the gradient does not pass."""
 
     place: str
@@ -100,7 +100,7 @@ class Cut:
 class GradientCut(ArithmeticError):
     """A gradient exists, but parts of the denoiser have not added to it."""
 
-    def __init__(self, cuts: Sequence[Cut] = (), told: str = "") -> None:
+    def __init__(self, cuts: Sequence[CutPlace] = (), told: str = "") -> None:
         self.cuts = tuple(cuts)
         more = f" (and {len(cuts) - 1} places more)" if len(cuts) > 1 else ""
         super().__init__(told or f"{cuts[0]}{more}")
@@ -121,7 +121,7 @@ def cuts_told() -> Iterator[None]:
 class Proof:
     """What a pass, and the gradient taken of it, have shown of every place on the way."""
 
-    _blamed: dict[str, Cut] = field(default_factory=dict)
+    _blamed: dict[str, CutPlace] = field(default_factory=dict)
     """Of each place, in order of execution, what is told where it takes no gradient."""
     _cut: set[str] = field(default_factory=set)
     _due: dict[str, int] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class Proof:
 
     _attentions: set[str] = field(default_factory=set)
 
-    def saw(self, name: str, blamed: Cut, output: Any, attention: bool) -> None:
+    def saw(self, name: str, blamed: CutPlace, output: Any, attention: bool) -> None:
         """``output`` is what the module ``name`` gave in the forward pass: it is to take a gradient."""
         value = next((one for one in _flat(output) if one.is_floating_point()), None)
         if value is None:
@@ -228,7 +228,7 @@ def proving(model: nn.Module, layers: Sequence[CrossAttentionLayer], proof: Proo
                 # A node of the attention's own: its maps, read off the same output before, take a gradient anyway.
                 output = output.view_as(output)
             fault = blamed.get(module, module)
-            proof.saw(named[module], Cut(named[fault], computed_by(fault)), output, module in attentions)
+            proof.saw(named[module], CutPlace(named[fault], computed_by(fault)), output, module in attentions)
         return output
 
     handles = [

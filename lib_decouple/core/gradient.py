@@ -198,7 +198,7 @@ class LossScale:
 
 
 @dataclass
-class Learned:
+class LearnedInRun:
     """What a run has found out about its model and machine, kept when its guide is made anew."""
 
     thrift: Thrift = field(default_factory=Thrift)
@@ -221,7 +221,7 @@ class LossGradient:
     model: nn.Module
     reader: MapReader
     loss: Callable[[Tensor], Tensor]
-    learned: Learned = field(default_factory=Learned)
+    learned: LearnedInRun = field(default_factory=LearnedInRun)
     recomputing: Context = nullcontext
     """What a block runs in that is computed twice."""
     instead: Context | None = None

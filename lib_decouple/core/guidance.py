@@ -48,7 +48,7 @@ class Caution:
     halvings: int = 2
 
 
-class Waiting(NamedTuple):
+class WaitingUpdate(NamedTuple):
     """A gradient of the host's own pass of a step, to move the latents of the next."""
 
     step: int
@@ -122,7 +122,7 @@ class Guide:
 
     def waiting(
         self, step: int, total: int, images: Sequence[int], found: LossAndGradient, noise: float = math.inf
-    ) -> Waiting:
+    ) -> WaitingUpdate:
         """What the host's own pass of ``step`` has ``found`` of ``images``; those that are left alone are not moved."""
         plans, losses = self.gradient.reader.images, found.losses.tolist()
         seen = [
@@ -133,9 +133,9 @@ class Guide:
         moved = set(self._to_move(images, losses, found.maps, limit, noise))
         above = torch.tensor([float(k in moved) for k in range(len(images))])
         gradient = _column(above, found.gradient) * found.gradient
-        return Waiting(step, total, list(images), gradient, seen, self._strengths(found.maps, noise))
+        return WaitingUpdate(step, total, list(images), gradient, seen, self._strengths(found.maps, noise))
 
-    def moved(self, latents: Tensor, waiting: Waiting, sigma: Tensor | None = None) -> Tensor:
+    def moved(self, latents: Tensor, waiting: WaitingUpdate, sigma: Tensor | None = None) -> Tensor:
         """The latents ``[batch, ...]`` of the step behind that of ``waiting``, moved as those would have been.
 
         ``sigma``: see :meth:`StepRule.update`. Raises NonFinite.
@@ -188,6 +188,7 @@ class Guide:
             if not images or self.interrupted():
                 break
             own = rows(moved, images)
+            # The update's length comes with the losses, as each copy to the CPU waits for the device.
             losses, gradient, maps, shares = self.gradient(own, images, run, share_of)
             self._note(seen, step, images, losses.tolist(), maps)
             above = self._to_move(images, losses.tolist(), maps, limit, noise)
@@ -200,7 +201,7 @@ class Guide:
             if not torch.isfinite(shares).all():
                 raise NonFinite("the update is not finite")
             if place[1] <= self.caution.places and self.rule.name == "relative":
-                taken = self._taken(rows(own, above), update, losses[above], shares, images, run, seen)
+                taken = self._as_caution_allows(rows(own, above), update, losses[above], shares, images, run, seen)
                 shares, update = shares * taken, _column(taken, update) * update
             for k, image in enumerate(images):
                 seen[image].update += float(shares[k])
@@ -218,7 +219,7 @@ class Guide:
             for (image, own), value in zip(maps.items(), losses)
         ]
 
-    def _taken(
+    def _as_caution_allows(
         self,
         latents: Tensor,
         update: Tensor,

@@ -86,7 +86,10 @@ class ProductsOfRows(TorchFunctionMode):
 
     def __init__(self, rows: Sequence[int], total: int, outside: list[Tensor] | None = None) -> None:
         super().__init__()
-        self._first, self._end, self._total, self._outside = min(rows), max(rows) + 1, total, outside
+        self._first = min(rows)
+        self._end = max(rows) + 1
+        self._total = total
+        self._outside = outside
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
@@ -130,7 +133,7 @@ _PRODUCTS = {functional.linear: 1, functional.conv2d: 1, functional.scaled_dot_p
 """With how many of their arguments, the first, a gradient may come in."""
 
 
-class Leaf(NamedTuple):
+class GradientLeaf(NamedTuple):
     """What the gradient is taken by: the input of one call of the denoiser."""
 
     batch: Tensor
@@ -148,7 +151,7 @@ class LatePass:
     within: Context
     proof: Proof | None
     outside: list[Tensor] | None
-    leaves: list[Leaf] = field(default_factory=list)
+    leaves: list[GradientLeaf] = field(default_factory=list)
 
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """``forward`` of what the host hands to its denoiser: what it gives by itself, whatever happens in here."""
@@ -179,7 +182,7 @@ class LatePass:
                 stack.enter_context(proving(source.model, source.reader.layers, self.proof))
             self.passed.over = on.end
             leaf = batch.detach().clone().requires_grad_()
-            self.leaves.append(Leaf(leaf, numbers))
+            self.leaves.append(GradientLeaf(leaf, numbers))
             own = leaf.clone()  # what the denoiser writes to in place must be no leaf
             made = forward(*((own, *args[1:]) if args else ()), **({name: own} if name else {}), **_but(given, name))
             return _detached(made)

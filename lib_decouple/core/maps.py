@@ -464,7 +464,8 @@ class MapReader:
         for index in images:
             plan = self.images[index]
             own = grids[row : row + plan.parts]
-            how = (self.treatment, self.combine, plan.end, plan.begin)
-            found.append(entity_maps(own, capture.tokens, plan.entities, *how))
+            found.append(
+                entity_maps(own, capture.tokens, plan.entities, self.treatment, self.combine, plan.end, plan.begin)
+            )
             row += plan.parts
         return found

@@ -97,7 +97,10 @@ def kept_bytes(
     largest one's own part counts while it is. ``whole_softmax``: the denoiser's attention keeps every head's map of all
     pixels by all.
     """
-    numbers, transformers, softmaxes, maps = [], {}, [], []
+    numbers: list[int] = []
+    transformers: dict[str, int] = {}
+    softmaxes: list[int] = []
+    maps: list[int] = []
     of_read = {id(layer.module) for layer in read}
     for layer in layers:
         (height, wide), parts = level_size(*size, layer.factor), layer.reader(layer.module)

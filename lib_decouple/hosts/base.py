@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..core import memory
 from ..core.finite_differences import MISFIT, misfit, slopes_of
-from ..core.gradient import Context, Learned, LossGradient, Pass
+from ..core.gradient import Context, LearnedInRun, LossGradient, Pass
 from ..core.gradient import rows as rows_of
-from ..core.guidance import Guide, Refinement, Waiting
+from ..core.guidance import Guide, Refinement, WaitingUpdate
 from ..core.host_pass import ConditionalRows, HostPass, reading_beside
 from ..core.late import differentiated_beside
 from ..core.losses import WeightedLoss
@@ -86,7 +86,7 @@ def make_guide(
     recomputing: Context = nullcontext,
     attention_instead: Context | None = None,
     interrupted: Callable[[], bool] = lambda: False,
-    learned: Learned | None = None,
+    learned: LearnedInRun | None = None,
     curve: Curve | None = None,
 ) -> Guide:
     """A guide as the settings say, for one sampling run.
@@ -104,7 +104,7 @@ def make_guide(
         model,
         MapReader(chosen, images, settings.treatment, settings.combine),  # type: ignore[arg-type]
         WeightedLoss.parse(settings.loss),
-        learned or Learned(thrift(settings)),
+        learned or LearnedInRun(thrift(settings)),
         recomputing,
         attention_instead,
         layers=layers,
@@ -198,7 +198,7 @@ class Session:
     observers: Observers = field(default_factory=Observers)
     stood_aside: str = field(default="", init=False)
     """Why guidance ended early; empty while it works."""
-    waiting: Waiting | None = None
+    waiting: WaitingUpdate | None = None
     """A late gradient that waits for the next step's latents."""
     _late: bool = field(default=False, init=False)
     """Is the gradient of the step at hand that of the host's own pass?"""
@@ -270,7 +270,7 @@ class Session:
 
     @property
     def exact_since(self) -> str:
-        """See :class:`Learned`."""
+        """See :class:`LearnedInRun`."""
         return self.guide.gradient.learned.exact_since
 
     def _be_exact(self, step: int, total: int, reason: str) -> None:

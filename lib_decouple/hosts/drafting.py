@@ -231,7 +231,10 @@ class Drafts:
     def __init__(
         self, sampling: SamplingPass, noises: Sequence[Tensor], images: Sequence[Noises], one_by_one: bool
     ) -> None:
-        self.sampling, self.noises, self.images, self.one_by_one = sampling, noises, images, one_by_one
+        self.sampling = sampling
+        self.noises = noises
+        self.images = images
+        self.one_by_one = one_by_one
         self.wanting: Sequence[Noises] = images
         """For which more drafts are made, until they want none."""
         self.failed: Exception | None = None

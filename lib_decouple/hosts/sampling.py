@@ -21,7 +21,7 @@ import torch
 from modules import paths_internal, prompt_parser, sd_samplers, shared
 from torch import Tensor, nn
 
-from ..core.gradient import Learned, Pass
+from ..core.gradient import LearnedInRun, Pass
 from ..core.host_pass import ConditionalRows
 from ..core.maps import ContextMisfit, ImagePlan, MapReader
 from ..core.observe import Observation, Observers
@@ -196,7 +196,7 @@ class SamplingPass:
         self.replaces: SamplingPass | None = None
         """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
         self._schedule = Schedule(self.settings.steps, settings.every, self.settings.start)
-        self._learned = Learned(thrift(self.settings))
+        self._learned = LearnedInRun(thrift(self.settings))
         self._by_presence = self.settings.stop == PRESENCE
         self._moves = self.settings.gradient != "none"
         self._schedules: list[list[tuple[int, str]]] = []

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lib_decouple.core.differentiable import GradientCut, GradientsOn, Proof
 from lib_decouple.core.finite_differences import slopes
-from lib_decouple.core.gradient import Learned, LossGradient
+from lib_decouple.core.gradient import LearnedInRun, LossGradient
 from lib_decouple.core.losses import WeightedLoss
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
 from lib_decouple.core.memory import Thrift
@@ -32,7 +32,9 @@ class Bench:
         self.unet: Any = tiny_unet()
         self.latents, self.context = torch.randn(1, 4, 8, 8, generator=made), torch.randn(1, 9, CONTEXT, generator=made)
         reader = MapReader(cross_attention_layers(self.unet), [PLAN])
-        self.gradient = LossGradient(self.unet, reader, WeightedLoss.parse("com"), Learned(Thrift(recompute=recompute)))
+        self.gradient = LossGradient(
+            self.unet, reader, WeightedLoss.parse("com"), LearnedInRun(Thrift(recompute=recompute))
+        )
         self.attentions = {
             name: module for name, module in self.unet.named_modules() if name.endswith(("attn1", "attn2"))
         }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toy import Runner, Toy, contexts, noise
 
 from lib_decouple.core import memory
-from lib_decouple.core.gradient import Learned, LossGradient, LossScale, NonFinite
+from lib_decouple.core.gradient import LearnedInRun, LossGradient, LossScale, NonFinite
 from lib_decouple.core.losses import LOSSES
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
 from lib_decouple.core.memory import OUT_OF_MEMORY, Thrift, is_out_of_memory
@@ -140,7 +140,7 @@ def unet_gradient(
     from lib_decouple.hosts.diffusers import cross_attention_layers
 
     found = [layer for layer in cross_attention_layers(unet) if layer.factor == 2][layers]
-    source = LossGradient(unet, MapReader(found, [PLAN]), LOSSES["com"], Learned(thrift))
+    source = LossGradient(unet, MapReader(found, [PLAN]), LOSSES["com"], LearnedInRun(thrift))
     context = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(1))
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     return source(x, [0], lambda x, _: unet(x, 300, encoder_hidden_states=context)).gradient
@@ -280,7 +280,7 @@ class TestMemory:
         """A gradient of three images whose pass raises where ``fits(images, recomputed)`` is false."""
         model = Toy()
         run = Runner(model, contexts(3))
-        source = gradient_of(model, 3, learned=Learned(thrift or Thrift()))
+        source = gradient_of(model, 3, learned=LearnedInRun(thrift or Thrift()))
 
         def limited(latents: Tensor, images: Any) -> None:
             if not fits(len(images), source.learned.thrift.recompute):

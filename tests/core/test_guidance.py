@@ -14,7 +14,7 @@ from torch import Tensor
 from toy import Runner, Toy, contexts, noise
 
 from lib_decouple.core import losses
-from lib_decouple.core.gradient import Learned, LossAndGradient, LossGradient, NonFinite, frozen
+from lib_decouple.core.gradient import LearnedInRun, LossAndGradient, LossGradient, NonFinite, frozen
 from lib_decouple.core.guidance import Caution, Guide, Refinement
 from lib_decouple.core.host_pass import RowsInOrder
 from lib_decouple.core.losses import LOSSES, WeightedLoss
@@ -74,7 +74,7 @@ def guide_for(model: Toy, plans: list[ImagePlan], **changes: Any) -> Guided:
         "caution": Caution(places=0), **changes,
     }  # fmt: skip
     reader = MapReader(model.layers("coarse", "coarse2"), plans, values.pop("treatment"), values.pop("combine"))
-    learned = Learned(Thrift(one_at_a_time=values.pop("one_at_a_time", False)))
+    learned = LearnedInRun(Thrift(one_at_a_time=values.pop("one_at_a_time", False)))
     gradient = LossGradient(model, reader, values.pop("loss"), learned)
     traces, looking = [ImageTrace(plan.names) for plan in plans], values.pop("looking")
     tracer = Tracer(traces, values.pop("everything"), values.pop("keep_maps"), looking.moments)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_decouple.core.gradient import Learned, LossGradient
+from lib_decouple.core.gradient import LearnedInRun, LossGradient
 from lib_decouple.core.losses import LOSSES
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
 from lib_decouple.core.memory import Thrift, kept_bytes
@@ -37,7 +37,7 @@ def counted(family: str, side: int, thrift: Thrift, part: str = "all") -> tuple[
         return LOSSES["com"](maps)
 
     plan = ImagePlan((Entity("cat", (2,)), Entity("dog", (5,))))
-    source = LossGradient(unet, MapReader(read, [plan]), loss, Learned(thrift))
+    source = LossGradient(unet, MapReader(read, [plan]), loss, LearnedInRun(thrift))
     source.proved = True  # that would look at numbers, of which there are none here
     more = sizes if family == "sdxl" else None
     with alive, without_its_own_map():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from lib_decouple.core.differentiable import WeightsAsUsed
-from lib_decouple.core.gradient import Learned, LossGradient
+from lib_decouple.core.gradient import LearnedInRun, LossGradient
 from lib_decouple.core.losses import LOSSES
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
 from lib_decouple.core.memory import Thrift
@@ -25,7 +25,9 @@ BOTH = pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompu
 
 def source_of(unet: Any, recompute: bool, again: Any = nullcontext) -> LossGradient:
     layers = [layer for layer in cross_attention_layers(unet) if layer.factor == 2]
-    return LossGradient(unet, MapReader(layers, [PLAN]), LOSSES["com"], Learned(Thrift(recompute=recompute)), again)
+    return LossGradient(
+        unet, MapReader(layers, [PLAN]), LOSSES["com"], LearnedInRun(Thrift(recompute=recompute)), again
+    )
 
 
 def gradient(unet: Any, recompute: bool = False, again: Any = nullcontext) -> Tensor:

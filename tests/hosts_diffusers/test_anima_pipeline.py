@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_decouple.core.finite_differences import slopes
-from lib_decouple.core.gradient import Learned, LossGradient
+from lib_decouple.core.gradient import LearnedInRun, LossGradient
 from lib_decouple.core.losses import WeightedLoss
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader, entity_maps, token_maps
 from lib_decouple.core.memory import Thrift, kept_bytes
@@ -263,7 +263,7 @@ def bench(thrift: Thrift | None = None, loss: str = "com(form=negative)") -> tup
     plan = ImagePlan((Entity("cat", (CAT,)), Entity("dog", (DOG,))), begin=0)
     layers = cross_attention_layers(network)
     reader = MapReader(choose_layers(layers, 0, "auto", anima.LEVEL), [plan])
-    source = LossGradient(network, reader, WeightedLoss.parse(loss), Learned(thrift or Thrift()), layers=layers)
+    source = LossGradient(network, reader, WeightedLoss.parse(loss), LearnedInRun(thrift or Thrift()), layers=layers)
     made = torch.Generator().manual_seed(3)
     context = torch.randn(1, 12, 16, generator=made, dtype=torch.float64)
     latents = torch.randn(1, 16, 1, *SIZE, generator=made, dtype=torch.float64)
@@ -341,7 +341,7 @@ def kept_and_estimated(side: int, recompute: bool, part: str) -> tuple[int, int]
         return WeightedLoss.parse("com")(maps)
 
     plan = ImagePlan((Entity("cat", (CAT,)), Entity("dog", (DOG,))))
-    source = LossGradient(network, MapReader(read, [plan]), loss, Learned(Thrift(recompute=recompute)))
+    source = LossGradient(network, MapReader(read, [plan]), loss, LearnedInRun(Thrift(recompute=recompute)))
     source.proved = True
     with alive, without_its_own_map():
         source.differentiate(latents, [0], lambda x, _: network(x, time, text))

@@ -117,14 +117,12 @@ class Training:
     """One stage's parameters, optimiser, weights' moving average and place in the order of steps, kept in a file."""
 
     def __init__(self, folder: Path, stage: str, module: nn.Module, seed: int, peak: float, decay: float) -> None:
-        self.folder, self.stage, self.module, self.seed, self.peak, self.decay = (
-            folder,
-            stage,
-            module,
-            seed,
-            peak,
-            decay,
-        )
+        self.folder = folder
+        self.stage = stage
+        self.module = module
+        self.seed = seed
+        self.peak = peak
+        self.decay = decay
         self.path = folder / f"{stage}.pt"
         self.learned = [p for p in module.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.learned]
