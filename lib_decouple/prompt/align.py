@@ -162,21 +162,15 @@ class Letters:
     """The characters of words, written without spaces, and the tokens that hold them."""
 
     def __init__(self, words: Iterable[Word]) -> None:
-        self._positions: list[tuple[int, ...]] = []
-        self._owners: list[list[tuple[int, ...]]] = []
+        words = list(words)
+        self._positions = [positions for _, positions, _ in words]
+        self._owners = [_NONE] * len(words)
         """Of each word's characters; none where each of its tokens holds all of them."""
-        self.texts: list[str] = []
+        self.texts = _keys(text for text, _, _ in words)
         """Of each word."""
-        for word in words:
-            text, positions, pieces = word
-            if len(positions) == 1 or not pieces:
-                self.texts.append(text.lower() if text.isalnum() and text.isascii() else _key(text))
-                self._owners.append(_NONE)
-            else:
-                text, owners = word.characters()
-                self.texts.append(text)
-                self._owners.append(owners)
-            self._positions.append(positions)
+        for k, (_, positions, pieces) in enumerate(words):
+            if pieces and len(positions) > 1:
+                self.texts[k], self._owners[k] = words[k].characters()
         self.starts = list(accumulate(map(len, self.texts), initial=0))
         """Of each word, and where the last one ends."""
 
@@ -195,18 +189,21 @@ class Letters:
         starts, k, at = self.starts, 0, 0
         for text in texts:
             end = at + len(text)
-            if at == end:
-                found.append(())
-                continue
-            while starts[k + 1] <= at:
+            while starts[k + 1] <= at < end:
                 k += 1
-            whole = end <= starts[k + 1] and not self._owners[k]
-            found.append(self._positions[k] if whole else self.tokens(at, end))
+            if at < end <= starts[k + 1] and not self._owners[k]:
+                found.append(self._positions[k])
+            else:
+                found.append(self.tokens(at, end) if at < end else ())
             at = end
         return found
 
-    def first_token(self, at: int) -> int:
-        """Position of the first token that holds the character ``at``."""
+    def first_tokens(self, places: Iterable[int]) -> list[int]:
+        """Of each of some characters, the position of the first token that holds it."""
+        of_words = {start: positions[0] for start, positions in zip(self.starts, self._positions)}
+        return [of_words[at] if at in of_words else self._first_token(at) for at in places]
+
+    def _first_token(self, at: int) -> int:
         k = bisect_right(self.starts, at) - 1
         return (self._owners[k][at - self.starts[k]] if self._owners[k] else self._positions[k])[0]
 
@@ -318,7 +315,7 @@ def place(texts: Sequence[str], read: Reading) -> list[tuple[int, ...]]:
     ``()`` for one that it lacks. Where the two differ, as a host's tokenizer may put one character for
     another, what is alike before and behind is matched.
     """
-    keys = [text.lower() if text.isalnum() and text.isascii() else _key(text) for text in texts]
+    keys = _keys(texts)
     theirs = read.letters
     written, letters = "".join(keys), "".join(theirs.texts)
     if written == letters:
@@ -481,15 +478,18 @@ class _Line:
         begins = {phrase[:length] for phrase in found for length in range(1, len(phrase))}
         ends = dict.fromkeys(found, 0)
         edges, text, where = sorted(self._edges), self.text, self._where
-        for k, start in enumerate(edges):
-            for n in range(k + 1, len(edges)):
-                end = edges[n]
-                phrase = text[start:end]
-                if phrase in found and start >= ends[phrase]:
-                    found[phrase].append(self._letters.first_token(where[start]))
-                    ends[phrase] = end
-                if phrase not in begins:
-                    break
+        stretches = [text[start:end] for start, end in pairwise(edges)]
+        tokens = self._letters.first_tokens([where[edge] for edge in edges[:-1]])
+        for k, (phrase, token) in enumerate(zip(stretches, tokens)):
+            if phrase in found:
+                found[phrase].append(token)
+            n = k + 1
+            while phrase in begins and n < len(stretches):
+                phrase += stretches[n]
+                n += 1
+                if phrase in found and edges[k] >= ends[phrase]:
+                    found[phrase].append(token)
+                    ends[phrase] = edges[n]
         self._looked_for.update(found)
 
     def first_tokens(self, phrase: str) -> list[int]:
@@ -580,6 +580,11 @@ def _ranges(positions: Sequence[int]) -> str:
         else:
             runs.append([p, p])
     return ", ".join(f"#{a}-{b}" if a != b else f"#{a}" for a, b in runs)
+
+
+def _keys(texts: Iterable[str]) -> list[str]:
+    """:func:`_key` of each."""
+    return [text.lower() if text.isalnum() and text.isascii() else _key(text) for text in texts]
 
 
 def _key(text: str) -> str:

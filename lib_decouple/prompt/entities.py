@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from .lexicon import Entry, begin_compound, begins_compounds, entry, plain, singulars, verbs
@@ -318,25 +319,19 @@ def _written(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int
     """Which stretches in quotes are writing in the picture: those that a phrase leads to, as "a sign that says" does,
     rather than an article, and those that are listed behind one."""
     found: set[int] = set()
-    words: list[Span] = []
-    at = 0
+    starts = [span[1] for span in spans] if quoted else []
     for number, (start, end) in enumerate(quoted):
         begin = quoted[number - 1][1] if number else -1
-        while at < len(spans) and spans[at].start < start:
-            if spans[at].start > begin:
-                words.append(spans[at])
-            at += 1
-        between = [span for span in words if span.start > begin and span.kind not in ("weight", "comment", "network")]
-        words = []
-        texts = [span.text.lower() for span in between if span.kind == "word"]
-        if number and all(text in ("and", "or") for text in texts):
+        between = spans[bisect_right(starts, begin) : bisect_left(starts, start)]
+        if number and all(span.text.lower() in ("and", "or") for span in between if span.kind == "word"):
             led = number - 1 in found
         else:
-            tail = between[-1] if between else None
+            backward = (span for span in reversed(between) if span.kind not in ("weight", "comment", "network"))
+            tail, before = next(backward, None), next(backward, None)
             led = tail is not None and tail.kind == "word" and not _is_small(tail.text.lower(), _ARTICLE)
             led = led and tail is not None and tail.text.lower() not in _JOINS
-            if tail is not None and tail.text == ":" and len(between) > 1:
-                led = between[-2].text.lower() in _WRITTEN
+            if tail is not None and tail.text == ":" and before is not None:
+                led = before.text.lower() in _WRITTEN
             led = led or prompt[end + 1 : end + 12].lower().split()[:1] in _IS_WRITTEN
         if led:
             found.add(number)
@@ -346,7 +341,7 @@ def _written(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int
 def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]], written: set[int]) -> list[Clause]:
     found: list[Clause] = []
     tokens: list[Token] = []
-    end = part = brackets = quote = 0
+    end = part = brackets = quote = unquoted = 0
     sign, qualifying = "", -1
 
     def close(kind: str) -> None:
@@ -363,11 +358,21 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
         gap, end = prompt[end:start], stop
         if k <= read:
             continue
+        if (
+            (kind, gap) == ("word", " ")
+            and (weight > 0 and share > 0)
+            and (qualifying < 0 and start < unquoted)
+            and (text.islower() and text.isalpha() and text.isascii())
+        ):  # what the rest would make of nearly every word
+            tokens.append(_token((text, start, stop, False, False, brackets, "")))
+            brackets = 0
+            continue
         if "\n" in gap:
             close("\n")
         while quote < len(quoted) and quoted[quote][1] < start:
             quote += 1
-        inside = quote < len(quoted) and quoted[quote][0] <= start <= quoted[quote][1]
+        unquoted = quoted[quote][0] if quote < len(quoted) else len(prompt)
+        inside = unquoted <= start
         if inside and quote in written:
             close('"')
         elif qualifying >= 0 and ")" in text and kind == "punctuation":
@@ -729,13 +734,13 @@ _ATOM = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_+")
 
 
 class _Letters(NamedTuple):
-    """What the encoder reads, each of its words with a space before and behind."""
+    """The words that the encoder reads."""
 
-    text: str
-    ends: list[int]
-    """Of each word in ``text``, the index behind its space."""
+    texts: list[str]
     starts: list[int]
     """Of each, where it stands in the prompt."""
+    indexes: dict[str, list[int]]
+    """Of each text, which words it is."""
 
 
 def _letters(spans: Sequence[Span]) -> _Letters:
@@ -749,18 +754,20 @@ def _letters(spans: Sequence[Span]) -> _Letters:
             for match in _ATOM.finditer(text):
                 texts.append(match[0].lower())
                 starts.append(start + match.start())
-    joined = " ".join(["", *texts, ""])
-    ends = [end + k for k, end in enumerate(itertools.accumulate(map(len, texts)), start=2)]
-    return _Letters(joined, ends, starts)
+    indexes: dict[str, list[int]] = {}
+    for k, text in enumerate(texts):
+        indexes.setdefault(text, []).append(k)
+    return _Letters(texts, starts, indexes)
 
 
 def _places(text: str, letters: _Letters) -> list[int]:
     """Where in the prompt each occurrence of ``text`` begins."""
-    wanted = " " + " ".join(match[0] for match in _ATOM.finditer(text)) + " "
-    found, at = [], letters.text.find(wanted)
-    while at >= 0:
-        found.append(letters.starts[bisect_right(letters.ends, at + 1)])
-        at = letters.text.find(wanted, at + len(wanted) - 1)
+    wanted = _ATOM.findall(text)
+    found, end = [], 0
+    for k in letters.indexes.get(wanted[0], ()) if wanted else ():
+        if k >= end and letters.texts[k : k + len(wanted)] == wanted:
+            found.append(letters.starts[k])
+            end = k + len(wanted)
     return found
 
 
@@ -787,24 +794,32 @@ def _told(clause: Clause, ends: bool) -> _Told:
         told = _tell(tokens, ends)
         return told._replace(entities=tuple([one._replace(part=part) for one in told.entities])) if part else told
     at = tokens[0].start
-    key = tuple([(text, start - at, end - at, *more) for text, start, end, *more in tokens])
-    told = _remembered(key, ends)
+    starts, stops = [token[1] - at for token in tokens], [token[2] - at for token in tokens]
+    told = _remembered(tuple(map(_WITHOUT_PLACE, tokens)), tuple(starts), tuple(stops), ends)
     if not told.entities or not (at or part):
         return told
-    return told._replace(
-        entities=tuple(
+    entities, heads, denied, ends_denied = told
+    return _Told(
+        tuple(
             [
                 _entity((text, start + at, end + at, head, noun, tuple([(word, begin + at) for word, begin in words]),
                          determiner, joined, part))
-                for text, start, end, head, noun, words, determiner, joined, _ in told.entities
+                for text, start, end, head, noun, words, determiner, joined, _ in entities
             ]
-        )
+        ),
+        heads, denied, ends_denied,
     )  # fmt: skip
 
 
+_WITHOUT_PLACE = itemgetter(0, 3, 4, 5, 6)
+"""Of a token all but its start and end."""
+
+
 @lru_cache(maxsize=4096)
-def _remembered(clause: tuple[tuple[Any, ...], ...], ends: bool) -> _Told:
-    return _tell([Token(*one) for one in clause], ends)
+def _remembered(
+    words: tuple[tuple[Any, ...], ...], starts: tuple[int, ...], stops: tuple[int, ...], ends: bool
+) -> _Told:
+    return _tell([Token(text, start, stop, *more) for (text, *more), start, stop in zip(words, starts, stops)], ends)
 
 
 def _tell(clause: Sequence[Token], ends: bool) -> _Told:
@@ -1277,6 +1292,9 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     before = clause[i - 1].text if i else ""
     after = clause[i + 1].text if i + 1 < len(clause) else ""
     found, plural = _noun(text)
+    forms = verbs(text)
+    if not forms and (found is None or plural or not found.verb):
+        return False
     noun = next((unit for unit in run[:-4:-1] if not _is_adverb(unit)), None)  # "a wizard slowly conjures"
     noun = noun if noun and _may_head(noun, True) else None
     follows = _is_small(after, _SMALL) or (entry(after) or _NOUN).adjective >= 8
@@ -1287,7 +1305,7 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     told = found is not None and not plural and found.verb > 0 and _is_told(clause, i)
     if told and _is_small(after, _ARTICLE) and after != "that":
         return True
-    for form, verb in verbs(text):
+    for form, verb in forms:
         if form == "ing":
             solid = found is not None and not plural and found.noun >= 5 and (_visible(found) or found.kind == "m")
             if not solid or found is None or before in _BEING:

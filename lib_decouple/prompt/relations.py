@@ -182,7 +182,7 @@ class _Reader:
         relation, first = "", len(self.found)
         if not things:
             return
-        starts, ends = [token.start for token in clause.tokens], [token.end for token in clause.tokens]
+        starts, ends = [token[1] for token in clause.tokens], [token[2] for token in clause.tokens]
         for one in things:
             start = min(one.start, one.attributes[0][1]) if one.attributes else one.start
             link = clause.tokens[bisect_left(starts, previous.end if previous else 0) : bisect_right(ends, start)]
@@ -236,7 +236,6 @@ class _Reader:
         if at is None:
             return "listed" if not words and anchor else ""
         word = words[at]
-        lemmas = {base for k in range(len(words)) for base in _bases(words[k])}
         if word in ("and", "or"):
             return "listed" if at == 0 else ""
         if word == "of":
@@ -263,9 +262,9 @@ class _Reader:
             return "on"
         if word in _IN and not _SIDES & set(words[at:]):
             return "worn" if _is_worn(one) and living else "part" if _is_part(one) else "in"
-        if word == "from" and {"hang", "dangle", "grow"} & lemmas:
+        if word == "from" and any(base in ("hang", "dangle", "grow") for text in words for base in _bases(text)):
             return "on"
-        if word == "by" and lemmas & _HOLDS:
+        if word == "by" and any(base in _HOLDS for text in words for base in _bases(text)):
             return ""
         bases = set(_bases(word))
         for known, relation in ((_WEARS, "worn"), (_HOLDS, "held"), (_RIDES, "ridden")):

@@ -310,7 +310,7 @@ def _sections(source: _Source, start: int, end: int, weight: float) -> list[tupl
     """Where in the prompt each section of a part begins that ``AND_PERP`` and the like make, and its weight."""
     text, at = source.text, start
     found: list[tuple[int, float]] = []
-    for match in _KEYWORD.finditer(text, start, end):
+    for match in _KEYWORD.finditer(text, start, end) if "AND_" in text else ():
         if match[0].startswith("AND_"):
             colon = text.rfind(":", at, match.start())
             own = _PART_WEIGHT.fullmatch(text, colon + 1, match.start()) if colon >= 0 else None

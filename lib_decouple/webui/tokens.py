@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 from ..prompt import align, syntax
@@ -101,17 +101,6 @@ class LeftOut:
     why: str
 
 
-@dataclass(slots=True)
-class _FoundSpan:
-    span: syntax.Span
-    tokens: tuple[int, ...] = ()
-    chunk: int = 0
-    embedding: bool = False
-    occurrence: int = 0
-    turn: int = 0
-    """In which of its part's texts it was found."""
-
-
 class _Context:
     """A prompt's spans with their tokens, and its texts as entities are looked up in them.
 
@@ -127,10 +116,17 @@ class _Context:
         gone: Callable[[], bool],
     ) -> None:
         self.prompt = prompt
-        self.found = [_FoundSpan(span) for span in spans]
+        self.spans = spans
+        # Lists of all spans' rather than an object each: a prompt has thousands.
+        self.tokens: list[tuple[int, ...]] = [()] * len(spans)
+        self.chunks = [0] * len(spans)
+        self.occurrences = [0] * len(spans)
+        self.embeddings: set[int] = set()
         self.total = 0
-        self._starts = [one.span.start for one in self.found]
-        self._ends = [one.span.end for one in self.found]
+        self._turns: dict[int, int] = {}
+        """In which of its part's texts a span was found that the first lacks."""
+        self._starts = list(map(itemgetter(1), spans))
+        self._ends = list(map(itemgetter(2), spans))
         self._left = MOST_READ
         self._holders: dict[int, list[int]] = {}
         first: list[align.Reading] = []
@@ -160,45 +156,52 @@ class _Context:
         """Give the words of a text that have none yet their tokens, which ``pieces`` has by their positions."""
         if not text.where:
             return
-        there = text.where if isinstance(text.where, range) else set(text.where)
-        within = self.found[bisect_right(self._ends, text.where[0]) : bisect_right(self._starts, text.where[-1])]
-        own = [one for one in within if one.span.kind in _READ and one.span.start in there]
-        for one, tokens in zip(own, align.place([one.span.text for one in own], read)):
-            if tokens and not one.tokens:
-                _, _, embedding, chunk = pieces[tokens[0]]
-                one.tokens, one.turn, one.chunk = tokens, turn, chunk
-                one.embedding = embedding or (len(tokens) > 1 and any(pieces[token].embedding for token in tokens))
+        spans, found, chunks = self.spans, self.tokens, self.chunks
+        within = range(bisect_right(self._ends, text.where[0]), bisect_right(self._starts, text.where[-1]))
+        own = [k for k in within if spans[k][0] in _READ]
+        if not isinstance(text.where, range):
+            there = set(text.where)
+            own = [k for k in own if self._starts[k] in there]
+        for k, tokens in zip(own, align.place([spans[k][3] for k in own], read)):
+            if tokens and not found[k]:
+                found[k] = tokens
+                _, _, embedding, chunks[k] = pieces[tokens[0]]
+                if embedding or (len(tokens) > 1 and any(pieces[token].embedding for token in tokens)):
+                    self.embeddings.add(k)
+                if turn:
+                    self._turns[k] = turn
 
     def _index(self, k: int) -> int:
         """Which span holds the prompt's character ``k``; -1 for none."""
         at = bisect_left(self._starts, k + 1) - 1
-        return at if at >= 0 and k < self.found[at].span.end else -1
+        return at if at >= 0 and k < self._ends[at] else -1
 
     def _number(self, later: Sequence[tuple[int, align.Reading]]) -> None:
         """Say which occurrence of its text each word is."""
+        texts = [span[3].lower() for span in self.spans]
+        places = self._places_of(0, {text for text, tokens in zip(texts, self.tokens) if tokens})
+        for k, (text, tokens) in enumerate(zip(texts, self.tokens)):
+            if tokens:
+                self.occurrences[k] = _number_of(self.spans[k][5] * align.PART + tokens[0], places[text])
         turns: dict[tuple[int, int], int] = {}
         turn = 0
         for k, (part, _) in enumerate(later, start=1):
             turn = turn + 1 if k > 1 and later[k - 2][0] == part else 1
             turns[part, turn] = k
-        read = [
-            (one, one.span.text.lower(), turns.get((one.span.part, one.turn), 0) if one.turn else 0)
-            for one in self.found
-            if one.tokens
-        ]
-        wanted: dict[int, set[str]] = {0: {text for _, text, _ in read}}
-        for _, text, k in read if later else ():
-            if k:
-                wanted.setdefault(k, set()).add(text)
-        numbers: dict[int, dict[str, dict[int, int]]] = {}
-        for k, texts in wanted.items():
-            firsts = self.readings[k].first_tokens(texts)
-            numbers[k] = {text: dict(zip(own, count(1))) for text, own in zip(texts, firsts)}
-        for one, text, k in read:
-            start = one.span.part * align.PART
-            one.occurrence = numbers[k][text].get(start + one.tokens[0], 0)
-            if one.occurrence and k:
-                one.occurrence += bisect_left(list(numbers[0][text]), start)
+        of_reading: dict[int, list[int]] = {}
+        for k, turn in self._turns.items():
+            if reading := turns.get((self.spans[k].part, turn), 0):
+                of_reading.setdefault(reading, []).append(k)
+        for reading, own in of_reading.items():
+            those = self._places_of(reading, {texts[k] for k in own})
+            for k in own:
+                start = self.spans[k].part * align.PART
+                number = _number_of(start + self.tokens[k][0], those[texts[k]])
+                self.occurrences[k] = number and number + bisect_left(places[texts[k]], start)
+
+    def _places_of(self, reading: int, texts: set[str]) -> dict[str, list[int]]:
+        """Of each of ``texts``, with which token each of its places begins in one of the readings."""
+        return dict(zip(texts, self.readings[reading].first_tokens(texts)))
 
     def look_up(self, entities: Sequence[str], words: Sequence[PromptWord]) -> list[Chosen]:
         """The entities as a job would find them."""
@@ -292,8 +295,7 @@ class _Context:
     def _written(self, first: PromptWord, last: PromptWord) -> str:
         """What the encoder reads from one word to another, with the bracket that closes behind."""
         text, end, opened = "", first.start, 0
-        for one in self.found[self._index(first.start) :]:
-            span = one.span
+        for span in self.spans[self._index(first.start) :]:
             if span.start >= last.end and not (opened > 0 and span.kind == "punctuation" and span.text[0] == ")"):
                 break
             if span.kind in _READ:
@@ -308,6 +310,12 @@ class _Context:
         first = max(bisect_left(starts, entity.start + 1) - 1, 0)
         last = bisect_left(starts, entity.end)
         return [k for k in range(first, last) if words[k].selectable and words[k].end > entity.start]
+
+
+def _number_of(token: int, places: Sequence[int]) -> int:
+    """Which of the places is the last that begins with the token, from 1; 0 for none."""
+    number = bisect_right(places, token)
+    return number if number and places[number - 1] == token else 0
 
 
 def describe(
@@ -332,7 +340,7 @@ def describe(
     for field_name, given in (("entities", entities), ("selected", selected)):
         if len(given) > MOST_ENTITIES:
             raise ValueError(f"{field_name}: {len(given)} are not allowed; at most {MOST_ENTITIES}")
-    if long := _LONG.search(prompt):
+    if max(map(len, prompt.split()), default=0) > MOST_LETTERS and (long := _LONG.search(prompt)):
         raise ValueError(
             f"prompt: a word of {len(long[0])} letters, {long[0][:20]}…, is not allowed here; at most {MOST_LETTERS}"
         )
@@ -340,7 +348,7 @@ def describe(
     spans = syntax.parse(prompt, dialect)
     context = _Context(prompt, spans, tokenize, dialect, gone)
     _go_on_unless(gone)
-    words = list(_words(prompt, context.found))
+    words = list(_words(context))
     starts = [word.start for word in words]
     chosen = context.look_up(entities, words) + context.name(selected, words)
     _go_on_unless(gone)
@@ -369,30 +377,33 @@ def _go_on_unless(gone: Callable[[], bool]) -> None:
         raise Abandoned
 
 
-def _words(prompt: str, found: Sequence[_FoundSpan]) -> Iterator[PromptWord]:
-    chunk, part = 0, 0
-    i = 0
-    while i < len(found):
-        one, last = found[i], found[i]
-        tokens = one.tokens
-        i += 1
-        while i < len(found) and tokens and found[i].tokens == tokens and _is_one(one, last, found[i]):
-            last = found[i]
-            i += 1
-        own, start, end, text, weight, number, _ = one.span
+def _words(context: _Context) -> Iterator[PromptWord]:
+    spans, embeddings = context.spans, context.embeddings
+    all_tokens = context.tokens
+    chunk = part = read = 0
+    for k, (tokens, own_chunk, occurrence) in enumerate(zip(all_tokens, context.chunks, context.occurrences)):
+        if k < read:
+            continue
+        kind_of_span, start, end, text, weight, number, _ = spans[k]
+        read = k + 1
         if number != part:
             chunk, part = 0, number
+        kind, selectable = _KINDS[kind_of_span], False
         if tokens:
-            chunk = one.chunk
-        kind: Kind = "embedding" if one.embedding else _KINDS[own]
-        selectable = bool(tokens) and kind in ("word", "embedding")
-        if one is not last:
-            end = last.span.end
-            text = prompt[start:end]
-        yield _word((text, start, end, kind, selectable, tokens, chunk, part, weight, one.occurrence))
+            while read < len(spans) and all_tokens[read] == tokens and _is_one(context, k, read):
+                read += 1
+            if read > k + 1:
+                end = spans[read - 1].end
+                text = context.prompt[start:end]
+            chunk = own_chunk
+            kind = "embedding" if k in embeddings else kind
+            selectable = kind in ("word", "embedding")
+        yield _word((text, start, end, kind, selectable, tokens, chunk, part, weight, occurrence))
 
 
-def _is_one(one: _FoundSpan, last: _FoundSpan, next: _FoundSpan) -> bool:
-    """Whether spans of the same tokens can only be chosen together."""
-    unspaced = one.span.kind == next.span.kind == "word" and syntax.UNSPACED.match(next.span.text)
-    return one.embedding or (last.span.end == next.span.start and unspaced is not None)
+def _is_one(context: _Context, first: int, k: int) -> bool:
+    """Whether the span ``k`` and those before it, from the span ``first`` on, can only be chosen together, as they are
+    of the same tokens."""
+    one, last, own = context.spans[first], context.spans[k - 1], context.spans[k]
+    unspaced = one.kind == own.kind == "word" and syntax.UNSPACED.match(own.text)
+    return first in context.embeddings or (last.end == own.start and unspaced is not None)
