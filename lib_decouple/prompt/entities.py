@@ -51,15 +51,15 @@ _MAKING = frozenset(["made", "out", "crafted", "carved", "built", "sculpted", "c
 _DENIES = frozenset(
     ["minus", "sans", "lacking", "lacks", "lack", "barring", "excluding", "exclude", "excludes", "except", "nor"]
 )
-_DENIES |= {"neither", "zero", "0", "avoid", "avoiding", "omit", "omitting", "remove", "removing", "delete", "never"}
-_DENIES |= {"without", "no", "w/o", "w/out", "absent", "neg", "nary", "unlike"}
+_DENIES |= {"neither", "zero", "0", "never", "without", "no", "w/o", "w/out", "absent", "neg", "nary", "unlike"}
+_DENIES |= {"begone"}
 """These deny the next noun; so do those of kind N."""
 _DENIES_BY = {
     "of": ("free", "devoid", "instead", "empty", "bare", "void", "absence", "lack", "none", "clear", "absent", "rid"),
-    "from": ("free",),
-    "with": ("away",),
+    "from": ("free", "apart", "aside"),
     "for": ("save",),
     "out": ("leave", "leaving", "leaves", "keep", "keeping", "rule", "kick", "crop", "edit", "filter"),
+    "any": ("hardly", "barely", "scarcely"),
     "than": ("rather", "other"),
     "but": ("anything", "everything", "all"),
 }
@@ -68,18 +68,36 @@ _NEGATABLE = frozenset(
     ["a", "an", "any", "the", "is", "are", "be", "have", "has", "wear", "wearing", "hold", "holding"]
 )
 _NEGATABLE |= {"own", "include", "contain", "show", "carry", "carrying", "draw", "add", "want", "use", "need", "see"}
-_NEGATABLE |= {"depict", "feature", "paint"}
+_NEGATABLE |= {"depict", "feature", "paint", "even", "including", "showing", "depicting", "drawing", "adding", "using"}
 """Behind "not" and "n't", what hands the denial on to the next noun: a trophy that doesn't fit into a suitcase does."""
 _DENIES_TOLD = frozenset(["skip", "ban", "nix", "forbid", "prohibit", "ditch", "scrap", "erase", "eliminate", "forget"])
-"""These do where somebody is told to: "skip the dog"."""
-_DENIES_ALONE = frozenset(["hold", "drop", "lose", "cut", "kill"])
+_DENIES_TOLD |= {"avoid", "avoiding", "omit", "omitting", "remove", "removing", "delete", "deleting", "erasing"}
+_DENIES_TOLD |= {"subtract", "discard", "purge", "banish", "expel", "ignore", "replace", "swap"}
+"""These do where somebody is told to: "skip the dog", but "a thief removing a painting"."""
+_DENIES_ALONE = frozenset(["hold", "drop", "lose", "cut", "kill", "hide", "cancel"])
 """These do where that is all: "hold the onions"."""
+_SENT = {
+    "take": ("away", "out", "off"),
+    "cut": ("out", "away"),
+    "leave": ("out", "off", "away"),
+    "keep": ("out", "away", "off"),
+    "throw": ("out", "away"),
+    "get": ("out", "away"),
+    "send": ("away", "off"),
+    "clear": ("out", "away"),
+    "wipe": ("out", "away"),
+}
+_SENT |= dict.fromkeys(
+    ["crop", "edit", "filter", "rule", "kick", "rub", "mask", "photoshop", "cross", "paint"], ("out",)
+)
+"""Where somebody is told to, what stands with these particles is to go: "take the dog away", "cut out the dog"."""
 _DENIES_BEFORE = frozenset(["excluded", "removed", "omitted", "absent", "forbidden", "prohibited", "banned", "nowhere"])
+_DENIES_BEFORE |= {"erased", "deleted", "begone"}
 """These deny what stands before them: "a cat, dogs excluded"."""
 _ALLOWED = frozenset(["allowed", "wanted", "welcome", "visible", "shown", "present", "included", "permitted", "there"])
 _ALLOWED |= {"seen", "appear", "show", "depicted", "needed"}
 """What, behind "not", denies what stands before it, too: "dogs are not allowed"."""
-_AUXILIARY = _BEING | {"not", "to", "must", "should", "may", "do", "does", "can", "will", "shall", "and"}
+_AUXILIARY = _BEING | {"not", "to", "must", "should", "may", "do", "does", "can", "will", "shall", "and", "has", "have"}
 _DEFINITE = frozenset(["the", "this", "that", "these", "those", "his", "her", "its", "their", "my", "our", "your"])
 POSSESSIVE = frozenset(["his", "her", "its", "their", "my", "your", "our", "whose"])
 _JOINS = frozenset(["and", "vs", "versus", "or", "with"])
@@ -288,7 +306,8 @@ def mentions(found: Sequence[Clause]) -> list[tuple[Entity, ...]]:
 
 
 def _quotes(prompt: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """Each stretch in quotes: where its first and its last quotation mark stand."""
+    """Each stretch in quotes: where its first and its last quotation mark stand. Of a prompt that is wholly in quotes
+    these are looked at within."""
     signs = [
         (k, prompt[k])
         for span in spans
@@ -296,22 +315,36 @@ def _quotes(prompt: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
         for k in range(span.start, span.end)
         if prompt[k] in _ALL_QUOTES
     ]
-    last = {char: k for k, char in signs}
+    found = _stretches(prompt, signs)
+    for _ in range(_MOST_NESTED):
+        if len(found) != 1 or prompt[: found[0][0]].strip(" {\n\\") or prompt[found[0][1] + 1 :].strip(" }.,;\n\\"):
+            break
+        signs = [(k, char) for k, char in signs if found[0][0] < k < found[0][1]]
+        if not (within := _stretches(prompt, signs)):
+            break
+        found = within
+    return found
+
+
+_MOST_NESTED = 3
+"""Quotes around a whole prompt that are looked into."""
+
+
+def _stretches(prompt: str, signs: Sequence[tuple[int, str]]) -> list[tuple[int, int]]:
+    """What a prompt's quotation marks pair to; a backslash before them belongs to both of a pair or to none."""
+    signs = [(k, "\\" * prompt.startswith("\\", k - 1, k) + char) for k, char in signs]
+    last = {sign: k for k, sign in signs}
     found: list[tuple[int, int]] = []
-    opened: tuple[int, str] | None = None
-    for k, char in signs:
-        before, after = prompt[k - 1 : k], prompt[k + 1 : k + 2]
-        if opened and char in opened[1] and not (char in "'’" and after.isalnum()):
-            found.append((opened[0], k))
-            opened = None
-        elif (
-            not opened
-            and char in _QUOTES
-            and not (char in "'‘" and before.isalnum())
-            and after.strip()
-            and any(last.get(closing, -1) > k for closing in _QUOTES[char])
-        ):
-            opened = k, _QUOTES[char]
+    opened, closes = -1, frozenset[str]()
+    for k, sign in signs:
+        escape, char = sign[:-1], sign[-1]
+        before, after = prompt[k - 1 - len(escape) : k - len(escape)], prompt[k + 1 : k + 2]
+        if opened >= 0 and sign in closes and not (char in "'’" and after.isalnum()):
+            found.append((opened, k))
+            opened = -1
+        elif opened < 0 and char in _QUOTES and not (char in "'‘" and before.isalnum()) and after.strip():
+            closes = frozenset([escape + closing for closing in _QUOTES[char]])
+            opened = k if any(last.get(closing, -1) > k for closing in closes) else -1
     return found
 
 
@@ -419,6 +452,12 @@ def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]
         elif kind == "weight":
             closes = text[0] in ":)]"
             brackets = 2 if brackets == 3 and not closes else 3 if closes else max(brackets, 1)
+        elif (
+            (text, gap) == ("'", "\\") and tokens and tokens[-1].end == start - 1 and prompt[stop : stop + 1].isalpha()
+        ):
+            read = k + 1  # "a cat\'s toy"
+            tokens[-1] = tokens[-1]._replace(end=spans[read].end, owner=spans[read].text == "s")
+            end = spans[read].end
         elif kind == "punctuation" and tokens and text == "/" and tokens[-1].text == "w":
             tokens[-1] = tokens[-1]._replace(text="with")
         elif text == "." and len(tokens) > 1 and prompt[tokens[-1].start : start] == "v":
@@ -586,8 +625,11 @@ def _is_denied(tokens: Sequence[Token]) -> bool:
         return True  # "the dog left out", "dog free"
     place = texts.index("nowhere") + 1 if "nowhere" in texts else len(texts)
     said = [text for text in texts[:place] if text not in _AUXILIARY or text == "not"]
-    denied = texts[place - 1] in _DENIES_BEFORE or (
-        texts[-1] in _ALLOWED and any(text == "not" or text.endswith("n't") for text in texts[:-1])
+    last = texts[place - 1]
+    denied = (
+        last in _DENIES_BEFORE
+        or (last in ("gone", "missing") and place > 1 and texts[place - 2] in _BEING)  # "the dog is gone"
+        or (texts[-1] in _ALLOWED and any(text == "not" or text.endswith("n't") for text in texts[:-1]))
     )
     return (
         denied
@@ -621,19 +663,45 @@ def _denies(clause: Sequence[Token], i: int) -> bool:
         return not _is_small(before, _ARTICLE)  # "a car missing its wheels"
     if before == "not" or before.endswith("n't"):
         return text in _NEGATABLE or text in ("no", "any")
-    if text in _DENIES_TOLD:
-        return _is_told(clause, i)
+    if text == "with":  # "away with the dog", but "a man running away with a dog"
+        return before in _GOING and (i == 1 or clause[i - 2].text in ("do", "does", "doing"))
+    if text == "gone":
+        return before == "be" and i == 1  # "be gone, dog"
+    if text in _DENIES_TOLD and _is_told_off(before):
+        return True
+    if text in _SENT and _is_told_off(before) and _is_sent(clause, i):
+        return True
     if text in _DENIES_ALONE:
-        alone = after == "the" and i + 3 <= len(clause) <= i + 4 and _is_bare_noun(clause[-1].text)
-        return alone and before in ("", "please")
+        end = len(clause) - (clause[-1].text in _ASKING)
+        alone = after == "the" and i + 3 <= end <= i + 4 and _is_bare_noun(clause[end - 1].text)
+        return alone and _is_told_off(before)
     return text in _DENIES or _is_small(text, _DENIAL)
+
+
+_GOING = frozenset(["away", "down", "off", "out"])
+
+
+def _is_told_off(before: str) -> bool:
+    """Whether somebody is told to do what the word behind ``before`` says, rather than seen to do it."""
+    return before in ("", "but", "then", "please", "just", "now", "kindly", "you")
+
+
+def _is_sent(clause: Sequence[Token], i: int) -> bool:
+    """Whether behind a verb its particle stands before an article ("cut out the dog"), or ends what is said ("take dogs
+    away"); a sign may say "keep out", and "cut out paper" is a thing."""
+    particles = _SENT[clause[i].text]
+    texts = [token.text for token in clause[i + 1 :]]
+    if texts[:1] and texts[0] in particles:
+        return len(texts) > 1 and _is_small(texts[1], _ARTICLE) and texts[1:3] != ["of", "the"]
+    end = next((k for k, text in enumerate(texts) if _is_small(text, "PO") or text in particles), len(texts))
+    return 0 < end < len(texts) and texts[end] in particles and _is_small((texts[end + 1 :] or ["of"])[0], "PO")
 
 
 @lru_cache(maxsize=8192)
 def _may_deny(text: str) -> bool:
     """Whether the word denies the next noun at some place."""
-    known = text in _DENIES or text in _DENIES_BY or text in _DENIES_TOLD or text in _DENIES_ALONE
-    return known or text in ("not", "missing") or text.endswith("n't") or _is_small(text, _DENIAL)
+    sets = (_DENIES, _DENIES_BY, _DENIES_TOLD, _DENIES_ALONE, _SENT, ("not", "missing", "with", "gone"))
+    return any(text in own for own in sets) or text.endswith("n't") or _is_small(text, _DENIAL)
 
 
 def _is_bare_noun(text: str) -> bool:
@@ -894,7 +962,7 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
         small = (_is_small(text, _SMALL) and not _is_container(clause, i) and not _is_part(clause, i)) or (
             _denies(clause, i) or _measures(clause, i)
         )
-        unit = None if small else _unit(clause, i)
+        unit = None if small or _parts_things(clause, i, run) else _unit(clause, i)
         if unit and unit.tokens == 1 and _is_verb(clause, i, run):
             if _is_activity(clause, i, run) or (text in _NEEDS_OBJECT and run and i + 1 == len(clause) == 2):
                 run = []  # "a dog is car surfing", "hand holding"
@@ -1098,6 +1166,15 @@ def _is_likened(clause: Sequence[Token], i: int) -> bool:
 
 
 _NEEDS_OBJECT = frozenset(["holding", "scooping", "carrying", "grabbing", "pulling", "licking", "gaming", "watching"])
+
+
+def _parts_things(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
+    """Whether "break" stands between two things, or behind a being: written for the sign BREAK, that is capitals alone
+    to the hosts, or a verb; but "a coffee break"."""
+    if clause[i].text != "break" or not run or not _is_seen(run[-1]):
+        return False
+    lives = run[-1].entry is not None and run[-1].entry.kind in "ap"
+    return lives or (i + 1 < len(clause) and _is_bare_noun(clause[i + 1].text) and clause[i + 1].text not in _SERVES)
 
 
 def _is_activity(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:

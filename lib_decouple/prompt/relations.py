@@ -63,6 +63,26 @@ _HOLDS |= {
     "wag",
 }
 _RIDES = frozenset(["ride", "drive", "mount", "pilot", "row", "pedal", "straddle", "sail", "steer", "paddle"])
+_WORKS = frozenset(["sweep", "rake", "mop", "scrub", "wash", "wipe", "dust", "clean", "cut", "chop", "slice", "dice"])
+_WORKS |= {"carve", "trim", "mow", "prune", "dig", "shovel", "hoe", "water", "spray", "paint", "draw", "write", "hit"}
+_WORKS |= {
+    "strike",
+    "fight",
+    "attack",
+    "kill",
+    "slay",
+    "stab",
+    "poke",
+    "whip",
+    "beat",
+    "smash",
+    "crack",
+    "saw",
+    "drill",
+}
+_WORKS |= {"hammer", "nail", "shoot", "hunt", "catch", "feed", "stir", "whisk", "mix", "shave", "measure", "photograph"}
+_WORKS |= {"film", "light", "tie", "threaten", "tease", "groom", "sand", "weld", "fix", "repair", "walk", "break"}
+"""What is done to a thing with another."""
 _ON = frozenset(["on", "atop", "upon", "onto", "aboard", "astride"])
 _IN = frozenset(["in", "inside", "into", "within"])
 _RELATING = _WEARS | _HOLDS | _RIDES | {"hang", "dangle", "grow"}
@@ -173,6 +193,10 @@ class _Reader:
     """The last thing of its own."""
     alive: Entity | None = None
     """The last living one of these."""
+    worked_on: Entity | None = None
+    """The last thing, where somebody works on it."""
+    worker: Entity | None = None
+    """Who does; None where nobody is named."""
 
     def read(self, clause: Clause, things: Sequence[Entity]) -> None:
         """Relate the things of the next clause."""
@@ -194,6 +218,10 @@ class _Reader:
                 self.found.append((previous, its or "owner", on or one.text))
                 relation, other = (its, on) if its in ("on", "in") else ("", "")
             self.found.append((one, relation, other))
+            doing = [token.text for token in link[-2:]]
+            if one.attributes[:1] and one.attributes[0][1] == starts[0] and one.attributes[0][0].endswith("ing"):
+                doing.append(one.attributes[0][0])  # "sweeping leaves" may be what these are like
+            self.worked_on, self.worker = one if any(map(_is_work, doing)) else None, self.alive
             if not relation:
                 self.anchor = one
                 self.alive = one if _is_alive(one) else self.alive
@@ -206,6 +234,8 @@ class _Reader:
         head = one.head
         if head is not None and head.weather:
             return "weather", ""
+        if self._is_tool([token.text for token in link], one):
+            return ("held", self.worker.text) if self.worker else ("", "")
         if head is not None and head.scenery and not (head.worn or _is_alive(one)):
             return "place", ""
         words = [token.text for token in link]
@@ -228,6 +258,15 @@ class _Reader:
         if previous is not None and words[:1] == ["of"]:
             other = previous
         return (relation, other.text) if relation and other else ("", "")
+
+    def _is_tool(self, words: Sequence[str], one: Entity) -> bool:
+        """Whether it is told of a thing with what it is worked on: "sweeping leaves with a broom", "bread cut with a
+        knife"; a person that is worked on may hold it, too."""
+        on = self.worked_on if words[:1] == ["with"] else self.anchor if words[1:2] == ["with"] else None
+        if on is None or (on.head is not None and on.head.kind == "p"):
+            return False
+        works = words[0] == "with" or _is_work(words[0])
+        return works and not (_is_part(one) or _is_worn(one) or _is_alive(one) or _is_large(one))
 
     @staticmethod
     def _by_words(words: Sequence[str], one: Entity, anchor: Entity | None, living: Entity | None) -> str:
@@ -319,6 +358,15 @@ def _verb_forms(word: str) -> Iterator[str]:
             yield from (stem, stem + "e", stem[:-1], stem[:-1] + "y")
     if word in _PAST:
         yield _PAST[word]
+
+
+_WORKED = {"swept": "sweep", "dug": "dig", "drawn": "draw", "fed": "feed", "caught": "catch", "written": "write"}
+_WORKED |= {"struck": "strike", "shot": "shoot", "lit": "light", "broken": "break", "slain": "slay"}
+
+
+@lru_cache(maxsize=8192)
+def _is_work(word: str) -> bool:
+    return _WORKED.get(word, word) in _WORKS or any(base in _WORKS for base in _verb_forms(word))
 
 
 def _is_alive(one: Entity) -> bool:

@@ -47,6 +47,13 @@ def told(prompt: str) -> tuple[list[str], dict[str, str]]:
          {"black hat": "worn by man", "white hat": "worn by man@2"}),
         ("a mountain, a lake and a valley", [], {"mountain": "scenery", "lake": "scenery", "valley": "scenery"}),
         ("a dragon made of glass and a knight", ["dragon", "knight"], {}),
+        ("sweeping leaves with a broom", ["leaves", "broom"], {}),
+        ("1girl, raking hay with a fork", ["1girl", "hay"], {"fork": "held by 1girl"}),
+        ("a man slicing bread with a knife", ["man", "bread"], {"knife": "held by man"}),
+        ("a squire fights an ogre with a club", ["squire", "ogre"], {"club": "held by ogre"}),
+        ("a cook hits a pot with a ladle", ["cook", "pot"], {"ladle": "held by cook"}),
+        ("onions chopped with a knife", ["onions", "knife"], {}),
+        ("a broken cup with a handle", ["cup"], {"handle": "part of cup"}),
     ],
 )  # fmt: skip
 def test_relations(prompt: str, apart: list[str], left_out: dict[str, str]) -> None:

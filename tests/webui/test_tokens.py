@@ -87,6 +87,17 @@ def test_chunks_are_those_of_the_encoder_whatever_their_size(size, prompt):
     assert max(token for word in words for token in word.tokens) >= 154
 
 
+def test_a_break_in_small_letters_is_a_word_as_it_is_to_the_hosts():
+    """Their ``re_break`` is ``\\s*\\bBREAK\\b\\s*``; it parts the things nevertheless."""
+    found = describe("cat break dog BREAK hen", tokenize)
+    told = [(w.text, w.kind, w.tokens, w.chunk) for w in found["words"]]
+    assert told == [
+        ("cat", "word", (1,), 0), ("break", "word", (2,), 0), ("dog", "word", (3,), 0), ("BREAK", "break", (), 0),
+        ("hen", "word", (78,), 1),
+    ]  # fmt: skip
+    assert found["suggested"] == [[0], [2], [4]]
+
+
 def test_words_of_prompt_editing_have_the_tokens_of_their_own_step():
     words = words_of("a [cat:big fox:5] and cat")
     tokens = [(w.text, w.tokens) for w in words if w.kind == "word"]
