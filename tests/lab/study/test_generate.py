@@ -1,6 +1,10 @@
 """The command a newcomer types first, on the embedded model."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,3 +167,31 @@ def test_a_batch_that_does_not_fit_is_halved():
     assert asides == []
     with pytest.raises(ValueError, match="memory: one plain image does not fit"):
         command.draw_pairs(lambda *_, **__: (_ for _ in ()).throw(MemoryError()), [1], 1)
+
+
+def test_nothing_but_progress_is_said_beside_the_result(tmp_path):
+    """What libraries warn of is no newcomer's business: a fresh interpreter, as `python run.py demo` starts one."""
+    words = ["generate", "a cat and a dog", "--out", str(tmp_path / "out"), "--n", "1", "--sampling-steps", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lib_decouple", *words, "--steps", "1", "--start", "0"],
+        cwd=Path(command.__file__).parents[3], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    said = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
+    assert said
+    assert [line for line in said if not re.match(r"(plain|decoupled), seeds 1-1: +\d+%\|", line)] == []
+
+
+def test_what_the_demo_says_of_a_hundred_is_what_the_results_have():
+    sys.path.insert(0, str(Path(command.__file__).parents[3]))
+    try:
+        from run import OF_A_HUNDRED
+    finally:
+        del sys.path[0]
+    results = (Path(command.__file__).parents[3] / "docs/results.md").read_text(encoding="utf-8")
+    told = re.search(
+        r"seeds 1 to 100, .*?: (\d+) show both when drawn plainly and \*\*(\d+)\*\* when decoupled "
+        r"\((\d+) got something back, (\d+) lost something\)",
+        results,
+    )
+    assert told
+    assert re.findall(r"\d+", OF_A_HUNDRED.partition("hundred ")[2])[:4] == list(told.groups())
