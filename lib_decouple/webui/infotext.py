@@ -50,7 +50,7 @@ ASKED, ASKED_VARIATION = "Decouple asked seed", "Decouple asked variation seed"
 picture with no draft, which is why a paste beside it makes none."""
 
 NO_DRAFTS = "Decouple no drafts"
-"""Why the seed that was asked for was drawn, though drafts were to choose."""
+"""Why the seed that was asked for was drawn, though drafts were to choose; a paste beside it makes none either."""
 
 AGAIN = "Decouple begun again"
 """Of each seed that was begun with, and given up midway, what was probably missing."""
@@ -186,7 +186,7 @@ def read(params: Mapping[str, Any], folder: Callable[[], Path | None] = lambda: 
         name: from_text(name, params[about.infotext]) for name, about in specs().items() if about.infotext in params
     }
     values["enabled"] = True
-    if ASKED in params or ASKED_VARIATION in params:
+    if {ASKED, ASKED_VARIATION, NO_DRAFTS} & params.keys():
         values["look"] = "tell"
     if ENABLED in params:
         return Settings.from_dict({**FIXED, **values})

@@ -116,8 +116,9 @@ def test_an_infotext_with_the_overlap_of_two_steps_is_still_read():
     assert read(params) == Settings(enabled=True, loss="kl").fixed()
 
 
-@pytest.mark.parametrize("key", [infotext.ASKED, infotext.ASKED_VARIATION])
-def test_a_paste_of_a_chosen_picture_makes_no_drafts_as_its_seed_is_the_chosen_one(key):
+@pytest.mark.parametrize("key", [infotext.ASKED, infotext.ASKED_VARIATION, infotext.NO_DRAFTS])
+def test_a_paste_makes_no_drafts_where_the_picture_s_seed_is_that_to_draw(key):
+    """It is the chosen one, or the one that was asked for, where none could be drafted."""
     written = write(Settings(enabled=True, look="choose", drafts=8))
     assert read(written) == Settings(enabled=True, look="choose", drafts=8)
     again = read({**written, key: "33"})
