@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import re
+import threading
+import time
 import urllib.request
 from typing import Any
 
@@ -416,6 +419,96 @@ def test_out_of_memory_in_a_draft_of_img2img_draws_the_seed_that_was_asked_for(w
     assert seeds(failed) == [40]
     assert "out of memory" in str(failed.value("Decouple no drafts"))
     assert failed.pixels == encoded_alike(webui, seed=40, **more).pixels
+
+
+KINDS = ("txt2img", "two batches", "img2img", "inpainting", "hires fix")
+
+
+def of_kind(webui: Host, kind: str) -> dict[str, Any]:
+    """What makes a request one of this kind, small."""
+    if kind in ("img2img", "inpainting"):
+        return begun_with(webui, masked=kind == "inpainting")
+    if kind == "two batches":
+        return {**SMALL, "n_iter": 2}
+    if kind == "txt2img":
+        return dict(SMALL)
+    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": webui.upscaler, "denoising_strength": 0.7, **SMALL}
+    return {**hires, "hr_additional_modules": ["Use same choices"]} if webui.name == "forge" else hires
+
+
+FAULTS = {
+    "out of memory": ('MemoryError("out of memory")', "out of memory"),
+    "no kernel": ("NotImplementedError(\"Could not run 'aten::x' with arguments from the 'Y' backend\")", "unexpected"),
+    "any other": ('RuntimeError("broken")', "unexpected error"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_fails_in_a_draft_the_seed_that_was_asked_for_is_drawn_and_it_is_said(webui, kind, fault):
+    error, said = FAULTS[fault]
+    more = of_kind(webui, kind)
+    expected = encoded_alike(webui, seed=40, **more)
+    webui.inside(INSTEAD.replace('raise MemoryError("out of memory")', f"raise {error}"), most=0, stop="")
+    try:
+        failed = encoded_alike(webui, {**CHOOSE, "drafts": 3}, seed=40, **more)
+    finally:
+        webui.inside(AS_BEFORE)
+    assert failed.pixels == expected.pixels
+    assert seeds(failed) == seeds(expected)
+    assert said in str(failed.value("Decouple no drafts", -1))
+    assert failed.value("Decouple asked seed", -1) is None
+
+
+@pytest.mark.parametrize("how", ["interrupted", "skipped"])
+@pytest.mark.parametrize("kind", ["img2img", "inpainting", "hires fix"])
+def test_stopped_within_the_drafts_of_any_kind_the_job_ends_and_leaves_nothing_behind(webui, kind, how):
+    more = of_kind(webui, kind)
+    expected = encoded_alike(webui, {**CHOOSE, "drafts": 3}, seed=40, **more)
+    webui.inside(INSTEAD, most=MANY, stop=how)
+    try:
+        stopped = encoded_alike(webui, {**CHOOSE, "drafts": 3}, seed=40, **more)
+    finally:
+        webui.inside(AS_BEFORE)
+    assert seeds(stopped) == [40]
+    assert stopped.value("Decouple asked seed") is None
+    again = encoded_alike(webui, {**CHOOSE, "drafts": 3}, seed=40, **more)
+    assert (again.pixels, seeds(again)) == (expected.pixels, seeds(expected))
+
+
+@pytest.mark.parametrize("look", ["choose", "insist"])
+def test_progress_and_live_preview_go_on_within_the_drafts(webui, look):
+    """Shown by a job that waits in each draft until it was looked at: the host says that these are drafts, its progress
+    is never past the end, and its preview is a picture."""
+    options = {"show_progress_every_n_steps": 1, "show_progress_type": "Approx cheap", "live_previews_enable": True}
+    for name, value in options.items():
+        webui.post("/sdapi/v1/options", {name: value})
+    seen, done = [], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(webui.get("/sdapi/v1/progress"))
+            time.sleep(0.02)
+
+    webui.inside(INSTEAD.replace("if stop:", "import time\n    time.sleep(1.5)\n    if stop:"), most=MANY, stop="")
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        webui.draw({"gradient": "none", "look": look, "drafts": 3}, seed=40, n_iter=2, **SMALL)
+    finally:
+        done.set()
+        watcher.join()
+        webui.inside(AS_BEFORE)
+    within = [one for one in seen if "drafts" in str(one["textinfo"])]
+    assert within
+    assert all(0 < one["progress"] < 0.8 for one in within)  # a quarter of the job is still to be drawn
+    running = [one["progress"] for one in seen if one["state"]["job_count"] > 0]
+    assert max(running) > 0.5
+    # The host counts a job before it sets its step to 0, so one reading may be a job's share too high.
+    assert all(later >= earlier - 0.26 for earlier, later in itertools.pairwise(running))
+    pictures = [one["current_image"] for one in seen if one["current_image"]]
+    assert all(Image.open(io.BytesIO(base64.b64decode(one))).size for one in pictures[-1:])
+    assert seen[-1]["textinfo"] != "Attention Decoupling: drafts"
 
 
 def request_for(webui: Host, args: dict[str, Any], **more: Any) -> dict[str, Any]:
