@@ -12,7 +12,7 @@ from PIL import ImageChops
 
 from lib_decouple.hosts.seeds import seeds_to_draft
 from tests.hosts.conftest import Host, Picture, encoded_alike
-from tests.hosts.test_choose import assert_alike_refined, begun_with, farthest, refined
+from tests.hosts.test_choose import assert_alike_refined, begun_with, farthest, of_kind, refined
 
 INSIST = {"gradient": "none", "look": "insist"}
 SCRIPTED = """
@@ -47,13 +47,13 @@ def launch(sampler, *given, own=Sampler.launch_sampling):
     global runs
     runs += type(sampler.func).__name__ == "GuidedSampler"  # drafts stand there as a function
     if runs == failing:
-        raise MemoryError("out of memory")
+        raise eval(error)
     return own(sampler, *given)
 
 drafting = module("hosts.drafting")
 def draft(*given, own=drafting.draft):
     if runs == out_of_drafts:
-        raise MemoryError("out of memory")
+        raise eval(error)
     if runs == stop_drafts:
         shared.state.interrupted = True
     return own(*given)
@@ -83,6 +83,7 @@ def script(webui: Host) -> Iterator[Any]:
 
     def begin(accepted: list[int] | None = None, chances: dict[int, float] | None = None, **more: Any) -> None:
         scope = {"stop": "", "failing": -1, "out_of_drafts": -1, "stop_drafts": -1, **more}
+        scope.setdefault("error", 'MemoryError("out of memory")')
         webui.inside(SCRIPTED, accepted=accepted, chances=chances or {}, **scope)
         begun.append(True)
 
@@ -289,3 +290,44 @@ def test_memory_that_ends_in_a_second_attempt_of_img2img_delivers_the_surest(web
     assert seeds(picture) == [40]
     assert "out of memory" in str(picture.value("Decouple not insisted"))
     assert picture.pixels == encoded_alike(webui, seed=40, **more).pixels
+
+
+@pytest.mark.parametrize(
+    "fault", [{"failing": 2}, {"out_of_drafts": 1}, {"out_of_drafts": 0}],
+    ids=["in the second attempt", "in the drafts for it", "in the first drafts"],
+)  # fmt: skip
+@pytest.mark.parametrize("error", ['MemoryError("out of memory")', 'RuntimeError("broken")'], ids=["memory", "other"])
+@pytest.mark.parametrize("kind", ["two batches", "img2img", "hires fix"])
+def test_whatever_fails_a_picture_of_the_seed_that_was_asked_for_is_delivered_and_it_is_said(
+    webui, script, kind, error, fault
+):
+    more = of_kind(webui, kind) | ({"steps": 8} if kind == "img2img" else {})
+    expected = encoded_alike(webui, seed=40, **more)
+    script(None, {40: BAD}, error=error, **fault)
+    picture = encoded_alike(webui, INSIST, seed=40, **more)
+    key = "Decouple no drafts" if fault.get("out_of_drafts") == 0 else "Decouple not insisted"
+    first = len(picture.images) - more.get("n_iter", 1)  # behind a grid
+    assert ("out of memory" if "memory" in error else "unexpected error") in str(picture.value(key, first))
+    assert seeds(picture)[first] == 40
+    assert picture.pixels[first] == expected.pixels[first]
+
+
+@pytest.mark.parametrize(
+    ("how", "drawn"),
+    [({"stop": "interrupted"}, 1), ({"stop": "skipped"}, 1), ({"stop_drafts": 1}, 0), ({"stop_drafts": 0}, 0)],
+    ids=["interrupted in the second attempt", "skipped there", "in the drafts for it", "in the first drafts"],
+)
+@pytest.mark.parametrize("kind", ["img2img", "hires fix"])
+def test_a_job_of_any_kind_that_is_stopped_ends_with_a_picture_and_leaves_nothing_behind(
+    webui, script, kind, how, drawn
+):
+    more = of_kind(webui, kind) | ({"steps": 8} if kind == "img2img" else {})
+    expected = encoded_alike(webui, seed=40, **more)
+    script(None, {40: BAD}, **how)
+    stopped = encoded_alike(webui, INSIST, seed=40, **more)
+    assert seeds(stopped) == [seeds_to_draft(40, 2)[drawn]]
+    assert len(stopped.images) == 1
+    webui.inside(AS_BEFORE)
+    again = encoded_alike(webui, seed=40, **more)
+    script()
+    assert again.pixels == expected.pixels
