@@ -87,7 +87,7 @@
                 if (name === "steps" && now(name) === "0") text = decoupleSay("0: the first half of the run");
                 if (now(name) === open[name]) {
                     text = profile ? decoupleSay("{open}, for {family}: {value}", {open: open[name], family: profile.family, value: own[name]})
-                        : decoupleSay("{open}: what the model that is loaded has", {open: open[name]});
+                        : decoupleSay("{open}: what the model has; told once it is loaded", {open: open[name]});
                 }
                 if (line.textContent !== text) line.textContent = text;
             }

@@ -3,7 +3,9 @@
 (function() {
     const LOOK = 300; // ms; other scripts change the prompt without an event
     const PAUSE = 50; // ms after a key
-    const AGAIN = [1, 3, 8, 20, 45, 90, 180].map((seconds) => 1000 * seconds); // after which a model may be loaded
+    const SOON = 500; // ms, after which a model may be loaded; each time doubled
+    const SELDOM = 60000; // at most so; what others change by the API or on their page is seen by then
+    const RETRY = 4000; // after an answer that was none
     const say = (text, values) => decoupleSay(text, values); // which another file defines
     const KINDS = {
         weight: () => say("attention weight"),
@@ -36,7 +38,9 @@
             this.shown = null; // what the chips were asked for
             this.answer = null;
             this.asking = false;
-            this.due = []; // times at which to ask anew, as the model may be another one by then
+            this.wait = SOON; // until it is asked anew, as the model may be another one by then
+            this.due = 0; // when that is
+            this.wrong = false; // the last answer was none
             this.checkpoint = null;
             this.busy = false;
             this.last = null; // index of the word that was clicked last
@@ -49,6 +53,7 @@
                     this.timer = setTimeout(() => this.look(), PAUSE);
                 });
             }
+            addEventListener("focus", () => this.askAgain());
             addEventListener("pointerup", (event) => this.dropped(event));
             addEventListener("pointermove", (event) => this.from !== null && this.mark(this.under(event) ?? this.from));
             addEventListener("pointercancel", () => this.mark(null));
@@ -76,11 +81,13 @@
             this.asking = true;
             const answer = await this.ask(now);
             this.asking = false;
+            if (same || answer.problem) this.askLater(answer.problem ? RETRY : SELDOM);
+            const wasWrong = this.wrong;
+            this.wrong = !!answer.problem;
             this.shown = now;
             if (answer.problem) {
                 this.says([answer.problem]);
-            } else if (!same || JSON.stringify(answer) !== JSON.stringify(this.answer)) {
-                if (this.answer === null && !answer.model) this.askAgain();
+            } else if (!same || wasWrong || JSON.stringify(answer) !== JSON.stringify(this.answer)) {
                 this.answer = answer;
                 (decouple.profiles ??= {})[this.tab] = answer.profile;
                 this.draw();
@@ -95,13 +102,17 @@
             if ((this.checkpoint !== null && checkpoint !== this.checkpoint) || (this.busy && !busy)) this.askAgain();
             this.checkpoint = checkpoint;
             this.busy = busy;
-            const due = this.due.length > 0 && Date.now() >= this.due[0];
-            while (this.due.length && Date.now() >= this.due[0]) this.due.shift();
-            return due;
+            return Date.now() >= this.due;
         }
 
         askAgain() {
-            this.due = AGAIN.map((time) => Date.now() + time);
+            this.wait = SOON;
+            this.due = Date.now() + this.wait;
+        }
+
+        askLater(most) {
+            this.wait = Math.min(2 * this.wait, most);
+            this.due = Date.now() + this.wait;
         }
 
         async ask(body) {

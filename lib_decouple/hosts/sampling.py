@@ -38,6 +38,7 @@ from .denoisers import cross_attention_layers, default_level
 from .drafting import ChoosingSampler
 from .insisting import InsistingSampler
 from .ldm import main_calls, pieces, plan_image
+from .reasons import Unsupported
 from .seeds import ExtraPasses, SeedChoice
 from .tell import Teller, reader_of
 
@@ -55,7 +56,9 @@ class CallbackRows(NamedTuple):
 
 
 def tokens_of(clip: Any, text: str) -> list[Piece]:
-    """:meth:`SamplingPass.tokenize` by a model's ``cond_stage_model``."""
+    """:meth:`SamplingPass.tokenize` by a model's ``cond_stage_model``. Raises Unsupported where it has no chunks."""
+    if not hasattr(clip, "process_texts"):
+        raise Unsupported("this model has no text encoder that is known here; those of SD 1.x, 2.x, XL and Anima are")
     (chunks,), _ = clip.process_texts([text])
     # SDXL has two text encoders with the same chunks.
     encoder = next((one for one in (clip, *getattr(clip, "embedders", ())) if hasattr(one, "tokenizer")), None)

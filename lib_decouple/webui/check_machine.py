@@ -23,6 +23,7 @@ from ..doctor import Examination, Report
 from ..hosts import detect, reasons
 from ..hosts.base import Looking
 from ..hosts.family import denoiser_of, profile_of_model
+from ..hosts.loaded import loaded_model
 from ..settings import Settings
 
 PLAIN_STEPS = 2
@@ -93,12 +94,12 @@ class Examiner:
 
 
 def check() -> Report:
-    """Examine the machine, on the model that the WebUI has loaded. Raises NotNow while a job runs or none is loaded."""
-    from modules import call_queue, sd_models
+    """Examine the machine, on the WebUI's model. Raises NotNow while a job runs or the chosen model is not loaded."""
+    from modules import call_queue
 
-    model = sd_models.model_data.sd_model
-    if model is None or type(model).__name__ == "FakeInitialModel":  # Forge's, until the first picture
-        raise NotNow("No model is loaded yet; draw a picture, then check again.")
+    model = loaded_model()
+    if model is None:
+        raise NotNow("The chosen model is not loaded yet; draw a picture, then check again.")
     if not call_queue.queue_lock.acquire(blocking=False):
         raise NotNow("The WebUI is drawing or loading a model; check again when it is done.")
     try:

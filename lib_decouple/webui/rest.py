@@ -49,7 +49,7 @@ class Host:
     """What the routes need of the WebUI."""
 
     tokenize: Callable[[str], Sequence[Piece]]
-    """The tokens of one ``AND`` part: the loaded model's, or while none is loaded the bundled tokenizer's."""
+    """The tokens of one ``AND`` part: the chosen model's, or while it isn't loaded the bundled tokenizer's."""
     preset_folder: Callable[[], Path]
     """That of the user's presets."""
     dialect: Callable[[], Dialect] = lambda: HOST
@@ -61,13 +61,13 @@ class Host:
     runs_to_show: run_routes.RunsToShow = field(default_factory=run_routes.RunsToShow)
     """The last runs, and the one that is being drawn."""
     model: Callable[[], str] = lambda: ""
-    """The loaded model's name; "" while none is loaded."""
+    """The chosen model's name; "" while it isn't loaded."""
     warnings: Callable[[], list[str]] = list
-    """Why the loaded model would not be guided."""
+    """Why the chosen model, where it is loaded, would not be guided."""
     sampler: Callable[[str], str] = lambda name: ""
     """The name of a sampler's function by its name on the page; "" for an unknown one."""
     profile: Callable[[], Profile | None] = lambda: None
-    """What fills the settings that are left open; None while no model is loaded."""
+    """What fills the settings that are left open; None while the chosen model isn't loaded."""
     check: Callable[[], doctor.Report] = check_machine.check
     """Examines the machine; see :func:`check_machine.check`."""
 
@@ -136,8 +136,8 @@ class ModelProfile(BaseModel):
 class Tokens(BaseModel):
     """A prompt's words; suggestions as lists of indexes of words; what is named but left out; the entities that were
     typed, then those that were clicked, and how the field would hold them; the entities' colours, or the suggestions'
-    where there are no entities; how many tokens it has; the model whose tokens they are, "" where none is loaded and
-    the bundled tokenizer answers, and its profile; and what a job of this prompt would be told."""
+    where there are no entities; how many tokens it has; the model whose tokens they are, "" while the chosen one
+    isn't loaded and the bundled tokenizer answers, and its profile; and what a job of this prompt would be told."""
 
     words: list[Word]
     suggested: list[list[int]]
@@ -320,26 +320,22 @@ async def _watched(request: Request) -> AsyncIterator[None]:
 
 def of_webui(runs: Runs, live: Live) -> Host:
     """The WebUI that this runs in."""
-    from modules import images, prompt_parser, sd_models, shared
+    from modules import images, prompt_parser, shared
 
     from ..hosts import detect, sampling
     from ..hosts.family import profile_of_model
+    from ..hosts.loaded import loaded_model, why_not_guided
     from . import bundled
     from . import options as chosen
 
-    def loaded() -> Any:
-        """The model; None while there is none (shared.sd_model would load one, and wait)."""
-        model = sd_models.model_data.sd_model
-        return None if type(model).__name__ == "FakeInitialModel" else model  # Forge's, until the first picture
-
     def name() -> str:
-        model = loaded()
+        model = loaded_model()
         about = getattr(model, "sd_checkpoint_info", None)
         return "" if model is None else str(getattr(about, "name", type(model).__name__))
 
     def tokenize(text: str) -> list[Piece]:
         try:
-            return detect.adapter(loaded()).tokenize(text)
+            return detect.adapter(loaded_model()).tokenize(text)
         except detect.Unsupported:
             plain = getattr(shared.opts, "emphasis", "") == "None"
             backtrack = int(getattr(shared.opts, "comma_padding_backtrack", 20))
@@ -347,17 +343,12 @@ def of_webui(runs: Runs, live: Live) -> Host:
             return bundled.tokenize(text, backtrack=backtrack, **parse)
 
     def warnings() -> list[str]:
-        model = loaded()
-        if model is None:
-            return []
-        try:
-            detect.adapter(model).tokenize("")
-        except detect.Unsupported:
-            return [f"This model ({type(model).__name__}) can't be guided; SD 1.x, 2.x, XL and Anima can."]
-        return []
+        model = loaded_model()
+        told = "" if model is None else why_not_guided(model)
+        return [told] if told else []
 
     def profile() -> Profile | None:
-        model = loaded()
+        model = loaded_model()
         return None if model is None else profile_of_model(model)
 
     def sampler(name: str) -> str:
