@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.keys import Keys
 
-from tests.browser import chromium, find
+from tests.browser import chromium, find, write
 from tests.hosts.test_seeing_page import drawn, opened, own, until
 
 HOME = {"host": "decouple-drawn", "forge": "small-sd1"}
@@ -29,7 +29,7 @@ const look = (own) => {{
     if (now !== window.recorded.at(-1)) window.recorded.push(now);
 }};
 window.recorded = [];
-setInterval(look, 50, arguments[0]);
+setInterval(look, 200, arguments[0]);
 """
 CHOSEN = "return document.querySelector('#setting_sd_model_checkpoint input').value"
 OPTIONS = "#setting_sd_model_checkpoint ul li, ul.options li"
@@ -41,16 +41,18 @@ def page(request):
     webui = request.getfixturevalue(request.param)
     home = HOME[request.param]
     webui.post("/sdapi/v1/options", {"sd_model_checkpoint": home})
-    webui.draw()
+    webui.draw(steps=1)
     with chromium(1400, 2600) as browser:
         opened(browser, webui.url)
+        for name, value in (("steps", 1), ("width", 64), ("height", 64)):  # it is drawn that the model be read
+            write(browser, value, f"#txt2img_{name} input[type=number], #txt2img_{name} input")
         browser.webui, browser.home = webui, home
         browser.family = family(webui)
         until(lambda: told(browser)[0] == line(browser.family))
         browser.execute_script(RECORD, own(""))
         yield browser
     webui.post("/sdapi/v1/options", {"sd_model_checkpoint": home})
-    webui.draw()
+    webui.draw(steps=1)
 
 
 def family(webui):
