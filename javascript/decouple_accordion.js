@@ -73,10 +73,12 @@
             const now = (name) => decouple.value(this.tab, name);
             const profile = decouple.profiles?.[this.tab];
             const percent = (share) => Math.round(100 * share);
-            const window = !profile?.window ? decoupleSay("the first half of the run")
-                : decoupleSay("from {first} to {last} % of the run", {first: percent(profile.window[0]), last: percent(profile.window[1])});
+            const part = (share) => decoupleSay("{percent} % of the run", {percent: percent(share)});
+            // As closed() in profiles.py has it: a window whose end was chosen begins at the first step.
+            const first = profile?.window && now("steps") === "-1" ? part(profile.window[0]) : decoupleSay("the first step");
+            const last = profile?.window ? part(profile.window[1]) : decoupleSay("half of the run");
             const own = !profile ? {} : {
-                loss: profile.loss, size: profile.size, steps: window, start: window, rule: profile.rule,
+                loss: profile.loss, size: profile.size, steps: last, start: first, rule: profile.rule,
                 stop: profile.stop_below === null ? decoupleSay("off") : decoupleSay("at loss {loss}", {loss: profile.stop_below}),
             };
             // As Profile.layers_for has it.

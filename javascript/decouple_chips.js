@@ -6,6 +6,7 @@
     const SOON = 500; // ms, after which a model may be loaded; each time doubled
     const SELDOM = 60000; // at most so; what others change by the API or on their page is seen by then
     const RETRY = 4000; // after an answer that was none
+    const MOST_LEFT_OUT = 8; // things that are told; of each the chip tells, too
     const say = (text, values) => decoupleSay(text, values); // which another file defines
     const KINDS = {
         weight: () => say("attention weight"),
@@ -61,7 +62,7 @@
 
         now() {
             const settings = {};
-            for (const name of ["loss", "steps", "start", "every", "size", "rule"]) {
+            for (const name of ["loss", "steps", "start", "every", "size", "rule", "stop", "gradient"]) {
                 const value = decouple.value(this.tab, name);
                 if (value !== "") settings[name] = value;
             }
@@ -215,7 +216,9 @@
             this.reach(focused);
             if (focused !== null) this.chip(focused)?.focus();
             const problems = [...(this.answer.warnings ?? []), ...this.answer.entities.map((one) => one.problem).filter(Boolean)];
-            const things = leftOut.map((one) => `${one.text} (${one.why})`).join(", ");
+            const first = leftOut.slice(0, MOST_LEFT_OUT).map((one) => `${one.text} (${one.why})`).join(", ");
+            const things = leftOut.length <= MOST_LEFT_OUT ? first
+                : say("{things} and {number} more", {things: first, number: leftOut.length - MOST_LEFT_OUT});
             const told = things && say("Left out: {things}; a click keeps one apart, too.", {things});
             this.says(problems.length ? problems : (automatic
                 ? [owner.size ? say("Found automatically. Click words to change that; drag across words to join them.")

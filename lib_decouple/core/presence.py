@@ -66,6 +66,10 @@ def lowest(scores: Iterable[float]) -> float:
     return -1.0 if any(map(math.isnan, known)) else min(known, default=-1.0)
 
 
+WEAKEST = "attention weakest for"
+"""Begins what is told of a model of which no curve was learned."""
+
+
 @dataclass(frozen=True)
 class Presence:
     """What the maps of one image tell at one noise level, and of each of its entities."""
@@ -85,15 +89,16 @@ class Presence:
         return min(self.scores, key=lambda name: (not math.isnan(self.scores[name]), self.scores[name]))
 
     def words(self) -> str:
-        """``cat ✓, dog probably missing``; where nothing is known of the model, only which is the ``weakest: dog``,
-        and of one entity alone nothing."""
+        """``cat ✓, dog probably missing``; where no curve was learned, ``attention weakest for dog``, which tells
+        nothing of the picture, and of one entity alone nothing."""
         if self.chances is None:
-            told = f"weakest: {self.weakest}" if len(self.scores) > 1 else ""
+            told = f"{WEAKEST} {self.weakest}" if len(self.scores) > 1 else ""
         else:
             told = ", ".join(
                 f"{name} ✓" if own >= 0.5 else f"{name} probably missing" for name, own in self.chances.items()
             )
-        closest = f"closest: {' and '.join(self.colliding)}" if self.colliding and len(self.scores) > 2 else ""
+        pair = " and ".join(self.colliding) if self.colliding and len(self.scores) > 2 else ""
+        closest = f"{'' if told.startswith(WEAKEST) else 'attention '}closest for {pair}" if pair else ""
         return "; ".join(filter(None, (told, closest)))
 
     def as_dict(self) -> dict[str, Any]:

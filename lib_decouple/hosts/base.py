@@ -125,7 +125,7 @@ def _helping(settings: Settings, layers: Sequence[CrossAttentionLayer], default:
     """Raises ValueError where presence can't be told from what guidance reads."""
     told = "stop: 'presence' is not possible"
     if curve is None:
-        raise ValueError(f"{told} for this checkpoint, of which no curve was learned; off or on, or learn one")
+        raise ValueError(reasons.NO_CURVE_TO_STOP)
     own = choose_layers(layers, settings.factor, settings.layers, default)
     if own != choose_layers(layers, 0, "auto", default) or (settings.treatment, settings.combine) != ("raw", "mean"):
         raise ValueError(f"{told} with another factor, layers, treatment or combine than the model's own; off or on")

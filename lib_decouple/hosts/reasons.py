@@ -57,6 +57,9 @@ NOT_FINITE = (
 NO_CURVE = "nobody has learned what the attention of this checkpoint tells, so the best draft was drawn"
 NO_DRAFT_CURVE = "of this checkpoint nobody has learned what a draft tells, so all were made and the best was drawn"
 """Why “insist” accepts no draft, and without a curve can't begin again."""
+NO_CURVE_TO_STOP = (
+    "stop: 'presence' is not possible for this checkpoint, of which no curve was learned; off or on, or learn one"
+)
 UNKNOWN = "an unexpected error in the guided pass, which the console has"
 
 

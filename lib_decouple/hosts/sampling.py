@@ -269,7 +269,7 @@ class SamplingPass:
 
     def curve(self) -> Curve | None:
         """What was learned of the loaded model."""
-        return _curve_of(shared.sd_model)
+        return curve_of(shared.sd_model)
 
     def give_up_drafts(self, reason: str) -> None:
         """Draw the seed that was asked for, or nothing where drafts alone are wanted, and tell the user why."""
@@ -589,7 +589,7 @@ class SamplingPass:
         return tuple(now), tuple(ever)
 
 
-def _curve_of(model: Any) -> Curve | None:
+def curve_of(model: Any) -> Curve | None:
     """What was learned of the loaded ``model``, known by its hash, unless the host reckons none."""
     digest = getattr(getattr(model, "sd_checkpoint_info", None), "sha256", None)
     return curves.find(str(digest or ""), Path(paths_internal.data_path) / "attention-decoupling" / "curves")

@@ -64,15 +64,16 @@ class SeedChoice:
         """What the status line says."""
         kind = "variation seed" if self.variation else "seed"
         if self.drawn is None:
-            best = max(self.scores, key=lambda seed: lowest(self.scores[seed].values()))
-            return f"{len(self.scores)} {kind}s drafted, {best} is the best; nothing was drawn"
-        drafted = "accepted by its draft" if self.accepted else f"drafted best of {len(self.scores)}"
+            first = max(self.scores, key=lambda seed: lowest(self.scores[seed].values()))
+            return f"{len(self.scores)} {kind}s drafted, {first} is the best by attention; nothing was drawn"
+        best = f"best of {len(self.scores)} drafts by attention"
+        drafted = "accepted by its draft" if self.accepted else best
         if self.drawn == self.asked:
             told = f"the {kind} asked for, {self.asked}, {drafted}"
         elif self.accepted:
             told = f"{kind} {self.drawn} drawn, accepted by its draft, instead of {self.asked}"
         else:
-            told = f"{kind} {self.drawn} drawn, best of {len(self.scores)} drafts, instead of {self.asked}"
+            told = f"{kind} {self.drawn} drawn, {best}, instead of {self.asked}"
         again = self.begun_again()
         return f"{told}; begun again: {again}" if again else told
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -10,7 +10,7 @@ from .. import profiles
 from ..core.schedule import Schedule
 from ..hosts import reasons
 from ..hosts.ldm import Unsupported, main_calls
-from ..settings import Settings
+from ..settings import PRESENCE, Settings
 from .infotext import from_text
 
 
@@ -21,11 +21,13 @@ def warnings(
     steps: int = 0,
     sampler: str = "",
     left_out: str = "",
+    lacks_curve: Callable[[], bool] = lambda: False,
 ) -> list[str]:
     """Why a job of these entities' ``names`` would not be guided, or not as one thinks; in order of importance.
 
     ``given``: settings as the controls hold them, texts allowed, any subset. ``profile`` fills what they leave open.
     ``left_out``: what else the prompt names, with why.
+    ``lacks_curve``: was nothing learned of the checkpoint's presence, as far as it is loaded?
     ``steps``: of the sampler, and ``sampler`` the name of its function; 0 and "" where they are not known.
     """
     known = {item.name for item in fields(Settings)}
@@ -37,6 +39,8 @@ def warnings(
     if settings.gradient == "none":
         return []
     found = [reasons.too_few(names, settings.loss, left_out)]
+    if settings.stop == PRESENCE and lacks_curve():
+        found.append(reasons.NO_CURVE_TO_STOP)
     if steps:
         found.append(reasons.no_guided_step(Schedule(settings.steps, settings.every, settings.start), steps))
     if sampler:

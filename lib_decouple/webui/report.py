@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
-from ..core.presence import lowest
+from ..core.presence import WEAKEST, lowest
 from ..core.trace import ImageTrace
 from ..hosts.seeds import ExtraPasses, SeedChoice
 from ..hosts.tell import Teller
@@ -30,12 +30,15 @@ from .infotext import (
     STOOD_ASIDE,
     TOLD,
     join_list,
+    split_list,
 )
 
 NOT_REACHED = "another script or extension drew it in its own way, past the WebUI's sampling, where guidance works"
 ONLY_HIRES = "only the second pass of hires fix was drawn; “Hires pass too” guides that"
 NO_STEP = "sampling ended before the first guided step"
 MOST_LINES = 8
+MOST_NAMES = 12
+"""Of an image's entities in the status line; the infotext has all."""
 
 
 class Pass(Protocol):
@@ -258,7 +261,9 @@ class Run:
         if len(ranked) < 2:
             return []
         more = f" … and {len(ranked) - MOST_LINES} more" if len(ranked) > MOST_LINES else ""
-        return [f"Ranked by the weakest entity: images {', '.join(map(str, ranked[:MOST_LINES]))}{more}"]
+        return [
+            f"Ranked by the attention of the weakest entity: images {', '.join(map(str, ranked[:MOST_LINES]))}{more}"
+        ]
 
     def _line(self, image: tuple[int, int]) -> str:
         """What was done to one image."""
@@ -270,7 +275,7 @@ class Run:
         for keys, start in (((FOUND, MOVED), ""), ((HIRES[FOUND], HIRES[MOVED]), "hires: ")):
             entities, moved = (self.result(key, *image) for key in keys)
             if entities:
-                parts.append(f"{start}{entities}: {self._moved(moved or '')}")
+                parts.append(f"{start}{_shortened(entities)}: {self._moved(moved or '')}")
         if parts and (unused := self._unused(image)):
             parts.insert(1, f"not in this prompt: {unused}")
         if reason := self.result(STOOD_ASIDE, *image):
@@ -284,7 +289,7 @@ class Run:
     def _begins_with_names(self, image: tuple[int, int], line: str) -> bool:
         """Does an image's line begin with its entities, which are written as the prompt has them?"""
         names = (self.result(key, *image) for key in (TOLD, FOUND))
-        return any(line.startswith(own) for own in names if own and not own.startswith("weakest: "))
+        return any(line.startswith(own) for own in names if own and not own.startswith(WEAKEST))
 
     def _moved(self, moved: str) -> str:
         """:func:`effect.moved` in words."""
@@ -326,6 +331,13 @@ def _batch_and_position(p: Any, index: int, all_prompts: Sequence[str]) -> tuple
     """Which image the host means: it counts from the batch's first while it saves, else from the job's."""
     whole = len(all_prompts) == len(p.all_prompts)
     return divmod(index, p.batch_size) if whole else (p.iteration, index)
+
+
+def _shortened(names: str) -> str:
+    """The first of the names that :func:`join_list` wrote, and how many more there are."""
+    found = split_list(names)
+    more = f" and {len(found) - MOST_NAMES} more" if len(found) > MOST_NAMES else ""
+    return join_list(found[:MOST_NAMES]) + more
 
 
 class _OfImage(str):

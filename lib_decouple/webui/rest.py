@@ -68,6 +68,8 @@ class Host:
     """The name of a sampler's function by its name on the page; "" for an unknown one."""
     profile: Callable[[], Profile | None] = lambda: None
     """What fills the settings that are left open; None while the chosen model isn't loaded."""
+    lacks_curve: Callable[[], bool] = lambda: False
+    """Is the chosen model loaded, and nothing learned of its presence?"""
     check: Callable[[], doctor.Report] = check_machine.check
     """Examines the machine; see :func:`check_machine.check`."""
 
@@ -198,7 +200,7 @@ def add(app: Any, host: Host) -> None:
         asked = beforehand.warnings(
             [one.text for one in chosen] or [_text_of(found["words"], one) for one in found["suggested"]],
             body.settings, profile or UNKNOWN, body.steps, host.sampler(body.sampler),
-            "" if chosen else ", ".join(f"{one.text} ({one.why})" for one in found["left_out"]),
+            "" if chosen else ", ".join(f"{one.text} ({one.why})" for one in found["left_out"]), host.lacks_curve,
         )  # fmt: skip
         # It fits Tokens, as tests see: to check thousands of words here takes longer than all else.
         answer = {
@@ -351,6 +353,10 @@ def of_webui(runs: Runs, live: Live) -> Host:
         model = loaded_model()
         return None if model is None else profile_of_model(model)
 
+    def lacks_curve() -> bool:
+        model = loaded_model()
+        return model is not None and sampling.curve_of(model) is None
+
     def sampler(name: str) -> str:
         for kind in ("k_diffusion", "timesteps", "lcm"):
             with suppress(ImportError):
@@ -374,4 +380,6 @@ def of_webui(runs: Runs, live: Live) -> Host:
         font=images.get_font,
     )
     users = getattr(options, "api_auth", None) or ""
-    return Host(tokenize, chosen.preset_folder, dialect, users, origins, to_show, name, warnings, sampler, profile)
+    return Host(
+        tokenize, chosen.preset_folder, dialect, users, origins, to_show, name, warnings, sampler, profile, lacks_curve
+    )  # fmt: skip

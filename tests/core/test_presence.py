@@ -62,7 +62,7 @@ def test_of_more_entities_than_it_was_learned_of_no_chance_is_told(most: int) ->
     names, maps = ("cat", "dog", "cow", "owl"), torch.eye(4).reshape(4, 2, 2)
     assert set(read(names[:most], maps[:most], 1.0, curve).chances or {}) == set(names[:most])
     more = read(names[: most + 1], maps[: most + 1], 1.0, curve)
-    assert (more.chances, more.words().partition(";")[0]) == (None, "weakest: cat")
+    assert (more.chances, more.words().partition(";")[0]) == (None, "attention weakest for cat")
     assert Curve.from_dict(curve.as_dict()).most == most
 
 
@@ -132,7 +132,7 @@ class TestRead:
         found = read(("cat", "dog", "cow"), self.maps(), 0.5)
         assert found.scores == pytest.approx({"cat": 0.8, "dog": 0.1, "cow": 0.2})
         assert (found.chances, found.weakest) == (None, "dog")
-        assert found.words() == "weakest: dog; closest: dog and cow"
+        assert found.words() == "attention weakest for dog; closest for dog and cow"
         assert read(("cat",), self.maps()[:1], 0.5).words() == ""
 
     def test_with_a_curve_it_says_which_is_there(self) -> None:
@@ -141,7 +141,7 @@ class TestRead:
         assert found.chances == pytest.approx({"cat": 1 / (1 + math.exp(-11)), "dog": 1 / (1 + math.exp(3))})
         assert found.words() == "cat ✓, dog probably missing"
         above = read(("cat", "dog"), self.maps()[:2], 2.0, curve)  # where the curve says nothing
-        assert (above.chances, above.words()) == (None, "weakest: dog")
+        assert (above.chances, above.words()) == (None, "attention weakest for dog")
         assert found.as_dict()["words"] == found.words()
 
 

@@ -48,7 +48,9 @@ def counted(webui: Host, *given: Any, **more: Any) -> tuple[Any, list[int]]:
 def told(picture: Any, index: int = 0) -> str:
     found = picture.value("Decouple told", index)
     assert found
-    assert re.fullmatch(r"weakest: (cat|dog)|(cat|dog) (✓|probably missing), (cat|dog) (✓|probably missing)", found)
+    assert re.fullmatch(
+        r"attention weakest for (cat|dog)|(cat|dog) (✓|probably missing), (cat|dog) (✓|probably missing)", found
+    )
     return str(found)
 
 

@@ -684,7 +684,7 @@ def test_a_curve_of_the_checkpoint_makes_chances(a1111, shared, tmp_path, monkey
     ):
         file.write_text(bad)
         _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], BOTH, steps=10)
-        assert sampling.teller.told[0].words().startswith("weakest: ")
+        assert sampling.teller.told[0].words().startswith("attention weakest for ")
 
 
 def test_the_noise_level_of_a_sampler_with_timesteps(a1111, shared):
@@ -858,7 +858,7 @@ def test_stopping_by_presence_leaves_whole_images_alone_and_needs_a_curve(a1111,
     assert len(job.comments) == 1
     for middle, moved in ((-1.0, [0, 1]), (2.0, [0, 1, 2, 3, 4, 5])):
         # Noise levels fall 14, 12.25, 10.5 ...: at the third look every entity is there, or none.
-        monkeypatch.setattr(a1111.sampling, "_curve_of", lambda _, m=middle: Curve((Level(11.0, m, 20.0),)))
+        monkeypatch.setattr(a1111.sampling, "curve_of", lambda _, m=middle: Curve((Level(11.0, m, 20.0),)))
         _, _, sampling = drawn(a1111, shared, prompts, settings, in_one_call, steps=8)
         assert (sampling.stood_aside, sampling.exact_since) == ("", "")
         for trace in sampling.traces:
@@ -869,7 +869,7 @@ def test_stopping_by_presence_leaves_whole_images_alone_and_needs_a_curve(a1111,
 
 @pytest.mark.parametrize("changes", [{"factor": 1}, {"treatment": "attend-excite"}, {"combine": "max"}], ids=str)
 def test_presence_is_not_told_from_other_maps_than_it_was_learned_on(a1111, shared, monkeypatch, changes):
-    monkeypatch.setattr(a1111.sampling, "_curve_of", lambda _: Curve((Level(11.0, 0.5, 20.0),)))
+    monkeypatch.setattr(a1111.sampling, "curve_of", lambda _: Curve((Level(11.0, 0.5, 20.0),)))
     settings = dataclasses.replace(LATE, stop="presence", **changes)
     _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], settings, in_one_call, steps=8)
     assert sampling.stood_aside.startswith("stop: 'presence' is not possible with another factor, layers")

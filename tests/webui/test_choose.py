@@ -520,7 +520,7 @@ def test_of_drafts_alone_nothing_is_drawn_and_the_job_keeps_its_seeds(webui, pic
     assert found.shape == (1, 4, 8, 8)
     (choice,) = sampling.choices
     assert (choice.asked, choice.drawn, choice.scores) == (3, None, chosen.choices[0].scores)
-    assert choice.words() == f"4 seeds drafted, {chosen.choices[0].drawn} is the best; nothing was drawn"
+    assert choice.words() == f"4 seeds drafted, {chosen.choices[0].drawn} is the best by attention; nothing was drawn"
     assert (job.seeds, job.all_seeds, job.enable_hr, sampling.drew) == ([3], [3], False, False)
     assert (webui.shared.state.skipped, sampling.no_drafts, job.comments) == (True, "", [])
     another = webui.adapter.SamplingPass(job, CHOOSE)  # of the next batch, which img2img draws by the same sampler

@@ -255,7 +255,7 @@ def test_drafts_alone_end_with_no_picture_and_are_kept(host, decoded):  # noqa: 
     assert [one["seed"] for one in told] == [14, 11, 15, 12, 13]
     assert not any(one["drawn"] for one in told)
     lines, _ = host.jobs.status_of(json.dumps({"extra_generation_params": {infotext.RUN: run.id}}))
-    assert "5 seeds drafted, 14 is the best; nothing was drawn" in " ".join(lines)
+    assert "5 seeds drafted, 14 is the best by attention; nothing was drawn" in " ".join(lines)
     assert processed.extra_generation_params.get(infotext.ASKED) is None
 
 

@@ -97,7 +97,7 @@ def state_of(webui):
     [
         ([0.6], 0, "the seed asked for, 3, accepted by its draft"),
         ([0.3, 0.7], 1, f"seed {SEEDS[1]} drawn, accepted by its draft, instead of 3"),
-        ([0.3, 0.1, 0.4, 0.2], 2, f"seed {SEEDS[2]} drawn, best of 4 drafts, instead of 3"),
+        ([0.3, 0.1, 0.4, 0.2], 2, f"seed {SEEDS[2]} drawn, best of 4 drafts by attention, instead of 3"),
     ],
     ids=["the first is accepted", "the second is", "none is"],
 )

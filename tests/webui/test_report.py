@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +27,7 @@ from lib_decouple.webui.infotext import (
     RESULTS,
     STOOD_ASIDE,
     TOLD,
+    join_list,
 )
 from lib_decouple.webui.report import Run
 
@@ -163,15 +164,24 @@ def test_what_is_there_is_told_in_words_and_first():
     unknown = Presence(0.5, {"cat": 0.9, "dog": 0.2, "cow": 0.4}, None, ("cow", "dog"))
     found = told_of(known, unknown, None)
     assert [found.result(TOLD, 0, k) for k in range(3)] == [
-        "cat ✓, dog probably missing", "weakest: dog; closest: cow and dog", None,
+        "cat ✓, dog probably missing", "attention weakest for dog; closest for cow and dog", None,
     ]  # fmt: skip
     assert found.lines()[0].startswith("Image 1: cat ✓, dog probably missing; cat, dog: moved at 3 of 6 steps")
     assert not any("%" in found.result(TOLD, 0, k) for k in range(2))
     aside = told_of(known, guided=trace(), stood_aside="out of memory")
     assert aside.lines()[0] == "cat ✓, dog probably missing; stood aside: out of memory"
-    assert told_of(unknown).lines()[0].startswith("Weakest: dog; closest: cow and dog; cat, dog: moved")
+    assert told_of(unknown).lines()[0].startswith("Attention weakest for dog; closest for cow and dog; cat, dog: moved")
     alone = told_of(Presence(0.5, {"cat": 0.9}))
     assert alone.result(TOLD, 0, 0) is None
+
+
+@pytest.mark.parametrize(("count", "more"), [(12, ""), (13, " and 1 more"), (40, " and 28 more")])
+def test_of_many_entities_the_status_names_the_first_and_the_infotext_all(count, more):
+    names = [f"thing {k}" for k in range(count - 1)] + ["salt, pepper"]
+    names.insert(0, names.pop())
+    found = told_of(None, guided=replace(FIRST, entities=tuple(names)))
+    assert found.result(FOUND, 0, 0) == join_list(names)
+    assert found.lines()[0].startswith(f'"salt, pepper", {join_list(names[1:12])}{more}: moved')
 
 
 def test_which_seed_was_drawn_is_told_of_each_image():
@@ -187,9 +197,11 @@ def test_which_seed_was_drawn_is_told_of_each_image():
     assert [found.result(ASKED, 0, k) for k in range(4)] == ["3", "3", None, None]
     assert [found.result(ASKED_VARIATION, 0, k) for k in range(4)] == [None, None, "50", None]
     lines = found.lines()
-    assert lines[0].startswith("Image 1: seed 1000006 drawn, best of 2 drafts, instead of 3; cat, dog: moved")
-    assert lines[1].startswith("Image 2: the seed asked for, 3, drafted best of 2; ")
-    assert lines[2].startswith("Image 3: variation seed 1000053 drawn, best of 2 drafts, instead of 50; ")
+    assert lines[0].startswith(
+        "Image 1: seed 1000006 drawn, best of 2 drafts by attention, instead of 3; cat, dog: moved"
+    )
+    assert lines[1].startswith("Image 2: the seed asked for, 3, best of 2 drafts by attention; ")
+    assert lines[2].startswith("Image 3: variation seed 1000053 drawn, best of 2 drafts by attention, instead of 50; ")
     assert lines[3].startswith("Image 4: cat, dog: ")
     assert [found.label(0, k) for k in range(2)] == ["decoupled, seed 1000006", "decoupled"]
     assert found.result(NO_DRAFTS, 0, 0) is None
@@ -227,7 +239,8 @@ def test_where_nothing_was_to_be_moved_nothing_stood_aside():
     still.choices = [SeedChoice(3, 1_000_006, {3: {"cat": 0.2}, 1_000_006: {"cat": 0.9}}), None]
     found = Run(Settings(enabled=True, gradient="none"), [still], drawn={0})
     assert found.lines() == [
-        "Image 1: seed 1000006 drawn, best of 2 drafts, instead of 3", "Image 2: not guided, as “Gradient” is none",
+        "Image 1: seed 1000006 drawn, best of 2 drafts by attention, instead of 3",
+        "Image 2: not guided, as “Gradient” is none",
     ]  # fmt: skip
     assert [found.result(STOOD_ASIDE, 0, k) for k in range(2)] == [None, None]
     assert found.label(0, 0) == "not guided, seed 1000006"

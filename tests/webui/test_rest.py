@@ -264,12 +264,16 @@ def test_whose_tokens_they_are_and_what_is_wrong_with_the_model_is_told(model, w
         ({"prompt": "a cat and a dog", "sampler": "LCM", "steps": 8}, "LCM"),
         ({"prompt": "a cat and a dog", "sampler": "Euler", "steps": 8}, ""),
         ({"prompt": "a cat and a dog", "settings": {"other": "x", "enabled": "True"}}, ""),
+        ({"prompt": "a cat and a dog", "settings": {"stop": "presence"}}, "no curve was learned"),
+        ({"prompt": "a cat and a dog", "settings": {"stop": "presence", "gradient": "none"}}, ""),
+        ({"prompt": "a cat", "settings": {"gradient": "none"}}, ""),
     ],
 )
 def test_what_a_job_would_be_told_is_told_before_it_is_drawn(body, words):
     functions = {"LCM": "sample_lcm", "Euler": "sample_euler"}
     app = fastapi.FastAPI()
-    rest.add(app, rest.Host(tokenize, Path, sampler=lambda name: functions.get(name, "")))
+    web = rest.Host(tokenize, Path, sampler=lambda name: functions.get(name, ""), lacks_curve=lambda: True)
+    rest.add(app, web)
     answer = TestClient(app).post("/decouple/v1/tokens", json=body).json()
     assert words in " ".join(answer["warnings"])
     assert bool(answer["warnings"]) == bool(words)
