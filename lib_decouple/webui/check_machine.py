@@ -23,8 +23,8 @@ from ..doctor import Examination, Report
 from ..hosts import detect, reasons
 from ..hosts.base import Looking
 from ..hosts.family import denoiser_of, profile_of_model
-from ..hosts.loaded import loaded_model
 from ..settings import Settings
+from .loaded import loaded_model
 
 PLAIN_STEPS = 2
 """Steps before the examination, which tell what a plain one takes; the first may have to load the model."""

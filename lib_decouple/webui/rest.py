@@ -326,9 +326,9 @@ def of_webui(runs: Runs, live: Live) -> Host:
 
     from ..hosts import detect, sampling
     from ..hosts.family import profile_of_model
-    from ..hosts.loaded import loaded_model, why_not_guided
     from . import bundled
     from . import options as chosen
+    from .loaded import loaded_model, why_not_guided
 
     def name() -> str:
         model = loaded_model()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from lib_decouple.hosts import loaded
+from lib_decouple.webui import loaded
 
 OLD, NEW = SimpleNamespace(filename="old.safetensors"), SimpleNamespace(filename="new.safetensors")
 FAKE = type("FakeInitialModel", (), {})()

@@ -7,10 +7,10 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from . import detect
-from .denoisers import cross_attention_layers
-from .family import denoiser_of
-from .reasons import Unsupported
+from ..hosts import detect
+from ..hosts.denoisers import cross_attention_layers
+from ..hosts.family import denoiser_of
+from ..hosts.reasons import Unsupported
 
 _guidable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
