@@ -103,7 +103,7 @@ def switched(page, switch):
         until(lambda: told(page)[0] == NOT_YET)
         assert page.webui.post("/decouple/v1/tokens", {"prompt": "a cat"})[1]["model"] == ""
         drawn(page)
-    until(lambda: family(page.webui) not in (None, before))
+    until(lambda: family(page.webui) not in (None, before), 600)  # it is read meanwhile
     after = family(page.webui)
     until(lambda: told(page)[0] == line(after))
     return before, after, recorded(page, since)
