@@ -6,4 +6,4 @@ from lib_decouple.settings import Settings
 
 
 def test_the_embedded_profile_is_the_measured_arm():
-    assert closed(Settings(enabled=True), EMBEDDED["decouple-drawn"], 20) == ARMS[2]["intensity+com"]
+    assert closed(Settings(enabled=True), EMBEDDED["decouple-drawn"], 20) == ARMS[2]["com"]
