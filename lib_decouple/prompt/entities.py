@@ -55,11 +55,26 @@ _DENIES |= {"neither", "zero", "0", "never", "without", "no", "w/o", "w/out", "a
 _DENIES |= {"begone"}
 """These deny the next noun; so do those of kind N."""
 _DENIES_BY = {
-    "of": ("free", "devoid", "instead", "empty", "bare", "void", "absence", "lack", "none", "clear", "absent", "rid"),
+    "of": (
+        "free",
+        "devoid",
+        "instead",
+        "empty",
+        "bare",
+        "void",
+        "absence",
+        "lack",
+        "none",
+        "clear",
+        "absent",
+        "rid",
+        "exception",
+    ),
     "from": ("free", "apart", "aside"),
     "for": ("save",),
     "out": ("leave", "leaving", "leaves", "keep", "keeping", "rule", "kick", "crop", "edit", "filter"),
     "any": ("hardly", "barely", "scarcely"),
+    "like": ("nothing",),
     "than": ("rather", "other"),
     "but": ("anything", "everything", "all"),
 }
@@ -628,6 +643,7 @@ def _is_denied(tokens: Sequence[Token]) -> bool:
     last = texts[place - 1]
     denied = (
         last in _DENIES_BEFORE
+        or (last == "go" and place > 1 and texts[place - 2] in ("must", "should"))
         or (last in ("gone", "missing") and place > 1 and texts[place - 2] in _BEING)  # "the dog is gone"
         or (texts[-1] in _ALLOWED and any(text == "not" or text.endswith("n't") for text in texts[:-1]))
     )
@@ -663,6 +679,8 @@ def _denies(clause: Sequence[Token], i: int) -> bool:
         return not _is_small(before, _ARTICLE)  # "a car missing its wheels"
     if before == "not" or before.endswith("n't"):
         return text in _NEGATABLE or text in ("no", "any")
+    if text == "except" and before in ("nothing", "nobody"):
+        return False
     if text == "with":  # "away with the dog", but "a man running away with a dog"
         return before in _GOING and (i == 1 or clause[i - 2].text in ("do", "does", "doing"))
     if text == "gone":
@@ -683,7 +701,7 @@ _GOING = frozenset(["away", "down", "off", "out"])
 
 def _is_told_off(before: str) -> bool:
     """Whether somebody is told to do what the word behind ``before`` says, rather than seen to do it."""
-    return before in ("", "but", "then", "please", "just", "now", "kindly", "you")
+    return before in ("", "but", "then", "please", "just", "now", "kindly", "you", "let")
 
 
 def _is_sent(clause: Sequence[Token], i: int) -> bool:
@@ -1169,9 +1187,9 @@ _NEEDS_OBJECT = frozenset(["holding", "scooping", "carrying", "grabbing", "pulli
 
 
 def _parts_things(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
-    """Whether "break" stands between two things, or behind a being: written for the sign BREAK, that is capitals alone
-    to the hosts, or a verb; but "a coffee break"."""
-    if clause[i].text != "break" or not run or not _is_seen(run[-1]):
+    """Whether "break", "v", "n" or "x" stands between two things or behind a being: written for the sign BREAK (which
+    only capitals are to the hosts), or a verb, or for "versus" or "and"; but "a coffee break"."""
+    if clause[i].text not in ("break", "v", "n", "x") or not run or not _is_seen(run[-1]):
         return False
     lives = run[-1].entry is not None and run[-1].entry.kind in "ap"
     return lives or (i + 1 < len(clause) and _is_bare_noun(clause[i + 1].text) and clause[i + 1].text not in _SERVES)
@@ -1533,7 +1551,7 @@ def _of_run(
             return
         if found.kind in "my" and not (opened and named):
             return
-        if found.kind == "m" and determiner == "the" and not hangs:
+        if found.kind == "m" and determiner in ("the", "this", "that") and not hangs:
             return
         if made_of and (found.described or found.kind == "s"):
             return
