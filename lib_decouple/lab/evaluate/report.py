@@ -259,7 +259,7 @@ def error_table(known: Mapping[str, Mapping[str, Any]], notes: Mapping[str, Judg
 def error_beside(name: str, known: Mapping[str, Mapping[str, Any]]) -> str:
     """A judge's own error, to be read with its figures."""
     if name not in known:
-        return "Its own error was not measured; `evaluate calibrate` does it."
+        return "Its own error was not measured; evaluate calibrate does it."
     own = known[name]
     border = f", below {own['threshold']:.3g} (the best border on others)" if own.get("chosen") else ""
     return (
