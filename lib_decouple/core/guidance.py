@@ -167,6 +167,9 @@ class Guide:
     ) -> GuidedStep:
         """Guide the latents ``[batch, ...]`` at ``step`` (from 0) of ``total``; the input is not changed.
 
+        ``z_i <- z_i - a_t dL(A(z_i))/dz_i`` for each image i that is to be moved: ``A`` its entities' maps, ``L`` the
+        loss, ``a_t`` the rule's. Once; at a refined step until the loss is low enough.
+
         ``sigma``: see :meth:`StepRule.update`. ``noise``: the noise level, ``sqrt((1 - alpha-bar) / alpha-bar)``, for
         who goes by presence. Raises NonFinite, and whatever the denoiser raises.
         """
