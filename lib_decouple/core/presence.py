@@ -113,12 +113,12 @@ def read(names: Sequence[str], maps: Tensor, sigma: float, curve: Curve | None =
     """What the raw maps ``[entities, h, w]`` tell, read at noise level ``sigma``.
 
     Of one entity alone no chance is told: its score is no lead, of which the curve was learned. Nor of more than the
-    curve was learned of: the more there are, the less any leads.
+    curve was learned of: the more there are, the less any leads. Nor where one is a thing that it was not learned of.
     """
     pair = colliding(maps)
     scores = dict(zip(names, presence(maps[None])[0].tolist()))
     chances: dict[str, float] | None = None
-    if curve is not None and 1 < len(scores) <= curve.most:
+    if curve is not None and 1 < len(scores) <= curve.most and all(map(curve.was_learned_of, names)):
         found = {name: curve.probability(score, sigma) for name, score in scores.items()}
         chances = {name: own for name, own in found.items() if own is not None} or None
     return Presence(sigma, scores, chances, None if pair is None else (names[pair[0]], names[pair[1]]))
@@ -145,11 +145,20 @@ class Curve:
     """Of a draft's scores, whose coarse steps make lower or higher maps than a run's; None where nobody learned it."""
     most: int = 3
     """How many entities a picture had, at most, of which it was learned."""
+    things: tuple[str, ...] = ()
+    """The things that its pictures named, where the model knows no others; () where it knows any number."""
 
     def __post_init__(self) -> None:
         sigmas = [level.sigma for level in self.levels]
         if not sigmas or sigmas != sorted(set(sigmas), reverse=True) or sigmas[-1] <= 0:
             raise ValueError(f"levels: the noise levels {sigmas} must be one or more above 0, and fall")
+
+    def was_learned_of(self, entity: str) -> bool:
+        """Whether an entity, by the last word of its name, is one of its things: "red cat", "cats" and "cat@2" are."""
+        word = entity.partition("@")[0].lower().split()[-1:]
+        return not self.things or any(
+            {own, own.removesuffix("s"), own.removesuffix("es")} & {*self.things} for own in word
+        )
 
     def probability(self, score: float, sigma: float) -> float | None:
         """That the entity is in the picture, between the levels by the logarithm of ``sigma``.
@@ -184,6 +193,7 @@ class Curve:
         """Plain JSON."""
         levels = [list(astuple(level)) for level in self.levels]
         made: dict[str, Any] = {"score": SCORE, "entities": self.most, "levels": levels}
+        made |= {"things": list(self.things)} if self.things else {}
         return made if self.draft is None else {**made, "draft": list(astuple(self.draft))}
 
     @classmethod
@@ -192,12 +202,14 @@ class Curve:
         if (score := data.get("score", "peak")) != SCORE:
             raise ValueError(f"score: it was learned of {score!r}, and {SCORE!r} is read now; calibrate it again")
         levels: Sequence[Any] = data.get("levels", ())
-        draft, most = data.get("draft"), data.get("entities", cls.most)
+        draft, most, things = data.get("draft"), data.get("entities", cls.most), data.get("things", [])
         if type(most) is not int or most < 2:
             raise ValueError(f"entities: {most!r} is not allowed; it must be a whole number of 2 or more")
+        if not isinstance(things, list) or not all(isinstance(thing, str) for thing in things):
+            raise ValueError(f"things: {things!r} is not allowed; it must be a list of words")
         try:
             found = tuple(Level(*map(float, level)) for level in levels)
-            return cls(found, None if draft is None else Level(*map(float, draft)), most)
+            return cls(found, None if draft is None else Level(*map(float, draft)), most, tuple(things))
         except TypeError:
             raise ValueError(f"levels: {levels!r}, {draft!r} must be lists of sigma, middle and slope") from None
 

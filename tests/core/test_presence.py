@@ -66,6 +66,31 @@ def test_of_more_entities_than_it_was_learned_of_no_chance_is_told(most: int) ->
     assert Curve.from_dict(curve.as_dict()).most == most
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("cat", "apple"), True),
+        (("red cat", "cats"), True),
+        (("cat", "cat@2"), True),
+        (("cat", "unicorn"), False),
+        (("EasyNegative", "cat"), False),
+        (("cat food", "apple"), False),
+        (("#2", "cat"), False),
+    ],
+)
+def test_of_a_thing_that_it_was_not_learned_of_no_chance_is_told(names: tuple[str, str], told: bool) -> None:
+    curve, maps = Curve(CURVE.levels, things=("cat", "apple")), torch.eye(4).reshape(4, 2, 2)[:2]
+    assert (read(names, maps, 1.0, curve).chances is not None) == told
+    assert read(names, maps, 1.0, CURVE).chances is not None
+    assert Curve.from_dict(curve.as_dict()) == curve
+
+
+@pytest.mark.parametrize("things", ["cat", [1], None, {"cat": 1}])
+def test_things_that_are_no_words_are_refused_by_name(things: object) -> None:
+    with pytest.raises(ValueError, match="things: "):
+        Curve.from_dict({**CURVE.as_dict(), "things": things})
+
+
 @pytest.mark.parametrize("most", [0, 1, 2.5, "3", None, True])
 def test_a_number_of_entities_that_is_none_is_refused_by_name(most: object) -> None:
     with pytest.raises(ValueError, match="entities: "):

@@ -31,6 +31,7 @@ from ..evaluate.curve import learn, reliability, reliability_as_markdown
 from ..evaluate.files import write_whole
 from ..evaluate.prompts.splits import SPLITS
 from ..evaluate.statistics import area
+from ..model.sprites import THINGS
 from .sample import Task, draw, draw_all, tasks_of
 
 Score = Callable[[Tensor], Tensor]
@@ -245,7 +246,7 @@ def run(arguments: argparse.Namespace) -> int:
             for task in tasks_of((count, "drafts"), arguments.split, count, arguments.n, DRAFTED)
         ]
         drafts = [image for _, found in draw_all(drafted, tasks, arguments.jobs, arguments.steps) for image in found]
-        learned = learn([image for own in raw.values() for image in own], drafts)
+        learned = replace(learn([image for own in raw.values() for image in own], drafts), things=THINGS)
         written = json.dumps(curves.as_dict(learned, hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()), indent=1)
         write_whole(arguments.out / "curve.json", written)
         if arguments.ship:
