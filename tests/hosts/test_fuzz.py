@@ -67,6 +67,8 @@ def test_no_request_brings_it_down(webui):
             except httpx.HTTPError as error:
                 told, status = repr(error), 599
             counts[one.path.split("?")[0].split("/")[3], status] += 1
+            if (k + 1) % 250 == 0:
+                print(k + 1, "of", number, "requests,", len(bad), "bad", flush=True)
             if webui.name == "forge" and b"infotext" in (one.body or b"") and FORGE_ITSELF in told:
                 forge_itself += 1
             elif status >= 500 or (status == 422 and not answer.json().get("detail")):
