@@ -33,7 +33,7 @@
                 field: () => gradioApp().querySelector(`${own}entities textarea, ${own}entities input`),
                 sampler: () => gradioApp().querySelector(`#${tab}_sampling input`),
                 steps: () => gradioApp().querySelector(`#${tab}_steps input[type=number]`),
-                checkpoint: () => gradioApp().querySelector("#setting_sd_model_checkpoint input"),
+                checkpoint: () => gradioApp().querySelector("#setting_sd_model_checkpoint input, .model_selection input"),
             };
             this.tab = tab;
             this.shown = null; // what the chips were asked for

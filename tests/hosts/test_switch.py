@@ -31,7 +31,8 @@ const look = (own) => {{
 window.recorded = [];
 setInterval(look, 200, arguments[0]);
 """
-CHOSEN = "return document.querySelector('#setting_sd_model_checkpoint input').value"
+CHECKPOINT = "#setting_sd_model_checkpoint input, .model_selection input"  # Forge's own list has no id
+CHOSEN = f"return document.querySelector('{CHECKPOINT}').value"
 OPTIONS = "#setting_sd_model_checkpoint ul li, ul.options li"
 
 
@@ -71,7 +72,7 @@ def told(page):
 
 def choose(page, name):
     """In the page's own list of checkpoints."""
-    box = find(page, "#setting_sd_model_checkpoint input")[0]
+    box = find(page, CHECKPOINT)[0]
     box.click()
     box.send_keys(Keys.CONTROL, "a")
     box.send_keys(name)
@@ -105,7 +106,7 @@ def switched(page, switch):
         drawn(page)
     until(lambda: family(page.webui) not in (None, before), 600)  # it is read meanwhile
     after = family(page.webui)
-    until(lambda: told(page)[0] == line(after))
+    until(lambda: recorded(page, 0)[-1][0] == line(after))  # which looks five times a second
     return before, after, recorded(page, since)
 
 

@@ -674,6 +674,9 @@ class Scripted:
     def accepts(self, scores: Any, sigma: float) -> bool:
         return Curve((self.draft,), self.draft).accepts(scores, sigma)
 
+    def was_learned_of(self, entity: str) -> bool:
+        return True
+
     def probability(self, score: float, sigma: float) -> float:
         return self.left.pop(0)
 
