@@ -155,10 +155,9 @@ class Curve:
 
     def was_learned_of(self, entity: str) -> bool:
         """Whether an entity, by the last word of its name, is one of its things: "red cat", "cats" and "cat@2" are."""
-        word = entity.partition("@")[0].lower().split()[-1:]
-        return not self.things or any(
-            {own, own.removesuffix("s"), own.removesuffix("es")} & {*self.things} for own in word
-        )
+        word = (entity.partition("@")[0].lower().split() or [""])[-1]
+        forms = {word, word.removesuffix("s"), word.removesuffix("es")}
+        return not self.things or not forms.isdisjoint(self.things)
 
     def probability(self, score: float, sigma: float) -> float | None:
         """That the entity is in the picture, between the levels by the logarithm of ``sigma``.
