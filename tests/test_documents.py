@@ -150,7 +150,7 @@ def test_commands_are_found_and_told_apart():
     found = list(commands(HERE / "README.md"))
     assert ["demo"] in found
     assert ["study", "missing", "--split", "unseen", "--n", "60", "--counts", "2"] in found
-    assert "what-a-guided-step-costs" in anchors(HERE / "docs/results.md")
+    assert "attend-and-excites-276-prompts" in anchors(HERE / "docs/results.md")
 
 
 def test_no_picture_is_left_over():
