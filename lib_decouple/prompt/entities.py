@@ -21,101 +21,40 @@ from __future__ import annotations
 
 import itertools
 import re
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from .lexicon import Entry, begin_compound, begins_compounds, entry, plain, singulars, verbs
-from .syntax import HOST, UNSPACED, Dialect, Span, parse
+from .clauses import JOINS, TITLES, Clause, Token, quotes, split, writing
+from .denials import ASKING, BEING, NEGATABLE, Denial, denial, denied_clauses, denies
+from .lexicon import (
+    ARTICLE,
+    CONCRETE,
+    SMALL,
+    Entry,
+    begin_compound,
+    begins_compounds,
+    entry,
+    is_bare_noun,
+    is_small,
+    is_visible,
+    likely_noun,
+    plain,
+    singulars,
+    verbs,
+)
+from .syntax import HOST, Dialect, Span, parse
 
-VISIBLE_FROM = 4
-"""A noun counts as drawable from this share (0-9) of its senses."""
-
-CONCRETE_FROM = 3
-"""The same for a noun that is mostly a living being, an artifact, a plant, food or a natural object."""
-
-SURELY = 7
-"""The same for an -ing form after a noun: "an apartment building", but "a motorcycle hanging on a wall"."""
-
-_CONCRETE = "aptlfbow"
-
-_ARTICLE, _DENIAL, _SMALL = "D", "N", "DPON"
-"""Kinds of small words: determiners and numbers; what denies the next noun; any small word."""
+_SURELY = 7
+"""A noun counts as drawable from this share of its senses where it is an -ing form after a noun: "an apartment building", but "a motorcycle hanging on a wall"."""
 _SAME_PAST = frozenset(["set", "cast", "cut", "hit", "put", "shut", "split", "spread", "burst"])
-_BEING = frozenset(["is", "are", "was", "were", "be", "being", "been"])
 _SUBJECTS = frozenset(["i", "you", "he", "she", "it", "we", "they", "who", "which"])
 _MAKING = frozenset(["made", "out", "crafted", "carved", "built", "sculpted", "constructed", "formed", "woven"])
-_DENIES = frozenset(
-    ["minus", "sans", "lacking", "lacks", "lack", "barring", "excluding", "exclude", "excludes", "except", "nor"]
-)
-_DENIES |= {"neither", "zero", "0", "never", "without", "no", "w/o", "w/out", "absent", "neg", "nary", "unlike"}
-_DENIES |= {"begone"}
-"""These deny the next noun; so do those of kind N."""
-_DENIES_BY = {
-    "of": (
-        "free",
-        "devoid",
-        "instead",
-        "empty",
-        "bare",
-        "void",
-        "absence",
-        "lack",
-        "none",
-        "clear",
-        "absent",
-        "rid",
-        "exception",
-    ),
-    "from": ("free", "apart", "aside"),
-    "for": ("save",),
-    "out": ("leave", "leaving", "leaves", "keep", "keeping", "rule", "kick", "crop", "edit", "filter"),
-    "any": ("hardly", "barely", "scarcely"),
-    "like": ("nothing",),
-    "than": ("rather", "other"),
-    "but": ("anything", "everything", "all"),
-}
-"""These do behind one of the words named."""
-_NEGATABLE = frozenset(
-    ["a", "an", "any", "the", "is", "are", "be", "have", "has", "wear", "wearing", "hold", "holding"]
-)
-_NEGATABLE |= {"own", "include", "contain", "show", "carry", "carrying", "draw", "add", "want", "use", "need", "see"}
-_NEGATABLE |= {"depict", "feature", "paint", "even", "including", "showing", "depicting", "drawing", "adding", "using"}
-"""Behind "not" and "n't", what hands the denial on to the next noun: a trophy that doesn't fit into a suitcase does."""
-_DENIES_TOLD = frozenset(["skip", "ban", "nix", "forbid", "prohibit", "ditch", "scrap", "erase", "eliminate", "forget"])
-_DENIES_TOLD |= {"avoid", "avoiding", "omit", "omitting", "remove", "removing", "delete", "deleting", "erasing"}
-_DENIES_TOLD |= {"subtract", "discard", "purge", "banish", "expel", "ignore", "replace", "swap"}
-"""These do where somebody is told to: "skip the dog", but "a thief removing a painting"."""
-_DENIES_ALONE = frozenset(["hold", "drop", "lose", "cut", "kill", "hide", "cancel"])
-"""These do where that is all: "hold the onions"."""
-_SENT = {
-    "take": ("away", "out", "off"),
-    "cut": ("out", "away"),
-    "leave": ("out", "off", "away"),
-    "keep": ("out", "away", "off"),
-    "throw": ("out", "away"),
-    "get": ("out", "away"),
-    "send": ("away", "off"),
-    "clear": ("out", "away"),
-    "wipe": ("out", "away"),
-}
-_SENT |= dict.fromkeys(
-    ["crop", "edit", "filter", "rule", "kick", "rub", "mask", "photoshop", "cross", "paint"], ("out",)
-)
-"""Where somebody is told to, what stands with these particles is to go: "take the dog away", "cut out the dog"."""
-_DENIES_BEFORE = frozenset(["excluded", "removed", "omitted", "absent", "forbidden", "prohibited", "banned", "nowhere"])
-_DENIES_BEFORE |= {"erased", "deleted", "begone"}
-"""These deny what stands before them: "a cat, dogs excluded"."""
-_ALLOWED = frozenset(["allowed", "wanted", "welcome", "visible", "shown", "present", "included", "permitted", "there"])
-_ALLOWED |= {"seen", "appear", "show", "depicted", "needed"}
-"""What, behind "not", denies what stands before it, too: "dogs are not allowed"."""
-_AUXILIARY = _BEING | {"not", "to", "must", "should", "may", "do", "does", "can", "will", "shall", "and", "has", "have"}
 _DEFINITE = frozenset(["the", "this", "that", "these", "those", "his", "her", "its", "their", "my", "our", "your"])
 POSSESSIVE = frozenset(["his", "her", "its", "their", "my", "your", "our", "whose"])
-_JOINS = frozenset(["and", "vs", "versus", "or", "with"])
 _NO_THING = frozenset(["medium", "style", "artist", "series", "game", "song", "company", "meme", "source", "anime"])
 _NO_THING |= {
     "manga",
@@ -136,29 +75,6 @@ _NO_THING |= {
     "band",
 }
 """A qualifier of these says that the tag names no thing."""
-_IN_TAGS = frozenset("_-:/.'&!")
-"""Signs within a tag's qualifier: "fate/stay_night", "nier:automata"."""
-_WRITTEN = frozenset(
-    ["text", "caption", "title", "word", "words", "label", "sign", "slogan", "says", "saying", "reads"]
-)
-_WRITTEN |= {"reading", "letters", "lettering", "inscription", "writing", "written", "subtitle", "quote", "logo"}
-"""Behind these and a colon, what stands in quotes is written in the picture."""
-_IS_WRITTEN = (["written"], ["painted"], ["printed"], ["engraved"], ["carved"], ["spelled"], ["stamped"])
-"""What stands in quotes before these is, too."""
-_QUOTES = {
-    '"': '"',
-    "“": "”",
-    "„": "“”",
-    "«": "»",
-    "‹": "›",
-    "「": "」",
-    "『": "』",
-    "＂": "＂",
-    "'": "'",
-    "‘": "’",
-    "`": "`",
-}
-_ALL_QUOTES = frozenset("".join([*_QUOTES, *_QUOTES.values()]))
 _MOST_ATTRIBUTES = 8
 """Words before a noun by which it is told from others of its name."""
 _NUMBERED = re.compile(r"\d+([a-z]+)")
@@ -240,35 +156,6 @@ _entity: Callable[[tuple[object, ...]], Entity] = partial(tuple.__new__, Entity)
 """``Entity(*fields)``, faster."""
 
 
-class Token(NamedTuple):
-    """A word of a clause."""
-
-    text: str
-    """In lower case, without "'s"."""
-    start: int
-    end: int
-    capital: bool = False
-    owner: bool = False
-    """It ends in "'s"."""
-    brackets: int = 0
-    """What stands before it: 1 is a bracket, 2 one that closes and one that opens."""
-    qualifier: str = ""
-    """What stands behind it in escaped brackets, with these, or behind an underscore in brackets that weight it."""
-
-
-_token: Callable[[tuple[object, ...]], Token] = partial(tuple.__new__, Token)
-"""``Token(*fields)``, faster."""
-
-
-class Clause(NamedTuple):
-    """Words between signs that end a phrase."""
-
-    tokens: tuple[Token, ...]
-    sign: str
-    """What stands before it: its punctuation, or the sign's kind."""
-    part: int
-
-
 class _Unit(NamedTuple):
     """One or more tokens that the lexicon knows as one noun, or one token."""
 
@@ -298,12 +185,12 @@ def locate(prompt: str, dialect: Dialect = HOST) -> tuple[Entity, ...]:
 def located(prompt: str, spans: Sequence[Span]) -> list[tuple[Clause, list[Entity]]]:
     """The clauses of a prompt whose spans these are, each with the drawable things that it mentions. Words in quotes
     count where they aren't writing in the picture, and where without them the prompt names nothing."""
-    quoted = _quotes(prompt, spans)
-    written = _written(prompt, spans, quoted)
-    found = _split(prompt, spans, quoted, written)
+    quoted = quotes(prompt, spans)
+    written = writing(prompt, spans, quoted)
+    found = split(prompt, spans, quoted, written)
     each = mentions(found)
     if written and not any(each):
-        found = _split(prompt, spans, quoted, set())
+        found = split(prompt, spans, quoted, set())
         each = mentions(found)
     named = iter(_named([one for own in each for one in own], spans))
     return [(clause, [next(named) for _ in own]) for clause, own in zip(found, each)]
@@ -313,419 +200,11 @@ def mentions(found: Sequence[Clause]) -> list[tuple[Entity, ...]]:
     """The drawable things of each clause."""
     signs = [clause.sign.strip() for clause in found[1:]]
     each = [_told(clause, sign not in ("", ",")) for clause, sign in zip(found, [*signs, "."])]
-    denied = _denied_lists(found, each)
+    denied = denied_clauses(found, [told.denial for told in each])
     return [
         tuple([one for one in told.entities if one.start >= denied[k]]) if k in denied else told.entities
         for k, told in enumerate(each)
     ]
-
-
-def _quotes(prompt: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """Each stretch in quotes: where its first and its last quotation mark stand. Of a prompt that is wholly in quotes
-    these are looked at within."""
-    signs = [
-        (k, prompt[k])
-        for span in spans
-        if span.kind == "punctuation"
-        for k in range(span.start, span.end)
-        if prompt[k] in _ALL_QUOTES
-    ]
-    found = _stretches(prompt, signs)
-    for _ in range(_MOST_NESTED):
-        if len(found) != 1 or prompt[: found[0][0]].strip(" {\n\\") or prompt[found[0][1] + 1 :].strip(" }.,;\n\\"):
-            break
-        signs = [(k, char) for k, char in signs if found[0][0] < k < found[0][1]]
-        if not (within := _stretches(prompt, signs)):
-            break
-        found = within
-    return found
-
-
-_MOST_NESTED = 3
-"""Quotes around a whole prompt that are looked into."""
-
-
-def _stretches(prompt: str, signs: Sequence[tuple[int, str]]) -> list[tuple[int, int]]:
-    """What a prompt's quotation marks pair to; a backslash before them belongs to both of a pair or to none."""
-    signs = [(k, "\\" * prompt.startswith("\\", k - 1, k) + char) for k, char in signs]
-    last = {sign: k for k, sign in signs}
-    found: list[tuple[int, int]] = []
-    opened, closes = -1, frozenset[str]()
-    for k, sign in signs:
-        escape, char = sign[:-1], sign[-1]
-        before, after = prompt[k - 1 - len(escape) : k - len(escape)], prompt[k + 1 : k + 2]
-        if opened >= 0 and sign in closes and not (char in "'’" and after.isalnum()):
-            found.append((opened, k))
-            opened = -1
-        elif opened < 0 and char in _QUOTES and not (char in "'‘" and before.isalnum()) and after.strip():
-            closes = frozenset([escape + closing for closing in _QUOTES[char]])
-            opened = k if any(last.get(closing, -1) > k for closing in closes) else -1
-    return found
-
-
-def _written(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]]) -> set[int]:
-    """Which stretches in quotes are writing in the picture: those that a phrase leads to, as "a sign that says" does,
-    rather than an article, and those that are listed behind one."""
-    found: set[int] = set()
-    starts = [span[1] for span in spans] if quoted else []
-    for number, (start, end) in enumerate(quoted):
-        begin = quoted[number - 1][1] if number else -1
-        between = spans[bisect_right(starts, begin) : bisect_left(starts, start)]
-        if number and all(span.text.lower() in ("and", "or") for span in between if span.kind == "word"):
-            led = number - 1 in found
-        else:
-            backward = (span for span in reversed(between) if span.kind not in ("weight", "comment", "network"))
-            tail, before = next(backward, None), next(backward, None)
-            led = tail is not None and tail.kind == "word" and not _is_small(tail.text.lower(), _ARTICLE)
-            led = led and tail is not None and tail.text.lower() not in _JOINS
-            if tail is not None and tail.text == ":" and before is not None:
-                led = before.text.lower() in _WRITTEN
-            led = led or prompt[end + 1 : end + 12].lower().split()[:1] in _IS_WRITTEN
-        if led:
-            found.add(number)
-    return found
-
-
-def _split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]], written: set[int]) -> list[Clause]:
-    found: list[Clause] = []
-    tokens: list[Token] = []
-    end = part = brackets = quote = unquoted = 0
-    sign, qualifying = "", -1
-
-    def close(kind: str) -> None:
-        nonlocal tokens, sign, brackets, qualifying
-        if tokens:
-            found.append(Clause(tuple(tokens), sign, part))
-            sign = ""
-        tokens, brackets, qualifying = [], 0, -1
-        sign = kind if kind.strip() in ("", ",") and sign in ("", ",") else sign or kind
-
-    read = -1
-    for k, span in enumerate(spans):
-        kind, start, stop, text, weight, _, share = span
-        gap, end = prompt[end:start], stop
-        if k <= read:
-            continue
-        if (
-            (kind, gap) == ("word", " ")
-            and (weight > 0 and share > 0)
-            and (qualifying < 0 and start < unquoted)
-            and (text.islower() and text.isalpha() and text.isascii())
-        ):  # what the rest would make of nearly every word
-            tokens.append(_token((text, start, stop, False, False, brackets, "")))
-            brackets = 0
-            continue
-        if "\n" in gap:
-            close("\n")
-        while quote < len(quoted) and quoted[quote][1] < start:
-            quote += 1
-        unquoted = quoted[quote][0] if quote < len(quoted) else len(prompt)
-        inside = unquoted <= start
-        if inside and quote in written:
-            close('"')
-        elif qualifying >= 0 and ")" in text and kind == "punctuation":
-            shut = start + text.index(")") + 1
-            qualifier = re.sub(r"\\", "", prompt[qualifying:shut].lower())
-            tokens[-1] = tokens[-1]._replace(qualifier=f"{tokens[-1].qualifier} {qualifier}", end=shut)
-            qualifying = -1
-            if text.strip("\\)") or end > shut:
-                close(text)
-        elif qualifying >= 0:
-            if kind not in ("word", "punctuation", "weight"):
-                close(kind)
-        elif kind == "word" and (weight <= 0 or share <= 0):
-            close("taken away")
-        elif kind == "word" and text == "BREAK":
-            close("break")
-        elif kind == "word" and tokens and text.isupper() and _is_mark(text) and prompt[tokens[-1].end - 1].islower():
-            close("keyword")
-        elif kind == "word" and not text.isascii() and UNSPACED.match(text):
-            close(",")  # "🦊 a fox 🦉 an owl"
-        elif kind == "word":
-            if (
-                gap == ""
-                and k
-                and spans[k - 1].text in _BEFORE_WORDS
-                and (sign_at := _takes_away(prompt, spans, k)) >= 0
-            ):
-                tokens.append(Token("no", sign_at, start))
-            lower = text.lower()
-            owner = False
-            if not lower.isalnum():
-                lower = lower.replace("’", "'")
-                owner = lower.endswith("'s")
-                lower = lower.removesuffix("'s")
-            elif lower in ("o", "out") and tokens and prompt[tokens[-1].start : start].lower() == "w/":
-                tokens[-1] = tokens[-1]._replace(text=f"w/{lower}", end=end)
-                continue
-            tokens.append(_token((lower, start, start + len(lower), text[0].isupper(), owner, brackets, "")))
-            brackets = 0
-        elif kind == "punctuation" and tokens and text.lstrip("\\").startswith("(") and ")" not in text:
-            qualifying = start
-        elif tokens and tokens[-1].end == start - 1 and (shut := _shuts(prompt, spans, k)):
-            read, tokens[-1] = shut, _emphasised(tokens[-1], prompt[end : spans[shut].start], spans[shut])
-        elif kind == "weight":
-            closes = text[0] in ":)]"
-            brackets = 2 if brackets == 3 and not closes else 3 if closes else max(brackets, 1)
-        elif (
-            (text, gap) == ("'", "\\") and tokens and tokens[-1].end == start - 1 and prompt[stop : stop + 1].isalpha()
-        ):
-            read = k + 1  # "a cat\'s toy"
-            tokens[-1] = tokens[-1]._replace(end=spans[read].end, owner=spans[read].text == "s")
-            end = spans[read].end
-        elif kind == "punctuation" and tokens and text == "/" and tokens[-1].text == "w":
-            tokens[-1] = tokens[-1]._replace(text="with")
-        elif text == "." and len(tokens) > 1 and prompt[tokens[-1].start : start] == "v":
-            tokens[-1] = tokens[-1]._replace(text="vs")
-        elif text == "." and tokens and not gap and _is_initial(spans, k):
-            read = k + 1  # "d.va"
-            tokens[-1] = tokens[-1]._replace(text=f"{tokens[-1].text}.{spans[read].text.lower()}", end=spans[read].end)
-            end = spans[read].end
-        elif text == "." and tokens and not gap and (tokens[-1].text in _TITLES or "." in tokens[-1].text[-2:-1]):
-            tokens[-1] = tokens[-1]._replace(text=tokens[-1].text + ".", end=stop)
-        elif kind == "punctuation" and inside and prompt[start:end].strip("".join(_QUOTES)) == "":
-            close('"')
-        elif kind in ("comment", "network") or (kind == "punctuation" and not gap and _within(span, tokens)):
-            continue
-        elif kind in _CHOICES and tokens and all(map(_qualifies, tokens)) and (shut := _leads_on(prompt, spans, k)):
-            tokens, brackets = (
-                (tokens, 2) if shut == k else ([], 0)
-            )  # the last of "[wooden:stone:0.4] bridge" is read with its noun
-        else:
-            close(text if kind == "punctuation" else kind)
-            part += kind in ("and", "break", "keyword")
-    close("")
-    return found
-
-
-_TITLES = frozenset(["dr", "mr", "mrs", "ms", "st", "prof"])
-"""A dot behind these ends nothing."""
-
-
-def _is_initial(spans: Sequence[Span], k: int) -> bool:
-    """Whether the dot ``k`` stands between a single letter and a word, within a name: "d.va"."""
-    if k + 1 >= len(spans) or k == 0:
-        return False
-    before, after = spans[k - 1], spans[k + 1]
-    touch = before.end == spans[k].start and after.start == spans[k].end
-    return touch and len(before.text) == 1 and before.text.isalpha() and after.kind == "word"
-
-
-@lru_cache(maxsize=1024)
-def _is_mark(text: str) -> bool:
-    """Whether a word in capitals, behind others that aren't, can only be another extension's sign: "a cat CONCAT a
-    dog", but "a cat WEARING a hat"."""
-    lower = text.lower()
-    found, _ = _noun(lower)
-    named = found is not None and (found.verb or found.adjective or found.described or _visible(found))
-    return len(text) >= 4 and text.isalpha() and not (named or verbs(lower) or _is_small(lower, _SMALL))
-
-
-_CHOICES = ("editing", "alternation", "choice")
-_MOST_CHOSEN = 12
-"""Spans from an option's end to that of the whole choice."""
-
-
-def _qualifies(token: Token) -> bool:
-    """Whether a word says of what material or colour a thing is, or is an adjective."""
-    found = entry(token.text)
-    if found is None or (found.kind in "apfl" and _visible(found)):
-        return False
-    return found.described or found.coloured or found.kind == "s" or found.adjective > found.noun + found.verb
-
-
-def _leads_on(prompt: str, spans: Sequence[Span], k: int) -> int:
-    """Which span ends the choice that span ``k`` is a sign of, where a noun follows it at once; 0 where none does."""
-    for n in range(k, min(k + _MOST_CHOSEN, len(spans) - 1)):
-        if spans[n].kind in _CHOICES and spans[n].text[-1] in "]}":
-            after = spans[n + 1]
-            follows = after.kind == "word" and not prompt[spans[n].end : after.start].strip(" ")
-            return n if follows and not _is_small(after.text.lower(), _SMALL) else 0
-    return 0
-
-
-_TAKING_AWAY = ("-", "!", "~", "¬")
-_BEFORE_WORDS = (*_TAKING_AWAY, "(", "[")
-
-
-_ADORNED = re.compile(r"[^~]{0,40}\w~")
-"""What a "~" adorns rather than denies: "~cozy cabin~"."""
-
-
-def _takes_away(prompt: str, spans: Sequence[Span], k: int) -> int:
-    """Where a hyphen or the like stands before the word ``k`` or its brackets as in a search, "cat -dog", rather than
-    within a word or at a line's start; -1 where none does."""
-    n = k - 1
-    while n > 0 and spans[n].text in "([" and spans[n].start == spans[n - 1].end:
-        n -= 1
-    sign = spans[n].start
-    at = sign - 1
-    while at >= 0 and prompt[at] == " ":
-        at -= 1
-    searched = spans[n].text in _TAKING_AWAY and at >= 0 and prompt[at] != "\n" and prompt[sign - 1] in " ,"
-    adorns = spans[n].text == "~" and _ADORNED.match(prompt, spans[k].start)
-    return sign if searched and not adorns else -1
-
-
-def _shuts(prompt: str, spans: Sequence[Span], k: int) -> int:
-    """Which span closes the bracket ``k`` of a tag's qualifier that the host reads as a weight, "kiwi_(bird)"; 0 where
-    it is none."""
-    if spans[k].text != "(" or prompt[spans[k].start - 1] != "_":
-        return 0
-    for n in range(k + 1, len(spans)):
-        if spans[n].kind == "weight":
-            return n if n > k + 1 and spans[n].text[0] in ":)" else 0
-        if spans[n].taken_away or not (spans[n].kind == "word" or spans[n].text in _IN_TAGS):
-            return 0
-    return 0
-
-
-def _emphasised(token: Token, qualifier: str, shut: Span) -> Token:
-    """With a qualifier as the text encoder reads it."""
-    return token._replace(qualifier=f"{token.qualifier} {' '.join(qualifier.lower().split())}", end=shut.start + 1)
-
-
-def _within(span: Span, tokens: Sequence[Token]) -> bool:
-    """Whether a sign belongs to a word."""
-    return set(span.text) <= {"_", "-", "'"} or (span.text == "." and bool(tokens) and tokens[-1].text == "vs")
-
-
-def _denied_lists(found: Sequence[Clause], each: Sequence[_Told]) -> dict[int, int]:
-    """Clause -> where in the prompt it ends to be denied, of "no cats, dogs or birds", and of a pasted infotext's
-    negative prompt; ``each`` is what is told of the clauses."""
-    denied: dict[int, int] = {}
-    for k, (clause, told) in enumerate(zip(found, each)):
-        if told.heads and k not in denied and k + 1 < len(found) and told.heads in ("*", found[k + 1].sign.strip()):
-            after = itertools.takewhile(lambda n: "\n" not in found[n].sign, range(k + 1, len(found)))
-            denied.update({n: found[n].tokens[-1].end for n in after})
-        if told.denied:
-            denied[k] = clause.tokens[-1].end
-        if k and clause.sign.strip() in _IS and [token.text for token in clause.tokens] in _NONE:
-            denied[k - 1] = found[k - 1].tokens[-1].end  # "dogs: none"
-        if k in denied or not told.ends_denied:
-            continue
-        for n in range(k + 1, min(k + 6, len(found))):
-            tokens = found[n].tokens
-            choice = next((i for i, token in enumerate(tokens[:4]) if token.text in ("or", "nor")), None)
-            if found[n].sign.strip() != ",":
-                break
-            if choice is not None:
-                last = next(
-                    (i for i in range(choice + 2, len(tokens)) if _is_small(tokens[i].text, _SMALL)), len(tokens)
-                )
-                denied.update({between: found[between].tokens[-1].end for between in range(k + 1, n)})
-                denied[n] = tokens[last - 1].end
-                break
-            if len(tokens) > 2 or any(_is_small(token.text, _SMALL) for token in tokens):
-                break
-    return denied
-
-
-_IS = (":", "=", "-", "–", "—")
-_NONE = (["none"], ["no"], ["never"], ["zero"])
-
-
-def _heads(tokens: Sequence[Token]) -> str:
-    """Before which sign a clause is the heading of what is to be left out: "negative prompt …", "without: …"."""
-    words = [token.text for token in tokens]
-    if words == ["negative", "prompt"]:
-        return "*"
-    return ":" if words[-1] in ("negative", "negatives", "neg") or _denies(tokens, len(words) - 1) else ""
-
-
-def _is_denied(tokens: Sequence[Token]) -> bool:
-    """Whether a clause ends in what takes the rest of it away: "dogs excluded"."""
-    texts = [token.text for token in tokens]
-    if texts[-2:] == ["left", "out"] or (len(texts) == 2 and texts[1] == "free" and _is_bare_noun(texts[0])):
-        return True  # "the dog left out", "dog free"
-    place = texts.index("nowhere") + 1 if "nowhere" in texts else len(texts)
-    said = [text for text in texts[:place] if text not in _AUXILIARY or text == "not"]
-    last = texts[place - 1]
-    denied = (
-        last in _DENIES_BEFORE
-        or (last == "go" and place > 1 and texts[place - 2] in ("must", "should"))
-        or (last in ("gone", "missing") and place > 1 and texts[place - 2] in _BEING)  # "the dog is gone"
-        or (texts[-1] in _ALLOWED and any(text == "not" or text.endswith("n't") for text in texts[:-1]))
-    )
-    return (
-        denied
-        and len(said) > 1
-        and not any(_is_small(text, "PO") and text != "not" and not text.endswith("n't") for text in said[:-1])
-    )
-
-
-def _ends_denied(tokens: Sequence[Token]) -> bool:
-    """Whether a clause ends in a denied noun."""
-    for k in range(len(tokens) - 1, max(-1, len(tokens) - 5), -1):
-        if _denies(tokens, k):
-            return k < len(tokens) - 1
-        if _is_small(tokens[k].text, "PO") and tokens[k].text not in ("and", "or"):
-            return False
-    return False
-
-
-def _denies(clause: Sequence[Token], i: int) -> bool:
-    """Whether the word denies the next noun."""
-    text, before = clause[i].text, clause[i - 1].text if i else ""
-    if not _may_deny(text) and before != "not" and not before.endswith("n't"):
-        return False
-    after = clause[i + 1].text if i + 1 < len(clause) else ""
-    if text in _DENIES_BY:
-        place = before == "place" and i > 1 and clause[i - 2].text == "in"
-        return (before in _DENIES_BY[text] and (text, after) != ("out", "of")) or (place and text == "of")
-    if text == "not" or text.endswith("n't"):
-        return after in _NEGATABLE or (text == "not" and _is_bare_noun(after))
-    if text == "missing":
-        return not _is_small(before, _ARTICLE)  # "a car missing its wheels"
-    if before == "not" or before.endswith("n't"):
-        return text in _NEGATABLE or text in ("no", "any")
-    if text == "except" and before in ("nothing", "nobody"):
-        return False
-    if text == "with":  # "away with the dog", but "a man running away with a dog"
-        return before in _GOING and (i == 1 or clause[i - 2].text in ("do", "does", "doing"))
-    if text == "gone":
-        return before == "be" and i == 1  # "be gone, dog"
-    if text in _DENIES_TOLD and _is_told_off(before):
-        return True
-    if text in _SENT and _is_told_off(before) and _is_sent(clause, i):
-        return True
-    if text in _DENIES_ALONE:
-        end = len(clause) - (clause[-1].text in _ASKING)
-        alone = after == "the" and i + 3 <= end <= i + 4 and _is_bare_noun(clause[end - 1].text)
-        return alone and _is_told_off(before)
-    return text in _DENIES or _is_small(text, _DENIAL)
-
-
-_GOING = frozenset(["away", "down", "off", "out"])
-
-
-def _is_told_off(before: str) -> bool:
-    """Whether somebody is told to do what the word behind ``before`` says, rather than seen to do it."""
-    return before in ("", "but", "then", "please", "just", "now", "kindly", "you", "let")
-
-
-def _is_sent(clause: Sequence[Token], i: int) -> bool:
-    """Whether behind a verb its particle stands before an article ("cut out the dog"), or ends what is said ("take dogs
-    away"); a sign may say "keep out", and "cut out paper" is a thing."""
-    particles = _SENT[clause[i].text]
-    texts = [token.text for token in clause[i + 1 :]]
-    if texts[:1] and texts[0] in particles:
-        return len(texts) > 1 and _is_small(texts[1], _ARTICLE) and texts[1:3] != ["of", "the"]
-    end = next((k for k, text in enumerate(texts) if _is_small(text, "PO") or text in particles), len(texts))
-    return 0 < end < len(texts) and texts[end] in particles and _is_small((texts[end + 1 :] or ["of"])[0], "PO")
-
-
-@lru_cache(maxsize=8192)
-def _may_deny(text: str) -> bool:
-    """Whether the word denies the next noun at some place."""
-    sets = (_DENIES, _DENIES_BY, _DENIES_TOLD, _DENIES_ALONE, _SENT, ("not", "missing", "with", "gone"))
-    return any(text in own for own in sets) or text.endswith("n't") or _is_small(text, _DENIAL)
-
-
-def _is_bare_noun(text: str) -> bool:
-    """Whether a word can't but name a thing that is seen: "not dog", unlike "not scary"."""
-    found, _ = _noun(text)
-    return found is not None and found.noun >= 6 and _visible(found)
 
 
 _PRAISE = frozenset(["beautiful", "beautifully", "detailed", "perfect", "perfectly", "cute", "delicate", "gorgeous"])
@@ -861,12 +340,7 @@ class _Told(NamedTuple):
     """What is told of a clause by itself."""
 
     entities: tuple[Entity, ...]
-    heads: str
-    """Before which sign it is the heading of what is to be left out: "*" any, "" none."""
-    denied: bool
-    """Its last word takes the others away: "dogs excluded"."""
-    ends_denied: bool
-    """It ends in a denied noun."""
+    denial: Denial
 
 
 _SHORT = 40
@@ -884,16 +358,15 @@ def _told(clause: Clause, ends: bool) -> _Told:
     told = _remembered(tuple(map(_WITHOUT_PLACE, tokens)), tuple(starts), tuple(stops), ends)
     if not told.entities or not (at or part):
         return told
-    entities, heads, denied, ends_denied = told
     return _Told(
         tuple(
             [
                 _entity((text, start + at, end + at, head, noun, tuple([(word, begin + at) for word, begin in words]),
                          determiner, joined, part))
-                for text, start, end, head, noun, words, determiner, joined, _ in entities
+                for text, start, end, head, noun, words, determiner, joined, _ in told.entities
             ]
         ),
-        heads, denied, ends_denied,
+        told.denial,
     )  # fmt: skip
 
 
@@ -909,7 +382,7 @@ def _remembered(
 
 
 def _tell(clause: Sequence[Token], ends: bool) -> _Told:
-    return _Told(tuple(_read(clause, ends)), _heads(clause), _is_denied(clause), _ends_denied(clause))
+    return _Told(tuple(_read(clause, ends)), denial(clause))
 
 
 def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
@@ -954,7 +427,7 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
             and _is_named(run)
             and (
                 _acts(clause, i, opener, boundary, named, run[0].capital)
-                or (run[0].text[:-1] in _TITLES and not run[-1].qualifier)
+                or (run[0].text[:-1] in TITLES and not run[-1].qualifier)
                 or (opener == "of" and _has_names(governor))
             )
         ):
@@ -977,8 +450,8 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
         text = clause[i].text
         if text in _STYLES and _names_style(clause, i):
             break
-        small = (_is_small(text, _SMALL) and not _is_container(clause, i) and not _is_part(clause, i)) or (
-            _denies(clause, i) or _measures(clause, i)
+        small = (is_small(text, SMALL) and not _is_container(clause, i) and not _is_part(clause, i)) or (
+            denies(clause, i) or _measures(clause, i)
         )
         unit = None if small or _parts_things(clause, i, run) else _unit(clause, i)
         if unit and unit.tokens == 1 and _is_verb(clause, i, run):
@@ -1007,13 +480,13 @@ def _read(clause: Sequence[Token], ends: bool) -> Iterator[Entity]:
         if run:
             yield from told(text)
             named = named or any(one.entry is None or one.entry.noun for one in run)
-        article = _is_small(text, _ARTICLE)
+        article = is_small(text, ARTICLE)
         determiner = text if article else "'s" if text == "'s" else determiner if small and not run else ""
         opened = article or text == "'s" or (opened and small and not run)
-        joined = text in _JOINS or (joined and article and not run)
-        denied = (text not in ("'s", "(") and _denies(clause, i - 1)) or (text == "by" and _names_artist(clause, i - 1))
+        joined = text in JOINS or (joined and article and not run)
+        denied = (text not in ("'s", "(") and denies(clause, i - 1)) or (text == "by" and _names_artist(clause, i - 1))
         skipped = denied or (
-            skipped and (small or text in _NEGATABLE) and (not run or text in ("and", "or", "nor", "of"))
+            skipped and (small or text in NEGATABLE) and (not run or text in ("and", "or", "nor", "of"))
         )
         alive = alive if skipped and not denied else None
         if text in ("of", "from") and i > 1 and clause[i - 2].text in _MAKING:
@@ -1053,8 +526,6 @@ _VERSUS = frozenset(["vs", "versus"])
 _BESIDE = frozenset(["beside", "behind", "between", "facing"])
 _MEETS = frozenset(["fight", "chase", "hug", "kiss", "battle", "attack", "meet", "defeat", "ride", "carry", "face"])
 _LIKE_ADJECTIVES = re.compile(r"(?:ic|al|ous|ful|ive|esque|ish|able|ible|less|core|wave|punk|ary|est|ier|ist|ism|y)$")
-
-
 _PARTICLES = frozenset(["van", "von", "de", "da", "di", "del", "la", "le", "el", "al", "bin", "ibn", "mac"])
 """Parts of names."""
 
@@ -1065,7 +536,7 @@ def _is_named(run: Sequence[_Unit]) -> bool:
     run = [
         unit
         for k, unit in enumerate(run, 1)
-        if k == len(run) or not (unit.text in _PARTICLES or unit.text[:-1] in _TITLES)
+        if k == len(run) or not (unit.text in _PARTICLES or unit.text[:-1] in TITLES)
     ]
     return 0 < len(run) <= 3 and all(
         unit.entry is None
@@ -1092,8 +563,10 @@ _OF_STYLE = frozenset(
 def _has_names(text: str) -> bool:
     """Whether what stands behind "of" this noun may be the name of what is seen: "a portrait of gandalf", "a bowl of
     laksa", "the ruins of hampi"."""
-    found, _ = _noun(text)
-    return found is not None and found.kind != "p" and (found.kind in "cm" or _visible(found)) and text not in _OF_STYLE
+    found, _ = likely_noun(text)
+    return (
+        found is not None and found.kind != "p" and (found.kind in "cm" or is_visible(found)) and text not in _OF_STYLE
+    )
 
 
 def _acts(clause: Sequence[Token], i: int, opener: str, boundary: str, named: bool, capital: bool) -> bool:
@@ -1104,18 +577,18 @@ def _acts(clause: Sequence[Token], i: int, opener: str, boundary: str, named: bo
     if boundary in _VERSUS or opener in _VERSUS:
         return True
     if boundary in ("and", "or", *_BESIDE):
-        return _is_small(after, _ARTICLE)
+        return is_small(after, ARTICLE)
     if boundary == "next" and after == "to":
         return True
-    if not opener and capital and boundary in _WHERE | {"on", "with", "under", "inside"} and _is_small(after, _ARTICLE):
+    if not opener and capital and boundary in _WHERE | {"on", "with", "under", "inside"} and is_small(after, ARTICLE):
         return True
-    ended = boundary in (",", ".", "") or _is_small(boundary, "P")
+    ended = boundary in (",", ".", "") or is_small(boundary, "P")
     if opener in ("and", "or", "to") or opener in _BESIDE:
         return named and ended
     if any(base in _MEETS for base in _stems(opener)):
         return named and ended
     forms = [form for form, _ in verbs(boundary)]
-    return ("ing" in forms or "s" in forms) and after != "of" and _is_small(after, "DP")
+    return ("ing" in forms or "s" in forms) and after != "of" and is_small(after, "DP")
 
 
 def _stems(text: str) -> Iterator[str]:
@@ -1134,9 +607,9 @@ def _is_container(clause: Sequence[Token], i: int) -> bool:
     if clause[i].text != "can" or not i:
         return False
     before, after = clause[i - 1].text, clause[i + 1].text if i + 1 < len(clause) else ""
-    ended = not after or _is_small(after, "PO")
-    relates = before == "that" and i > 1 and not _is_small(clause[i - 2].text, _SMALL)  # "a robot that can swim"
-    return (_is_small(before, _ARTICLE) and not relates) or (ended and not _is_small(before, _SMALL))
+    ended = not after or is_small(after, "PO")
+    relates = before == "that" and i > 1 and not is_small(clause[i - 2].text, SMALL)  # "a robot that can swim"
+    return (is_small(before, ARTICLE) and not relates) or (ended and not is_small(before, SMALL))
 
 
 def _is_part(clause: Sequence[Token], i: int) -> bool:
@@ -1159,7 +632,7 @@ def _measures(clause: Sequence[Token], i: int) -> bool:
     return (
         clause[i].text in _MEASURES
         and i > 0
-        and (_is_small(clause[i - 1].text, _ARTICLE) or clause[i - 1].text.isdigit())
+        and (is_small(clause[i - 1].text, ARTICLE) or clause[i - 1].text.isdigit())
         and i + 1 < len(clause)
         and (clause[i + 1].text in _MEASURED or [token.text for token in clause[i + 1 : i + 3]] in _BY)
     )
@@ -1167,7 +640,7 @@ def _measures(clause: Sequence[Token], i: int) -> bool:
 
 def _is_said_to_be(clause: Sequence[Token], i: int) -> bool:
     """Whether a word alone stands behind "is": "the cat is orange"."""
-    return i > 0 and clause[i - 1].text in _BEING and (i + 1 == len(clause) or _is_small(clause[i + 1].text, _SMALL))
+    return i > 0 and clause[i - 1].text in BEING and (i + 1 == len(clause) or is_small(clause[i + 1].text, SMALL))
 
 
 _LIKENED = frozenset(["coloured", "colored", "shaped", "themed", "sized", "patterned", "flavoured", "flavored"])
@@ -1177,10 +650,10 @@ _LIKENED |= {"clad", "covered", "eyed", "haired", "headed", "legged", "winged", 
 def _is_likened(clause: Sequence[Token], i: int) -> bool:
     """Whether a noun says with the word behind it what another is like: "a rainbow coloured penguin", "a moss covered
     stone"."""
-    if i + 2 >= len(clause) or clause[i + 1].text not in _LIKENED or _is_small(clause[i + 2].text, _SMALL):
+    if i + 2 >= len(clause) or clause[i + 1].text not in _LIKENED or is_small(clause[i + 2].text, SMALL):
         return False
-    led = i == 0 or _is_small(clause[i - 1].text, _SMALL) or _describes(clause[i - 1].text)
-    return led and (_noun(clause[i + 2].text)[0] or _NOUN).noun > 0
+    led = i == 0 or is_small(clause[i - 1].text, SMALL) or _describes(clause[i - 1].text)
+    return led and (likely_noun(clause[i + 2].text)[0] or _NOUN).noun > 0
 
 
 _NEEDS_OBJECT = frozenset(["holding", "scooping", "carrying", "grabbing", "pulling", "licking", "gaming", "watching"])
@@ -1192,7 +665,7 @@ def _parts_things(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool
     if clause[i].text not in ("break", "v", "n", "x") or not run or not _is_seen(run[-1]):
         return False
     lives = run[-1].entry is not None and run[-1].entry.kind in "ap"
-    return lives or (i + 1 < len(clause) and _is_bare_noun(clause[i + 1].text) and clause[i + 1].text not in _SERVES)
+    return lives or (i + 1 < len(clause) and is_bare_noun(clause[i + 1].text) and clause[i + 1].text not in _SERVES)
 
 
 def _is_activity(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
@@ -1200,16 +673,16 @@ def _is_activity(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     if len(run) != 1 or run[0].plural or run[0].tokens >= i or not clause[i].text.endswith("ing"):
         return False
     at = i - run[0].tokens - 1
-    return clause[at].text in _BEING and (at == 0 or clause[at - 1].text != "there")
+    return clause[at].text in BEING and (at == 0 or clause[at - 1].text != "there")
 
 
 def _leads(clause: Sequence[Token], i: int) -> bool:
     """Whether a participle stands between an article and a noun: "a sleeping cat"."""
-    if i + 1 == len(clause) or _is_small(clause[i + 1].text, _SMALL):
+    if i + 1 == len(clause) or is_small(clause[i + 1].text, SMALL):
         return False
     found = entry(clause[i].text)
     described = found is not None and found.adjective > found.noun + found.verb  # "left cat, right cat"
-    led = i > 0 and _is_small(clause[i - 1].text, _ARTICLE)
+    led = i > 0 and is_small(clause[i - 1].text, ARTICLE)
     return (described and (led or not i)) or (led and clause[i].text.endswith(("ing", "ed", "en")))
 
 
@@ -1217,9 +690,9 @@ def _splits(last: _Unit, unit: _Unit, brackets: int) -> bool:
     """Whether brackets between two words of a run part them: not an adjective from what it is said of."""
     found = last.entry
     if found is None:
-        return brackets == 2 and unit.entry is not None and _visible(unit.entry)
+        return brackets == 2 and unit.entry is not None and is_visible(unit.entry)
     stuff = found.described and not (brackets == 2 and found.kind == "p")  # "(leather) (jacket)", but "(man) (woman)"
-    return _may_head(last, True) and not stuff and _visible(found) and found.adjective <= found.noun
+    return _may_head(last, True) and not stuff and is_visible(found) and found.adjective <= found.noun
 
 
 _STYLES = frozenset(["style", "styled", "inspired", "in"])
@@ -1239,7 +712,7 @@ def _names_artist(clause: Sequence[Token], i: int) -> bool:
         return False
     text = clause[i + 1].text
     known = entry(text) or any(entry(one) for one in singulars(text))
-    return not _is_small(text, _ARTICLE) and (clause[i + 1].capital or not known or i == 0)
+    return not is_small(text, ARTICLE) and (clause[i + 1].capital or not known or i == 0)
 
 
 def _unit(clause: Sequence[Token], i: int) -> _Unit:
@@ -1251,10 +724,10 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
         if any(token.brackets == 2 for token in tokens[1:]):
             continue
         text = " ".join(token.text for token in tokens)
-        found, plural = _noun(text)
+        found, plural = likely_noun(text)
         if plural and i and clause[i - 1].text in _ONE and verbs(tokens[-1].text):
             continue  # "a bus stops"
-        if found and not _visible(found) and _is_deed(clause, i, length):
+        if found and not is_visible(found) and _is_deed(clause, i, length):
             continue  # "a dog paddle on a board"
         if found and _has_colour(clause, i, length, found):
             continue
@@ -1268,7 +741,7 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
                 text, tokens[0].start, last.end, found, plural, length, False, tokens[0].brackets, last.qualifier
             )
     if i + 1 < len(clause) and _for_a_purpose(clause, i):
-        found, plural = _noun(clause[i + 1].text)
+        found, plural = likely_noun(clause[i + 1].text)
         first, last = clause[i], clause[i + 1]
         name = f"{first.text} {last.text}"
         return _Unit(name, first.start, last.end, found, plural, 2, False, first.brackets, last.qualifier)
@@ -1297,7 +770,7 @@ def _for_a_purpose(clause: Sequence[Token], i: int) -> bool:
     if first.text not in _PURPOSES or first.owner or first.qualifier or second.brackets == 2:
         return False
     before = clause[i - 1].text if i else ""
-    led = not before or _is_small(before, "DP") or _describes(before)
+    led = not before or is_small(before, "DP") or _describes(before)
     return led and (second.text in _SERVES or any(one in _SERVES for one in singulars(second.text)))
 
 
@@ -1306,8 +779,8 @@ def _is_deed(clause: Sequence[Token], i: int, length: int) -> bool:
     being, deed = entry(clause[i].text), entry(clause[i + length - 1].text)
     if length != 2 or being is None or deed is None or i + length == len(clause):
         return False
-    lives = being.kind in "ap" and _visible(being) and being.noun >= 6
-    return lives and deed.verb >= 3 and _is_small(clause[i + length].text, "PD")
+    lives = being.kind in "ap" and is_visible(being) and being.noun >= 6
+    return lives and deed.verb >= 3 and is_small(clause[i + length].text, "PD")
 
 
 def _has_colour(clause: Sequence[Token], i: int, length: int, found: Entry) -> bool:
@@ -1315,9 +788,9 @@ def _has_colour(clause: Sequence[Token], i: int, length: int, found: Entry) -> b
     magic robe"."""
     if length != 2 or not (entry(clause[i].text) or _NOUN).coloured:
         return False
-    goes_on = i + length < len(clause) and not _is_small(clause[i + length].text, _SMALL)
-    own, _ = _noun(clause[i + 1].text)
-    return own is not None and ((goes_on and not _visible(found)) or (found.kind == "w" and own.kind != "w"))
+    goes_on = i + length < len(clause) and not is_small(clause[i + length].text, SMALL)
+    own, _ = likely_noun(clause[i + 1].text)
+    return own is not None and ((goes_on and not is_visible(found)) or (found.kind == "w" and own.kind != "w"))
 
 
 @lru_cache(maxsize=8192)
@@ -1330,20 +803,23 @@ def _begin_compound(first: str, second: str) -> bool:
 
 def _single(token: Token) -> _Unit:
     if match := _NUMBERED.fullmatch(token.text):
-        found, _ = _noun(match[1])
-        counted = found if found and _visible(found) and len(match[1]) > 2 else _ADJECTIVE
+        found, _ = likely_noun(match[1])
+        counted = found if found and is_visible(found) and len(match[1]) > 2 else _ADJECTIVE
         counted = _PERSON if match[1] in ("other", "others") else counted
         return _Unit(token.text, token.start, token.end, counted, False, 1, False)
-    found, plural = (_OTHERWISE[token.text], False) if token.text in _OTHERWISE else _noun(token.text)
+    found, plural = (_OTHERWISE[token.text], False) if token.text in _OTHERWISE else likely_noun(token.text)
     if found is None and token.text.startswith(("no-", "non-", "anti-")):
         found = _ADJECTIVE
     if found is None and "-" in token.text and not token.text[0].isdigit():
-        ways = (_noun(token.text.replace("-", "")), _noun(token.text.replace("-", " ")))  # "a pick-up truck"
-        found, plural = next((way for way in ways if way[0] and _visible(way[0])), (None, False))
+        ways = (
+            likely_noun(token.text.replace("-", "")),
+            likely_noun(token.text.replace("-", " ")),
+        )  # "a pick-up truck"
+        found, plural = next((way for way in ways if way[0] and is_visible(way[0])), (None, False))
     if found is None and "-" in token.text:
         last = token.text.rpartition("-")[2]
-        found, plural = _noun(last)
-        if found and not _visible(found):
+        found, plural = likely_noun(last)
+        if found and not is_visible(found):
             found = _ADJECTIVE
         elif found and token.text[0].isdigit():
             return _Unit(last, token.end - len(last), token.end, found, plural, 1, False)
@@ -1370,51 +846,40 @@ def _describes(text: str) -> bool:
     return found is not None and found.adjective > found.noun + found.verb
 
 
-@lru_cache(maxsize=8192)
-def _noun(text: str) -> tuple[Entry | None, bool]:
-    """The likeliest entry of ``text`` as it stands or as a plural, and whether it is one."""
-    found = entry(text)
-    for one in singulars(text):
-        base = entry(one)
-        if base and base.noun and (found is None or base.visible > found.visible):
-            return base, True
-    return found, False
-
-
 def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     """Whether the word is a verb or participle here, which no noun phrase goes across."""
     text = clause[i].text
     before = clause[i - 1].text if i else ""
     after = clause[i + 1].text if i + 1 < len(clause) else ""
-    found, plural = _noun(text)
+    found, plural = likely_noun(text)
     forms = verbs(text)
     if not forms and (found is None or plural or not found.verb):
         return False
     noun = next((unit for unit in run[:-4:-1] if not _is_adverb(unit)), None)  # "a wizard slowly conjures"
     noun = noun if noun and _may_head(noun, True) else None
-    follows = _is_small(after, _SMALL) or (entry(after) or _NOUN).adjective >= 8
-    if before in _ONE and (not after or _is_small(after, _SMALL)) and (entry(text) or _ADJECTIVE).noun:
+    follows = is_small(after, SMALL) or (entry(after) or _NOUN).adjective >= 8
+    if before in _ONE and (not after or is_small(after, SMALL)) and (entry(text) or _ADJECTIVE).noun:
         return False  # "a saw"
     if before in _ONE and (entry(text) or _ADJECTIVE).noun and any(form == "s" for form, _ in verbs(after)):
         return False  # "a saw cuts a log"
     told = found is not None and not plural and found.verb > 0 and _is_told(clause, i)
-    if told and _is_small(after, _ARTICLE) and after != "that":
+    if told and is_small(after, ARTICLE) and after != "that":
         return True
     for form, verb in forms:
         if form == "ing":
-            solid = found is not None and not plural and found.noun >= 5 and (_visible(found) or found.kind == "m")
-            if not solid or found is None or before in _BEING:
+            solid = found is not None and not plural and found.noun >= 5 and (is_visible(found) or found.kind == "m")
+            if not solid or found is None or before in BEING:
                 return not plural
-            sure = found.visible >= SURELY or (found.kind == "m" and (after == "of" or not follows))
+            sure = found.visible >= _SURELY or (found.kind == "m" and (after == "of" or not follows))
             sure = sure and not (noun and noun.entry and noun.entry.kind in "ap")  # "a girl painting"
-            if noun and (_is_small(after, _ARTICLE) or not sure or (noun.plural and _is_small(after, "P"))):
+            if noun and (is_small(after, ARTICLE) or not sure or (noun.plural and is_small(after, "P"))):
                 return True  # "waves lapping at a shore"
         elif form == "ed":
-            solid = found is not None and found.noun >= 5 and _visible(found) and not text.endswith("ed")
+            solid = found is not None and found.noun >= 5 and is_visible(found) and not text.endswith("ed")
             if not solid or (noun and follows):
                 return True
         elif _says_what_it_does(clause, i, run, verb) or (
-            verb.verb >= (4 if found and _visible(found) else 2)
+            verb.verb >= (4 if found and is_visible(found) else 2)
             and (before == "that" or before in _SUBJECTS or (noun and not noun.plural and follows))
         ):
             return True
@@ -1428,7 +893,7 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     if found.verb < 3:
         return False
     # "a cat sit on a mat" is a slip of the pen, "a cake stand on a mat" a thing
-    thing = noun is not None and (noun.entry is None or noun.entry.kind not in "ap") and _visible(found)
+    thing = noun is not None and (noun.entry is None or noun.entry.kind not in "ap") and is_visible(found)
     only = text in _SAME_PAST or (not thing and (found.verb >= 8 or _is_second(clause, i, run)))
     return before in _SUBJECTS or (
         follows
@@ -1456,7 +921,6 @@ def _follows_modal(clause: Sequence[Token], i: int) -> bool:
 
 _MANY = frozenset(["people", "police", "folk", "cattle"])
 """Plurals that don't look it."""
-
 _ONE = frozenset(["a", "an", "another", "one", "each", "every"])
 
 
@@ -1467,12 +931,10 @@ def _compares_size(clause: Sequence[Token], i: int) -> bool:
 
 _ONE_OF_THEM = frozenset(["one", "another", "each", "everyone", "somebody", "someone", "everybody", "nobody"])
 
-_ASKING = frozenset(["please", "you", "me", "to", "just", "now", "kindly"])
-
 
 def _is_told(clause: Sequence[Token], i: int) -> bool:
     """Whether somebody is told here what to do: "draw a cat", "can you please draw a cat"."""
-    return i == 0 or clause[i - 1].text in _ASKING
+    return i == 0 or clause[i - 1].text in ASKING
 
 
 def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit], verb: Entry) -> bool:
@@ -1480,7 +942,7 @@ def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit], ve
     or leads to an article, as no noun does ("the judge hammers the desk", "behind him stands a lamp")."""
     after = clause[i + 1].text if i + 1 < len(clause) else ""
     before = clause[i - 1].text if i else ""
-    leads = _is_small(after, _ARTICLE) and not _is_small(before, "D") and not _compares_size(clause, i)
+    leads = is_small(after, ARTICLE) and not is_small(before, "D") and not _compares_size(clause, i)
     if leads and (verb.verb >= 3 or before in ("and", "then")):
         return True
     if before in _ONE_OF_THEM and not run and after:
@@ -1492,7 +954,7 @@ def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit], ve
     if clause[i].text == run[-1].text + "s" or leader in _ONE:
         return True
     lives = run[-1].entry is not None and run[-1].entry.kind in "ap"
-    return verb.verb >= 3 and lives and bool(after) and _is_small(leader, _ARTICLE)  # "his son stacks logs"
+    return verb.verb >= 3 and lives and bool(after) and is_small(leader, ARTICLE)  # "his son stacks logs"
 
 
 def _is_second(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
@@ -1519,8 +981,8 @@ def _of_run(
         return
     last = run[-1].entry if run else None
     how = last and determiner in _ONE and (last.kind == "-" or len(run[-1].text) == 1) and boundary in ("", ".")
-    preface = last and last.kind not in _CONCRETE and _is_small(boundary, _ARTICLE)
-    if len(run) > 1 and last and not _visible(last) and (how or preface):
+    preface = last and last.kind not in CONCRETE and is_small(boundary, ARTICLE)
+    if len(run) > 1 and last and not is_visible(last) and (how or preface):
         thing = len(run) - 2
         while thing and (found := run[thing].entry) and found.adjective > found.noun:
             thing -= 1  # "a dog high resolution"
@@ -1528,7 +990,7 @@ def _of_run(
         if own is not None and own.kind in "aptfol" and _is_seen(run[thing]):
             # No noun stands before an article ("a cat preface a dog"), and praise behind names nothing ("a dog hd").
             run = run[: thing + 1]
-    lamp = len(run) == 1 and run[0].text in _LAMPS and boundary not in _JOINS
+    lamp = len(run) == 1 and run[0].text in _LAMPS and boundary not in JOINS
     area = run and run[-1].text in _LED and (determiner in _ONE or len(run) > 1)
     if opened and determiner and ((lamp and determiner in _ONE) or area) and boundary != "of":
         yield Entity(run[-1].text, run[-1].start, run[-1].end, run[-1].entry, run[-1].text)
@@ -1557,7 +1019,7 @@ def _of_run(
             return
         counted = opened and boundary != "of"
         piece = counted and named and found.kind == "s" and not found.described and determiner in _ONE  # "a plank"
-        if found.kind != "m" and not piece and not _visible(found, counted):
+        if found.kind != "m" and not piece and not is_visible(found, counted):
             return
     first = head
     while first and _modifies(run[first - 1], unit):
@@ -1592,30 +1054,13 @@ def _qualified(run: list[_Unit]) -> Iterator[Entity]:
     yield Entity(text, run[first].start, unit.end, unit.entry, unit.text, attributes)
 
 
-def _is_small(text: str, kinds: str) -> bool:
-    return _small_kind(text) in kinds
-
-
-@lru_cache(maxsize=8192)
-def _small_kind(text: str) -> str:
-    """Of a small word which of their kinds it is, of any other "-"."""
-    found = entry(text)
-    return found.kind if found and found.kind in _SMALL else "O" if not found and text.endswith("n't") else "-"
-
-
 def _is_seen(unit: _Unit) -> bool:
-    return unit.entry is not None and unit.entry.noun > unit.entry.adjective and _visible(unit.entry)
+    return unit.entry is not None and unit.entry.noun > unit.entry.adjective and is_visible(unit.entry)
 
 
 def _is_inflected(text: str) -> bool:
     """Whether a word that the lexicon does not know looks like a participle or an adverb."""
     return text.endswith(("ing", "ed", "ly"))
-
-
-def _visible(found: Entry, counted: bool = False) -> bool:
-    """Whether a noun is drawable; after an article ("counted") its abstract senses are less likely."""
-    concrete = found.kind in _CONCRETE or (counted and found.kind == "x")
-    return found.visible >= (CONCRETE_FROM if concrete else VISIBLE_FROM)
 
 
 def _is_led(run: Sequence[_Unit], i: int, opened: bool) -> bool:
@@ -1645,12 +1090,12 @@ def _stands_alone(run: Sequence[_Unit], boundary: str) -> bool:
         found is None
         or not found.noun
         or found.described
-        or found.kind not in _CONCRETE
+        or found.kind not in CONCRETE
         or boundary in ("", "and", "or")
     ):
         return False
     described = all(unit.entry and unit.entry.adjective > unit.entry.noun for unit in run[:-1])
-    return described and _visible(found)
+    return described and is_visible(found)
 
 
 def _modifies(unit: _Unit, head: _Unit) -> bool:

@@ -13,6 +13,15 @@ from typing import NamedTuple
 LONGEST = 60
 """Characters of the longest word that is looked up."""
 
+VISIBLE_FROM = 4
+"""A noun counts as drawable from this share (0-9) of its senses."""
+CONCRETE_FROM = 3
+"""The same for a noun that is mostly a living being, an artifact, a plant, food or a natural object."""
+CONCRETE = "aptlfbow"
+"""The kinds of these."""
+ARTICLE, DENIAL, SMALL = "D", "N", "DPON"
+"""Kinds of small words: determiners and numbers; what denies the next noun; any small word."""
+
 _FILE = Path(__file__).with_name("data") / "lexicon.zz"
 
 
@@ -143,3 +152,38 @@ def verbs(word: str) -> tuple[tuple[str, Entry], ...]:
                 forms.append(("s" if ending in ("es", "s") else ending, found))
                 break
     return tuple(forms)
+
+
+def is_bare_noun(text: str) -> bool:
+    """Whether a word can't but name a thing that is seen: "not dog", unlike "not scary"."""
+    found, _ = likely_noun(text)
+    return found is not None and found.noun >= 6 and is_visible(found)
+
+
+@lru_cache(maxsize=8192)
+def likely_noun(text: str) -> tuple[Entry | None, bool]:
+    """The likeliest entry of ``text`` as it stands or as a plural, and whether it is one."""
+    found = entry(text)
+    for one in singulars(text):
+        base = entry(one)
+        if base and base.noun and (found is None or base.visible > found.visible):
+            return base, True
+    return found, False
+
+
+def is_small(text: str, kinds: str) -> bool:
+    """Whether a word is a small one of one of these kinds."""
+    return _small_kind(text) in kinds
+
+
+@lru_cache(maxsize=8192)
+def _small_kind(text: str) -> str:
+    """Of a small word which of their kinds it is, of any other "-"."""
+    found = entry(text)
+    return found.kind if found and found.kind in SMALL else "O" if not found and text.endswith("n't") else "-"
+
+
+def is_visible(found: Entry, counted: bool = False) -> bool:
+    """Whether a noun is drawable; after an article ("counted") its abstract senses are less likely."""
+    concrete = found.kind in CONCRETE or (counted and found.kind == "x")
+    return found.visible >= (CONCRETE_FROM if concrete else VISIBLE_FROM)
