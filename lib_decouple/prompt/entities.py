@@ -29,7 +29,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from .clauses import JOINS, TITLES, Clause, Token, quotes, split, writing
-from .denials import ASKING, BEING, NEGATABLE, Denial, denial, denied_clauses, denies
+from .denials import ASKING, BEING, NEGATABLE, Denial, denial, denied_clauses, denies, in_one_word
 from .lexicon import (
     ARTICLE,
     CONCRETE,
@@ -49,7 +49,8 @@ from .lexicon import (
 from .syntax import HOST, Dialect, Span, parse
 
 _SURELY = 7
-"""A noun counts as drawable from this share of its senses where it is an -ing form after a noun: "an apartment building", but "a motorcycle hanging on a wall"."""
+"""A noun counts as drawable from this share of its senses where it is an -ing form behind a noun: "an apartment
+building", but "a motorcycle hanging on a wall"."""
 _SAME_PAST = frozenset(["set", "cast", "cut", "hit", "put", "shut", "split", "spread", "burst"])
 _SUBJECTS = frozenset(["i", "you", "he", "she", "it", "we", "they", "who", "which"])
 _MAKING = frozenset(["made", "out", "crafted", "carved", "built", "sculpted", "constructed", "formed", "woven"])
@@ -382,6 +383,7 @@ def _remembered(
 
 
 def _tell(clause: Sequence[Token], ends: bool) -> _Told:
+    clause = in_one_word(clause)
     return _Told(tuple(_read(clause, ends)), denial(clause))
 
 
@@ -934,7 +936,7 @@ _ONE_OF_THEM = frozenset(["one", "another", "each", "everyone", "somebody", "som
 
 def _is_told(clause: Sequence[Token], i: int) -> bool:
     """Whether somebody is told here what to do: "draw a cat", "can you please draw a cat"."""
-    return i == 0 or clause[i - 1].text in ASKING
+    return i == 0 or clause[i - 1].text in ASKING or clause[i - 1].text in ("but", "then")
 
 
 def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit], verb: Entry) -> bool:

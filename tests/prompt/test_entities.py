@@ -314,6 +314,42 @@ def test_what_the_prompt_takes_away(prompt: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "no",
+    [
+        # What who writes dislikes.
+        *("I hate hens", "we really dislike hens", "I would hate to see a hen", "i can't stand hens", "hate hens"),
+        *("I don't like hens", "I'm not into hens", "i am not a big fan of hens", "sick of hens"),
+        *("allergic to hens", "I'm so tired of hens"),
+        *("I never liked hens", "I never want to see a hen", "nobody asked for a hen", "no one wants hens"),
+        *("i detest hens and foxes", "I hate it when there are hens", "We don't care for the hens", "I'm against hens"),
+        # What somebody is told.
+        *("stop drawing hens", "quit adding a hen", "stop it with the hens", "refrain from drawing a hen", "drop hens"),
+        *("spare me the hen", "please spare us the hens", "save us from hens", "rid the picture of hens"),
+        *("less hen", "less hens", "fewer hens and foxes", "enough hens", "enough of the hens", "to hell with hens"),
+        *("screw the hen", "stay away from hens", "steer clear of hens", "go away hens", "shoo, hen", "bye hens"),
+        *("don't you dare draw a hen", "try not to include a hen", "don't ever show a hen", "dont draw hens"),
+        *("veto hens", "block hens", "nope to hens"),
+        *("please stop showing hens", "go away, you hen", "stay away, hens", "prevent hens", "cut out hens"),
+        # What denies by the way.
+        *("under no circumstances a hen", "by no means a hen", "on no account draw a hen", "no need for hens"),
+        *("nothing to do with hens", "nothing that has hens", "not one hen", "as opposed to a hen", "in lieu of a hen"),
+        *("cannot have hens", "it isnt a hen", "i hate hens, foxes or owls"),
+        # What stands behind it.
+        *("hens get out", "hens must stay away", "hens stay out, please", "the hens can go", "hens unwelcome here"),
+        *("hens are off limits", "hens are a no-go", "hens are out of the question", "hens need not apply"),
+        *("hens are not allowed in the picture", "hens don't belong here", "a hen must never be seen", "hens (none)"),
+        *("hen, get lost", "hens, go away!", "hens? no.", "hens? Absolutely not!", "hen? no thanks", "hens... no"),
+        *("hens: out", "hens - not wanted", "hens: not here", "unwanted: hens, foxes"),
+        *("dislikes: hens", "hens? none of them"),
+    ],
+)  # fmt: skip
+def test_what_says_no_in_other_words(no: str) -> None:
+    assert suggest(f"a cat, {no}") == ["cat"]
+    assert suggest(f"A cat. {no[0].upper()}{no[1:]}") == ["cat"]
+    assert suggest(f"({no})\na cat") == ["cat"]
+
+
+@pytest.mark.parametrize(
     ("prompt", "expected"),
     [
         ("a dog not only on a sofa", ["dog", "sofa"]),
@@ -352,6 +388,30 @@ def test_what_the_prompt_takes_away(prompt: str) -> None:
         ("remove the hat from the man, a wall", ["man", "wall"]),
         ("replace the dog with a hen, a cat", ["hen", "cat"]),
         ("a man whose dog is gone", ["man", "dog"]),
+        # Who dislikes, sends away or says no is seen to do it, or it is no noun that follows.
+        ("a man who hates hens", ["man", "hens"]),
+        ("a girl who doesn't like hens", ["girl", "hens"]),
+        ("a monk who is tired of geese", ["monk", "geese"]),
+        ("a girl i like with a hen", ["girl", "hen"]),
+        ("a nurse stops drawing a hen", ["nurse", "hen"]),
+        ("two hens get out of a car", ["hens", "car"]),
+        ("a boy saves a hen from a fire", ["boy", "hen", "fire"]),
+        ("a boy no longer on a bus", ["boy", "bus"]),
+        ("a stop sign, a spare tire, a screw", ["stop sign", "spare tire", "screw"]),
+        ("a room with less furniture", ["furniture", "room"][::-1]),
+        ("less cluttered kitchen with a hen", ["kitchen", "hen"]),
+        ("a crow and not one but two hens", ["crow", "hens"]),
+        ("a crow, no less than two hens", ["crow", "hens"]),
+        ("a hen, never seen before", ["hen"]),
+        ("a crow, hens? yes please", ["crow", "hens"]),
+        ("a crow? a hen?", ["crow", "hen"]),
+        ("hen, out of focus", ["hen"]),
+        ("1girl, a goodbye kiss", ["1girl", "goodbye kiss"]),
+        ("a mother waving goodbye to a boy", ["mother", "boy"]),
+        ("drop earrings, cut flowers, trash can, block print", ["drop earrings", "cut flowers", "trash can"]),
+        ("I hate hens but I love crows", ["crows"]),
+        ("I don't like hens but draw a crow", ["crow"]),
+        ("get me a hen and a crow", ["hen", "crow"]),
     ],
 )
 def test_what_says_no_to_nothing_takes_nothing_away(prompt: str, expected: list[str]) -> None:
