@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -148,10 +148,17 @@ def split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]],
         sign = kind if kind.strip() in ("", ",") and sign in ("", ",") else sign or kind
 
     read = -1
+    names = _names(prompt)
+    name, last = next(names)
     for k, span in enumerate(spans):
         kind, start, stop, text, weight, _, share = span
         gap, end = prompt[end:start], stop
         if k <= read:
+            continue
+        while last <= start:
+            name, last = next(names)
+        if name <= start:
+            close(",")
             continue
         if (
             (kind, gap) == ("word", " ")
@@ -243,6 +250,27 @@ def split(prompt: str, spans: Sequence[Span], quoted: Sequence[tuple[int, int]],
             part += kind in ("and", "break", "keyword")
     close("")
     return found
+
+
+_NAMES = re.compile(
+    r"(?<![\w.-])(?=\w)(?:"
+    r"(?i:(?=\S*neg)[\w.-]*(?:[a-z\d]negative|negative[a-rt-z\d]|[-_]neg(?:ative)?(?![a-z]))[\w.-]*)"
+    r"|[\w.-]*[a-z]N(?:eg|EG)(?![a-z])[\w.-]*"
+    r"|(?i:bad[-_]?(?:hand|artist|image|prompt|picture|dream|anatomy|face|feet|quality)s?(?:[-_]?v?\d|[-_][a-z])?[\w.-]*)"
+    r"|(?i:score_\d\w*|(?:rating|source)_[a-z]+)"
+    r")"
+)
+"""Names of embeddings that people type bare, of which most are for the negative prompt ("easynegative",
+"bad-hands-5"), and of ratings ("score_9_up"): they name nothing and part words as a sign does."""
+_HINT = re.compile("(?i:neg|bad|score_|rating_|source_)")
+"""What every one of these holds."""
+
+
+def _names(prompt: str) -> Iterator[tuple[int, int]]:
+    """Where each of these names starts and ends, and then a place behind everything."""
+    if _HINT.search(prompt):
+        yield from (match.span() for match in _NAMES.finditer(prompt))
+    yield len(prompt) + 1, len(prompt) + 2
 
 
 TITLES = frozenset(["dr", "mr", "mrs", "ms", "st", "prof"])

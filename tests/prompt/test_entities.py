@@ -192,6 +192,35 @@ def test_praise_without_a_comma_takes_no_thing_with_it(tail: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("easynegative", "EasyNegativeV2", "bad-hands-5", "ng_deepnegative_v1_75t", "verybadimagenegative_v1.3"),
+        *("badhandv4", "bad_prompt_version2", "bad-artist-anime", "negative_hand-neg", "BadDream", "negativeXL_D"),
+        *(
+            "zorbNegative",
+            "HandNeg-v2",
+            "zorb-negative-embedding",
+            "ZORB_NEG",
+            "bad_pictures",
+            "score_9_up",
+            "rating_safe",
+        ),
+    ],
+)
+def test_names_of_embeddings_are_no_things(name: str) -> None:
+    """With a comma or without."""
+    for prompt in ("a cat {}", "{} a cat", "cat, {}", "(cat:1.1) ({}:0.8)", "a cat. {}, masterpiece"):
+        assert suggest(prompt.format(name)) == ["cat"], prompt
+    assert suggest(f"cat {name} dog") == ["cat", "dog"]
+
+
+def test_words_that_only_look_like_such_names_are_things() -> None:
+    assert suggest("a badger, a bad guy, a bad-tempered cat") == ["badger", "bad guy", "cat"]
+    assert suggest("a woman in a negligee, a vinegar bottle") == ["woman", "negligee", "vinegar bottle"]
+    assert suggest("cat, neg: dog") == suggest("cat --neg dog") == suggest("cat\nNegative prompt: dog") == ["cat"]
+
+
+@pytest.mark.parametrize(
     ("prompt", "expected"),
     [
         ("2boys, 3girls, 1cat", ["2boys", "3girls", "1cat"]),
