@@ -37,10 +37,12 @@ def test_a_built_in_preset_has_a_reason_and_valid_settings(preset):
     assert presets.matching(settings) == preset.name
 
 
-def test_auto_leaves_everything_to_the_profile_and_the_others_nothing():
-    first, *others = BUILT_IN
-    assert (first.name, first.with_overrides()) == ("Auto", Settings(enabled=True))
-    assert [preset.name for preset in others if preset.with_overrides().left_open()] == []
+def test_auto_and_insist_leave_everything_to_the_profile_and_the_others_nothing():
+    given = {preset.name: preset.with_overrides() for preset in BUILT_IN}
+    assert next(iter(given)) == "Auto"
+    assert given["Auto"] == Settings(enabled=True)
+    assert given["Insist"] == Settings(enabled=True, look="insist", drafts=8, restarts=2)
+    assert {name for name, settings in given.items() if settings.left_open()} == {"Auto", "Insist"}
 
 
 def test_a_file_of_the_first_version_keeps_its_defaults():
