@@ -749,9 +749,16 @@ def _unit(clause: Sequence[Token], i: int) -> _Unit:
         return _Unit(name, first.start, last.end, found, plural, 2, False, first.brackets, last.qualifier)
     unit = _single(clause[i])
     token = clause[i]
+    if token.text[0].isdigit() and "-" in token.text and _is_noun_next(clause, i):
+        unit = unit._replace(entry=_ADJECTIVE)  # "a 4-door car"
     return (
         unit._replace(brackets=token.brackets, qualifier=token.qualifier) if token.brackets or token.qualifier else unit
     )
+
+
+def _is_noun_next(clause: Sequence[Token], i: int) -> bool:
+    found, _ = likely_noun(clause[i + 1].text) if i + 1 < len(clause) else (None, False)
+    return found is not None and found.kind not in SMALL and found.noun > found.adjective
 
 
 _PURPOSES = frozenset(["baking", "cooking", "cutting", "dining", "drawing", "drying", "eating", "fishing", "gardening"])
@@ -889,7 +896,7 @@ def _is_verb(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
         return False
     if _follows_modal(clause, i):
         return True
-    many = noun is not None and (noun.plural or noun.text in _MANY)
+    many = noun is not None and (noun.plural or noun.text in _MANY or _is_counted(clause, i, run))
     if noun and many and found.verb >= (2 if noun.entry and noun.entry.kind in "apg" else 8):
         return True  # "gulls circle", "women in bikinis ride horses"
     if found.verb < 3:
@@ -923,6 +930,16 @@ def _follows_modal(clause: Sequence[Token], i: int) -> bool:
 
 _MANY = frozenset(["people", "police", "folk", "cattle"])
 """Plurals that don't look it."""
+_SEVERAL = frozenset(["two", "three", "four", "five", "six", "seven", "several", "many", "both", "some"])
+
+
+def _is_counted(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
+    """Whether a word follows several of a being whose plural doesn't show: "two samurai clash"."""
+    first = i - sum(unit.tokens for unit in run)
+    lives = run[-1].entry is not None and run[-1].entry.kind in "apg"
+    return lives and first > 0 and clause[first - 1].text in _SEVERAL
+
+
 _ONE = frozenset(["a", "an", "another", "one", "each", "every"])
 
 

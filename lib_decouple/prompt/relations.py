@@ -50,7 +50,6 @@ _HOLDS |= {
     "sharpen",
     "polish",
     "unfold",
-    "brush",
     "hoist",
     "offer",
     "wave",
@@ -82,6 +81,7 @@ _WORKS |= {
 }
 _WORKS |= {"hammer", "nail", "shoot", "hunt", "catch", "feed", "stir", "whisk", "mix", "shave", "measure", "photograph"}
 _WORKS |= {"film", "light", "tie", "threaten", "tease", "groom", "sand", "weld", "fix", "repair", "walk", "break"}
+_WORKS |= {"brush", "iron", "vacuum", "scrape", "plow", "plough", "shear", "inspect", "examine"}
 """What is done to a thing with another."""
 _ON = frozenset(["on", "atop", "upon", "onto", "aboard", "astride"])
 _IN = frozenset(["in", "inside", "into", "within"])
@@ -221,7 +221,10 @@ class _Reader:
             doing = [token.text for token in link[-2:]]
             if one.attributes[:1] and one.attributes[0][1] == starts[0] and one.attributes[0][0].endswith("ing"):
                 doing.append(one.attributes[0][0])  # "sweeping leaves" may be what these are like
-            self.worked_on, self.worker = one if any(map(_is_work, doing)) else None, self.alive
+            if any(map(_is_work, doing)):
+                self.worked_on, self.worker = one, self.alive
+            elif [token.text for token in link[:1]] != ["of"]:  # "painting a portrait of a dog with a brush"
+                self.worked_on, self.worker = None, self.alive
             if not relation:
                 self.anchor = one
                 self.alive = one if _is_alive(one) else self.alive
@@ -361,7 +364,7 @@ def _verb_forms(word: str) -> Iterator[str]:
 
 
 _WORKED = {"swept": "sweep", "dug": "dig", "drawn": "draw", "fed": "feed", "caught": "catch", "written": "write"}
-_WORKED |= {"struck": "strike", "shot": "shoot", "lit": "light", "broken": "break", "slain": "slay"}
+_WORKED |= {"struck": "strike", "shot": "shoot", "lit": "light", "broken": "break", "slain": "slay", "tying": "tie"}
 
 
 @lru_cache(maxsize=8192)

@@ -83,6 +83,16 @@ def test_the_plainest_prompts(prompt: str, expected: list[str]) -> None:
         ("men filming cats, a cook slicing a leek", ["men", "cats", "cook", "leek"]),
         ("a banner with 'buy a fish' printed on it", ["banner"]),
         ("a thief cracks the safe with a drill", ["thief", "safe", "drill"]),
+        # What several do whose plural doesn't show.
+        ("two samurai clash swords", ["samurai", "swords"]),
+        ("several deer graze in a meadow", ["deer", "meadow"]),
+        ("a 4-door car, a 12-string guitar", ["car", "guitar"]),
+        # Pairs that name a game or a way to draw, or one dish.
+        ("children playing hide and seek, tug of war", ["children"]),
+        ("a pen and ink drawing of a cat, hugs and kisses", ["cat"]),
+        ("hand in hand, a boy and a girl, head and shoulders portrait", ["boy", "girl"]),
+        ("a bowl of mac and cheese beside a knife and fork", ["bowl", "mac and cheese", "knife", "fork"]),
+        ("a badge, a barrel and a hose", ["badge", "barrel", "hose"]),
     ],
 )
 def test_what_a_word_is_by_what_stands_around_it(prompt: str, expected: list[str]) -> None:
