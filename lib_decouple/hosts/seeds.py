@@ -80,7 +80,7 @@ class SeedChoice:
     def begun_again(self) -> str:
         """Why other seeds' runs were broken off; "" where none was."""
         others = [run for run in self.runs if run.seed != self.drawn]
-        told = [f"with seed {run.seed} {' and '.join(run.missing())} probably missing" for run in others]
+        told = [f"with seed {run.seed} {' and '.join(run.missing())} perhaps missing" for run in others]
         return "; ".join(told)
 
     def as_dict(self) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Teller:
     images: int
     wanted: bool = True
     levels: Sequence[float] = LEVELS
+    moved: Callable[[int], bool] = lambda image: False
+    """Has guidance moved this one of the images so far?"""
     told: list[Presence | None] = field(init=False)
     readings: list[list[Presence]] = field(init=False)
     """Of each image all that was told, in order; the last is in ``told``."""
@@ -78,7 +80,7 @@ class Teller:
             yield
         try:
             for image, maps in passed.maps(size, reader.named).items():
-                self.told[image] = found = read(reader.images[image].names, maps, sigma, curve)
+                self.told[image] = found = read(reader.images[image].names, maps, sigma, curve, self.moved(image))
                 self.readings[image].append(found)
         except Exception as error:
             self.give_up(explained(error))

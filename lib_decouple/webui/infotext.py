@@ -53,7 +53,7 @@ NO_DRAFTS = "Decouple no drafts"
 """Why the seed that was asked for was drawn, though drafts were to choose; a paste beside it makes none either."""
 
 AGAIN = "Decouple begun again"
-"""Of each seed that was begun with, and given up midway, what was probably missing."""
+"""Of each seed that was begun with, and given up midway, what was perhaps missing."""
 
 NOT_INSISTED = "Decouple not insisted"
 """Why all drafts were made, or no picture begun again, though “insist” was asked for."""

@@ -165,6 +165,8 @@ class TestRead:
         found = read(("cat", "dog"), self.maps()[:2], 0.5, curve)
         assert found.chances == pytest.approx({"cat": 1 / (1 + math.exp(-11)), "dog": 1 / (1 + math.exp(3))})
         assert found.words() == "cat ✓, dog probably missing"
+        guided = read(("cat", "dog"), self.maps()[:2], 0.5, curve, guided=True)
+        assert (guided.words(), guided.chances) == ("cat ✓, dog perhaps missing", found.chances)
         above = read(("cat", "dog"), self.maps()[:2], 2.0, curve)  # where the curve says nothing
         assert (above.chances, above.words()) == (None, "attention weakest for dog")
         assert found.as_dict()["words"] == found.words()

@@ -134,7 +134,7 @@ def test_a_run_that_lacks_an_entity_is_begun_again_from_the_next_noise(webui, in
     (choice,) = sampling.choices
     assert choice.words() == (
         f"seed {SEEDS[3]} drawn, accepted by its draft, instead of 3; begun again: "
-        f"with seed {SEEDS[1]} dog probably missing"
+        f"with seed {SEEDS[1]} dog perhaps missing"
     )
     assert [(run.seed, run.chances["dog"]) for run in choice.runs] == [(SEEDS[1], BAD), (SEEDS[3], GOOD)]
     assert sampling.teller.told[0].chances["dog"] == GOOD  # what is told is told of the run that is delivered
@@ -200,7 +200,7 @@ def test_in_img2img_too_a_run_is_begun_again_and_its_seed_draws_the_same_without
     assert torch.equal(job.rng.next(), other.rng.next())
     assert (job.seeds, made, sampling.no_drafts) == ([SEEDS[3]], 4, "")
     assert [own for own, _ in itertools.groupby(curve.runs)] == [[SEEDS[1]], [SEEDS[3]]]
-    assert sampling.choices[0].begun_again() == f"with seed {SEEDS[1]} dog probably missing"
+    assert sampling.choices[0].begun_again() == f"with seed {SEEDS[1]} dog perhaps missing"
 
 
 def test_an_image_that_lacks_nothing_keeps_its_noise_while_another_of_the_batch_gets_its_next(webui, insist):
@@ -212,7 +212,7 @@ def test_an_image_that_lacks_nothing_keeps_its_noise_while_another_of_the_batch_
     assert [own for own, _ in itertools.groupby(curve.runs)] == [[3, others[1]], [SEEDS[2], others[1]]]
     assert job.seeds == job.all_seeds == [SEEDS[2], others[1]]
     assert torch.equal(found, plain(webui, SEEDS[2], others[1])[0])
-    assert [choice.begun_again() for choice in sampling.choices] == ["with seed 3 dog probably missing", ""]
+    assert [choice.begun_again() for choice in sampling.choices] == ["with seed 3 dog perhaps missing", ""]
 
 
 def test_of_variations_the_variations_seed_is_begun_again_with(webui, insist):

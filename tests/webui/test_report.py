@@ -222,7 +222,7 @@ def test_what_was_begun_again_is_told_of_each_image_and_why_it_was_not():
         SeedChoice(3, 2_000_009, scores, accepted=True, runs=(*runs, seeds.BegunRun(2_000_009, {"cat": 0.9}))),
         SeedChoice(3, 3, scores, accepted=True, runs=runs[:1]), None,
     ]  # fmt: skip
-    lost = "with seed 3 dog and cow probably missing; with seed 1000006 cat probably missing"
+    lost = "with seed 3 dog and cow perhaps missing; with seed 1000006 cat perhaps missing"
     assert [found.result(AGAIN, 0, k) for k in range(3)] == [lost, None, None]
     lines = found.lines()
     told = f"Image 1: seed 2000009 drawn, accepted by its draft, instead of 3; begun again: {lost}; cat, dog: moved"
