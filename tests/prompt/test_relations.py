@@ -25,7 +25,7 @@ def told(prompt: str) -> tuple[list[str], dict[str, str]]:
         ("an ant as big as a bus and a hen", ["ant", "hen"], {"bus": "what ant is compared with"}),
         ("cats like dogs", ["cats", "dogs"], {}),
         ("a horse as well as a cow", ["horse", "cow"], {}),
-        ("a man w/ a hat and a dog w/ collar", ["man", "dog"], {"hat": "worn by man", "collar": "held by dog"}),
+        ("a man w/ a hat and a dog w/ collar", ["man", "dog"], {"hat": "worn by man", "collar": "worn by dog"}),
         ("a wolf wearing a scarf", ["wolf"], {"scarf": "worn by wolf"}),
         ("a squire astride a mule", ["squire"], {"mule": "squire is on it"}),
         ("a goat aboard a raft", ["goat"], {"raft": "goat is on it"}),
@@ -62,6 +62,9 @@ def told(prompt: str) -> tuple[list[str], dict[str, str]]:
         ("painting a gate with a brush", ["gate", "brush"], {}),
         ("1girl, choker, black gloves", ["1girl"], {"choker": "worn by 1girl", "gloves": "worn by 1girl"}),
         ("a pilot, with a hot air balloon above", ["pilot", "hot air balloon"], {}),
+        ("1boy, angel wings, sash, monocle", ["1boy"],
+         {"angel wings": "part of 1boy", "sash": "worn by 1boy", "monocle": "worn by 1boy"}),
+        ("a druid with horns and a hood, elk", ["druid", "elk"], {"horns": "part of druid", "hood": "worn by druid"}),
         ("a broken cup with a handle", ["cup"], {"handle": "part of cup"}),
     ],
 )  # fmt: skip
