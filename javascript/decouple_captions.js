@@ -1,4 +1,4 @@
-// Which entity is in a picture and which is probably not, in the host's gallery: on the pictures side by side, and
+// Which entity is in a picture and which is perhaps not, in the host's gallery: on the pictures side by side, and
 // below the one that is chosen. The words are those of the picture's infotext, which the host hands to the page.
 (function() {
     const TOLD = /(?:^|, )Decouple told: ("(?:[^"\\]|\\.)*"|[^,]*)/;

@@ -199,7 +199,7 @@ class Settings:
         "tell",
         "Look",
         "tell: says which entity's attention stands out least, or, for a checkpoint of which that was learned, "
-        "which is probably missing; this changes no picture and costs no pass. choose: for each picture a "
+        "which is perhaps missing; this changes no picture and costs no pass. choose: for each picture a "
         "few seeds are drafted first, and the one is drawn whose weakest entity stands out "
         "most; insist: only until a draft tells that all are surely there, and the picture is begun again "
         "where it lacks one midway.",

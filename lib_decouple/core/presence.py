@@ -82,9 +82,6 @@ class Presence:
     nothing at this noise level."""
     colliding: tuple[str, str] | None = None
     """The pair whose maps overlap most."""
-    guided: bool = False
-    """Had guidance moved the image by then? Curves are learned of pictures that nothing moved; guidance raises the very
-    score, and of pairs 14 to 32 % of what is then told missing is (docs/results.md)."""
 
     @property
     def weakest(self) -> str:
@@ -92,14 +89,13 @@ class Presence:
         return min(self.scores, key=lambda name: (not math.isnan(self.scores[name]), self.scores[name]))
 
     def words(self) -> str:
-        """``cat ✓, dog probably missing``, of a guided image ``perhaps``; where no curve was learned ``attention
-        weakest for dog``, which tells nothing of the picture, and of one entity alone nothing."""
+        """``cat ✓, dog perhaps missing``; where no curve was learned, ``attention weakest for dog``, which tells
+        nothing of the picture, and of one entity alone nothing."""
         if self.chances is None:
             told = f"{WEAKEST} {self.weakest}" if len(self.scores) > 1 else ""
         else:
-            doubt = "perhaps" if self.guided else "probably"
             told = ", ".join(
-                f"{name} ✓" if own >= 0.5 else f"{name} {doubt} missing" for name, own in self.chances.items()
+                f"{name} ✓" if own >= 0.5 else f"{name} perhaps missing" for name, own in self.chances.items()
             )
         pair = " and ".join(self.colliding) if self.colliding and len(self.scores) > 2 else ""
         closest = f"{'' if told.startswith(WEAKEST) else 'attention '}closest for {pair}" if pair else ""
@@ -109,14 +105,12 @@ class Presence:
         """Plain JSON."""
         pair = None if self.colliding is None else list(self.colliding)
         own = {"sigma": self.sigma, "scores": self.scores, "chances": self.chances, "weakest": self.weakest}
-        return {**own, "closest": pair, "guided": self.guided, "words": self.words()}
+        return {**own, "closest": pair, "words": self.words()}
 
 
 @torch.no_grad()
-def read(
-    names: Sequence[str], maps: Tensor, sigma: float, curve: Curve | None = None, guided: bool = False
-) -> Presence:
-    """What the raw maps ``[entities, h, w]`` tell, read at noise level ``sigma``; was the image ``guided`` by then?
+def read(names: Sequence[str], maps: Tensor, sigma: float, curve: Curve | None = None) -> Presence:
+    """What the raw maps ``[entities, h, w]`` tell, read at noise level ``sigma``.
 
     Of one entity alone no chance is told: its score is no lead, of which the curve was learned. Nor of more than the
     curve was learned of: the more there are, the less any leads. Nor where one is a thing that it was not learned of.
@@ -127,8 +121,7 @@ def read(
     if curve is not None and 1 < len(scores) <= curve.most and all(map(curve.was_learned_of, names)):
         found = {name: curve.probability(score, sigma) for name, score in scores.items()}
         chances = {name: own for name, own in found.items() if own is not None} or None
-    closest = None if pair is None else (names[pair[0]], names[pair[1]])
-    return Presence(sigma, scores, chances, closest, guided)
+    return Presence(sigma, scores, chances, None if pair is None else (names[pair[0]], names[pair[1]]))
 
 
 @dataclass(frozen=True)

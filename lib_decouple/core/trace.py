@@ -118,11 +118,6 @@ class ImageTrace:
     """Passes without a gradient, to see how far an update may go."""
 
     @property
-    def moved(self) -> bool:
-        """Has any update moved the image?"""
-        return any(record.update_norm > 0 for record in self.steps)
-
-    @property
     def passes(self) -> int:
         """Passes of the denoiser in all, beside sampling's own."""
         return sum(record.passes for record in self.steps) + self.looks

@@ -161,7 +161,7 @@ class Drawing:
         count, unet = len(self.prompts), self.pipe.unet
         picture = Picture([], [ImageTrace(tuple(names)) for names in self.entities], choices=[None] * count)
         tells = bool(self.tell_at) or (self.settings.enabled and self.settings.look != "off")
-        teller = Teller(count, tells, self.tell_at or LEVELS, moved=lambda image: picture.traces[image].moved)
+        teller = Teller(count, tells, self.tell_at or LEVELS)
         beside = self._beside(teller, picture) if self._is_watched else None
         texts = encoded(self.pipe, self.prompts, self.negative_prompt)
         own = condition(self.pipe, list(self.prompts), *self.size, texts)

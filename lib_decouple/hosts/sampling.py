@@ -213,9 +213,7 @@ class SamplingPass:
         """Why an image is not guided, though the others are."""
         self.stood_aside = ""
         """Why guidance ended early, or never began; empty while it works."""
-        self.teller = Teller(
-            len(self.traces), self.settings.look != "off", moved=lambda image: self.traces[image].moved
-        )
+        self.teller = Teller(len(self.traces), self.settings.look != "off")
         self.judge: Callable[[Sequence[Presence | None]], bool] | None = None
         """Asked once, when the run first tells how probably each entity is there: is it to be broken off?"""
         self.broken_off = False

@@ -1,4 +1,4 @@
-"""Telling which entity is in a picture and which is probably not, off the host's own passes and without one more."""
+"""Telling which entity is in a picture and which is perhaps not, off the host's own passes and without one more."""
 
 from __future__ import annotations
 
@@ -33,8 +33,6 @@ class Teller:
     images: int
     wanted: bool = True
     levels: Sequence[float] = LEVELS
-    moved: Callable[[int], bool] = lambda image: False
-    """Has guidance moved this one of the images so far?"""
     told: list[Presence | None] = field(init=False)
     readings: list[list[Presence]] = field(init=False)
     """Of each image all that was told, in order; the last is in ``told``."""
@@ -80,7 +78,7 @@ class Teller:
             yield
         try:
             for image, maps in passed.maps(size, reader.named).items():
-                self.told[image] = found = read(reader.images[image].names, maps, sigma, curve, self.moved(image))
+                self.told[image] = found = read(reader.images[image].names, maps, sigma, curve)
                 self.readings[image].append(found)
         except Exception as error:
             self.give_up(explained(error))

@@ -43,7 +43,7 @@ STOOD_ASIDE = "Decouple stood aside"
 """Why an image was not guided, or not to its end."""
 
 TOLD = "Decouple told"
-"""Which entity is in the picture and which is probably not, in words."""
+"""Which entity is in the picture and which is perhaps not, in words."""
 
 ASKED, ASKED_VARIATION = "Decouple asked seed", "Decouple asked variation seed"
 """The seed that was asked for where drafts chose; the image's own stands where the host writes it, and draws the same

@@ -74,15 +74,13 @@ class Step(BaseModel):
 
 class Presence(BaseModel):
     """Which entity is there, read at the noise level ``sigma``: ``scores`` rank, ``chances`` are probabilities, where
-    such were learned for the checkpoint, of images that nothing moved; ``closest``: the pair whose attention overlaps
-    most; ``guided``: had guidance moved the image by then?"""
+    such were learned for the checkpoint; ``closest``: the pair whose attention overlaps most."""
 
     sigma: float
     scores: dict[str, float]
     chances: dict[str, float] | None
     weakest: str
     closest: list[str] | None
-    guided: bool
     words: str
 
 

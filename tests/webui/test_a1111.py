@@ -687,17 +687,6 @@ def test_a_curve_of_the_checkpoint_makes_chances(a1111, shared, tmp_path, monkey
         assert sampling.teller.told[0].words().startswith("attention weakest for ")
 
 
-@pytest.mark.parametrize(
-    ("more", "words"), [({}, "perhaps"), ({"gradient": "none"}, "probably"), ({"gradient": "late"}, "perhaps")]
-)
-def test_of_a_guided_picture_nothing_is_called_probable(a1111, shared, monkeypatch, more, words):
-    """Its curve was learned of pictures that nothing moved."""
-    monkeypatch.setattr(a1111.SamplingPass, "curve", lambda self: Curve((Level(2.0, 2.0, 100.0),)))
-    _, _, sampling = drawn(a1111, shared, ["a cat and a dog"], dataclasses.replace(BOTH, **more), steps=10)
-    assert sampling.teller.told[0].words() == f"cat {words} missing, dog {words} missing"
-    assert sampling.teller.told[0].guided == (words == "perhaps")
-
-
 def test_the_noise_level_of_a_sampler_with_timesteps(a1111, shared):
     job = stand_in.Job(shared, ["a cat"])
     sampling = a1111.SamplingPass(job, BOTH)

@@ -164,12 +164,12 @@ def test_what_is_there_is_told_in_words_and_first():
     unknown = Presence(0.5, {"cat": 0.9, "dog": 0.2, "cow": 0.4}, None, ("cow", "dog"))
     found = told_of(known, unknown, None)
     assert [found.result(TOLD, 0, k) for k in range(3)] == [
-        "cat ✓, dog probably missing", "attention weakest for dog; closest for cow and dog", None,
+        "cat ✓, dog perhaps missing", "attention weakest for dog; closest for cow and dog", None,
     ]  # fmt: skip
-    assert found.lines()[0].startswith("Image 1: cat ✓, dog probably missing; cat, dog: moved at 3 of 6 steps")
+    assert found.lines()[0].startswith("Image 1: cat ✓, dog perhaps missing; cat, dog: moved at 3 of 6 steps")
     assert not any("%" in found.result(TOLD, 0, k) for k in range(2))
     aside = told_of(known, guided=trace(), stood_aside="out of memory")
-    assert aside.lines()[0] == "cat ✓, dog probably missing; stood aside: out of memory"
+    assert aside.lines()[0] == "cat ✓, dog perhaps missing; stood aside: out of memory"
     assert told_of(unknown).lines()[0].startswith("Attention weakest for dog; closest for cow and dog; cat, dog: moved")
     alone = told_of(Presence(0.5, {"cat": 0.9}))
     assert alone.result(TOLD, 0, 0) is None

@@ -155,7 +155,7 @@ def test_a_run_s_trace(runs):
     ]
     assert told["images"][0]["passes"][0]["presence"] == {
         "sigma": 0.5, "scores": {"cat": 0.9, "dog": 0.2}, "chances": None, "weakest": "dog", "closest": ["cat", "dog"],
-        "guided": False, "words": "attention weakest for dog",
+        "words": "attention weakest for dog",
     }  # fmt: skip
     assert told["images"][0]["passes"][0]["choice"] == {
         "asked": 4, "drawn": 5, "variation": False, "accepted": False, "runs": [],

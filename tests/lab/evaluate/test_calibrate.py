@@ -194,7 +194,7 @@ def test_a_curve_is_learned_from_a_run_and_told_by_from_then_on(
     assert curve.levels[0].slope == pytest.approx(0.3 / 0.08**2, rel=0.25)
     maps = torch.zeros(2, 4, 4)
     maps[0, 1, 1], maps[1, 2, 2] = 0.5, 0.15
-    assert read(("cat", "dog"), maps, 1.0, curve).words() == "cat ✓, dog probably missing"
+    assert read(("cat", "dog"), maps, 1.0, curve).words() == "cat ✓, dog perhaps missing"
     about = json.loads((folder / f"{digest}.json").read_text())["learned"]
     assert (about["judge"], about["images"], about["threshold"]) == ("drawn", 200, 0.5)
     assert "| 2 | 1.5 | 200 |" in capsys.readouterr().out  # the other half's 100 images, two entities each
