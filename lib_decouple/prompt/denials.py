@@ -110,6 +110,10 @@ _SAYS_NO = (
 )
 _IN_MANY_WORDS = re.compile(rf"(?:{'|'.join(_SAYS_NO)})(?: (?:to )?(?:{_DRAW}|{_DRAWING}|look at|looking at))?(?!\S)")
 """What denies the next noun as "no" does."""
+_HASTY = frozenset(
+    f"{verb}nt" for verb in ("do", "does", "did", "is", "are", "was", "wo", "ca", "could", "should", "must")
+)
+"""Where somebody leaves out the apostrophe."""
 _CUES = frozenset(
     ["i", "we", "i'd", "we'd", "i've", "we've", "i'm", "we're", "not", "never", "cannot", "no", "nothing"]
 )
@@ -145,7 +149,8 @@ _CUES |= {
     "blast",
 }
 _CUES |= {"nope", "nah", "bye", "goodbye", "get", "go", "shoo", "scram", "buzz", "opposed", "lieu"}
-"""Each of these has one of the words, or one that ends in "nt" or "n't"."""
+_CUES |= _HASTY
+"""Each of these has one of the words, or one that ends in "n't"."""
 
 _BEING = "(?:(?:is|are|was|were|be|being|been|to|must|should|may|do|does|can|could|will|shall|and|has|have) )*"
 _DISMISSAL = "(?:get (?:out|lost|away)|go away|stay (?:away|out)|buzz off|back off|be gone|begone|shoo|scram)"
@@ -191,9 +196,9 @@ def denial(tokens: Sequence[Token]) -> Denial:
 
 def in_one_word(tokens: Sequence[Token]) -> Sequence[Token]:
     """``tokens`` with what says "no" in many words in one, that of their place: "I don't like dogs" is "no dogs"."""
-    if not any(token.text in _CUES or token.text.endswith(("n't", "nt")) for token in tokens):
-        return tokens
     text = _text(tokens)
+    if "n't" not in text and _CUES.isdisjoint([token.text for token in tokens]):
+        return tokens
     left = list(tokens)
     for match in reversed([*_IN_MANY_WORDS.finditer(text)]):
         first, count = text.count(" ", 0, match.start()), match[0].count(" ") + 1
@@ -334,11 +339,6 @@ def _is_all(clause: Sequence[Token], i: int) -> bool:
 def _is_not(text: str) -> bool:
     """Whether the word is "not", also where a verb or somebody's haste hides it: "don't", "dont"."""
     return text in ("not", "cannot") or text.endswith("n't") or text in _HASTY
-
-
-_HASTY = frozenset(
-    f"{verb}nt" for verb in ("do", "does", "did", "is", "are", "was", "wo", "ca", "could", "should", "must")
-)
 
 
 _GOING = frozenset(["away", "down", "off", "out"])
