@@ -935,6 +935,8 @@ _SEVERAL = frozenset(["two", "three", "four", "five", "six", "seven", "several",
 
 def _is_counted(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     """Whether a word follows several of a being whose plural doesn't show: "two samurai clash"."""
+    if len(run) > _MOST_ATTRIBUTES:
+        return False
     first = i - sum(unit.tokens for unit in run)
     lives = run[-1].entry is not None and run[-1].entry.kind in "apg"
     return lives and first > 0 and clause[first - 1].text in _SEVERAL
