@@ -78,7 +78,7 @@ _TOLD = (
     + "|".join(rf"(?<=\b{word} )" for word in ("but", "and", "then", "so", "please", "just", "now", "you"))
     + ")"
 )
-_ADVERBS = r"(?:(?:\w+ly|do|just|so|also|would|still|always|much|even|ever|kind of|sort of) )*"
+_ADVERBS = r"(?:(?:\w+ly|do|just|so|also|would|still|always|much|even|ever|kind of|sort of) ){0,4}"
 _I = rf"(?:(?:(?<!\S)(?:i|we|i'd|we'd|i've|we've|i'm|we're|i am|we are) |{_TOLD}){_ADVERBS})"
 _IM = rf"(?:(?:(?<!\S)(?:i'm|i am|we're|we are) |{_TOLD}){_ADVERBS})"
 _LIKES = "(?:liked?|loved?|fancy|enjoy|wanted|wish for|ask(?:ed)? for|care (?:for|about))"
@@ -100,7 +100,8 @@ _SAYS_NO = (
     f"{_TOLD}(?:to hell with|(?:screw|damn|fuck|curse|blast)(?= (?:the|that|those|these|all) ))",
     rf"{_TOLD}(?:(?:nope|nah|no thanks|no thank you|bye)(?: to)?(?= \S)|goodbye to)",
     rf"{_TOLD}(?:get (?:out|lost)|go away|stay (?:away|out)|shoo|scram|buzz off)(?= (?:you |the )?\S+$)",
-    f"{_NOT} (?:(?:you|ever|even|dare|try|bother|go|think|of|about|to|please) )+(?:{_DRAW}|{_DRAWING})(?: in| me| us)?",
+    f"{_NOT} (?:(?:you|ever|even|dare|try|bother|go|think|of|about|to|please) ){{1,6}}"
+    f"(?:{_DRAW}|{_DRAWING})(?: in| me| us)?",
     # What denies by the way.
     "(?:under|by|in|on) no (?:circumstances?|means|way|account|event|case|conditions?)",
     "no (?:need|use|place|room|interest|desire|time|point|love) (?:for|in|of)",
@@ -152,7 +153,8 @@ _CUES |= {"nope", "nah", "bye", "goodbye", "get", "go", "shoo", "scram", "buzz",
 _CUES |= _HASTY
 """Each of these has one of the words, or one that ends in "n't"."""
 
-_BEING = "(?:(?:is|are|was|were|be|being|been|to|must|should|may|do|does|can|could|will|shall|and|has|have) )*"
+_BEING = "(?:(?:is|are|was|were|be|being|been|to|must|should|may|do|does|can|could|will|shall|and|has|have) ){0,6}"
+"""As many as one may say in a row: without an end a search from each of them would go through all that follow."""
 _DISMISSAL = "(?:get (?:out|lost|away)|go away|stay (?:away|out)|buzz off|back off|be gone|begone|shoo|scram)"
 _ALLOWED = "allowed|wanted|welcome|visible|shown|present|included|permitted|there|seen|appear|show|depicted|needed"
 _ALLOWED += "|required|desired|necessary|acceptable|tolerated|exist|ok|okay|an option|belong"
@@ -166,7 +168,7 @@ _TAKES_BACK = re.compile(
     "|(?:is|are) (?:an? )?(?:big )?(?:no|no-go|no no|no-no)"
     rf"|{_NOT} {_BEING}(?:{_ALLOWED})"
     r")(?: (?:please|here|anywhere|at all|whatsoever|ever|thanks|now|either|anymore"
-    r"|(?:in|from|on|at) (?:it|here|this|(?:the|this|my|any) \w+)))*$"
+    r"|(?:in|from|on|at) (?:it|here|this|(?:the|this|my|any) \w+))){0,6}$"
 )
 """These deny what stands before them: "a cat, dogs excluded"."""
 _DISMISSED = re.compile(_DISMISSAL)
