@@ -282,7 +282,7 @@ def _is_denied(tokens: Sequence[Token]) -> bool:
     texts = [token.text for token in tokens]
     if len(texts) == 2 and texts[1] == "free" and is_bare_noun(texts[0]):
         return True
-    match = _TAKES_BACK.search(" ".join(texts))
+    match = _TAKES_BACK.search(_text(tokens))
     said = match.string[: match.start()].split() if match else []
     return bool(said) and not any(is_small(text, "PO") for text in said)
 

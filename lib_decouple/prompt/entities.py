@@ -933,13 +933,16 @@ _MANY = frozenset(["people", "police", "folk", "cattle"])
 _SEVERAL = frozenset(["two", "three", "four", "five", "six", "seven", "several", "many", "both", "some"])
 
 
+def _first_of(run: Sequence[_Unit], i: int) -> int:
+    """Where a run that ends before the word ``i`` begins; 0 also for one too long to name a thing, so that no search
+    goes through a long one from each of its words."""
+    return 0 if len(run) > _MOST_ATTRIBUTES else i - sum(unit.tokens for unit in run)
+
+
 def _is_counted(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     """Whether a word follows several of a being whose plural doesn't show: "two samurai clash"."""
-    if len(run) > _MOST_ATTRIBUTES:
-        return False
-    first = i - sum(unit.tokens for unit in run)
     lives = run[-1].entry is not None and run[-1].entry.kind in "apg"
-    return lives and first > 0 and clause[first - 1].text in _SEVERAL
+    return lives and (first := _first_of(run, i)) > 0 and clause[first - 1].text in _SEVERAL
 
 
 _ONE = frozenset(["a", "an", "another", "one", "each", "every"])
@@ -970,7 +973,7 @@ def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit], ve
         return True  # "one counts acorns, another guards a vault"
     if not 0 < len(run) <= _MOST_ATTRIBUTES or run[-1].plural or not _may_head(run[-1], True):
         return False
-    first = i - sum(unit.tokens for unit in run)
+    first = _first_of(run, i)
     leader = clause[first - 1].text if first > 0 else ""
     if clause[i].text == run[-1].text + "s" or leader in _ONE:
         return True
@@ -980,9 +983,7 @@ def _says_what_it_does(clause: Sequence[Token], i: int, run: Sequence[_Unit], ve
 
 def _is_second(clause: Sequence[Token], i: int, run: Sequence[_Unit]) -> bool:
     """Whether the word follows the second of two things: "a hedgehog and a tortoise race"."""
-    if len(run) > _MOST_ATTRIBUTES:
-        return False
-    first = i - sum(unit.tokens for unit in run)
+    first = _first_of(run, i)
     return first > 1 and clause[first - 1].text in _ONE and clause[first - 2].text == "and"
 
 
