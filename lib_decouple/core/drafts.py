@@ -2,11 +2,11 @@
 
 A draft goes down from the run's own first noise to the highest noise level at which the maps tell, with the host's own
 denoiser, and is scored by its weakest entity's :func:`presence`. The noise of the best draft is then drawn as ever.
+Where the run is to be guided, so is the draft: an unguided one tells which seed does well without guidance.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,10 +22,21 @@ from .presence import lowest, presence
 LEVELS = (7.6, 3.6, 1.6)
 """Noise levels of a draft's passes after that on the first noise; the maps are read at the last."""
 
+GUIDED_LEVELS = (6.0, 3.35)
+"""Those of a draft that is moved as the run will be. So few tell as well as more do, and read lower it tells no more of
+the run, whose own steps have gone another way by then [I]."""
+
 Denoise = Callable[[Tensor, float], Tensor]
 """Latents ``x = x0 + sigma n`` ``[rows, ...]`` and their noise level -> the predicted x0, guided as the host guides."""
 
+Move = Callable[[Tensor, int], Tensor]
+"""Latents ``x`` before one of a draft's passes, and its number -> as guidance moves them there."""
+
 T = TypeVar("T")
+
+
+class MoveFailed(Exception):
+    """Guidance failed within a draft; its cause says why. Drafts with and without it can't be compared."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class Draft:
     """The picture that it predicts: latents ``[channels, h, w]``."""
     sigma: float = LEVELS[-1]
     """The noise level at which it was read."""
+    moves: int = 0
+    """Of its passes, how many guidance moved, by a gradient each."""
 
     @property
     def weakest(self) -> float:
@@ -45,31 +58,47 @@ class Draft:
         return lowest(self.scores.values())
 
 
-def levels(first: float) -> list[float]:
+def levels(first: float, guided: bool = False) -> list[float]:
     """Noise levels of a draft's passes, from the run's ``first`` one on; one alone where nothing is left to tell."""
-    return [first, *(level for level in LEVELS if level < first)]
+    return [first, *(level for level in (GUIDED_LEVELS if guided else LEVELS) if level < first)]
 
 
 @torch.no_grad()
 def draft(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], model: nn.Module, reader: MapReader,
-    rows: Callable[[], ConditionalRows],
+    rows: Callable[[], ConditionalRows], move: Move | None = None,
 ) -> list[Draft]:  # fmt: skip
     """Of each row of ``x``, at noise level ``sigmas[0]``, its draft by Euler's steps, which are DDIM's.
 
     ``model`` is the denoiser that ``denoise`` calls, ``rows`` tells which rows of its calls are conditional. Raises
-    what ``denoise`` raises, and what hinders the reading of the maps.
+    what ``denoise`` raises, MoveFailed for what ``move`` does, and what hinders the reading of the maps.
     """
-    for sigma, after in itertools.pairwise(sigmas):
-        x0 = denoise(x, sigma)
-        x = x0 + (x - x0) * (after / sigma)
+    moves = 0
+    for k, sigma in enumerate(sigmas):
+        moved = _moved(x, k, move)
+        moves, x = moves + (moved is not x), moved
+        if sigma != sigmas[-1]:
+            x0 = denoise(x, sigma)
+            x = x0 + (x - x0) * (sigmas[k + 1] / sigma)
     with reading_beside(model, reader, rows) as passed:
         x0 = denoise(x, sigmas[-1])
     maps = passed.maps(x.shape[-2:], reader.named) if reader.named else {}
     scores = {row: presence(own[None])[0].tolist() for row, own in maps.items()}
     return [
-        Draft(dict(zip(plan.names, scores.get(row, ()))), x0[row], sigmas[-1]) for row, plan in enumerate(reader.images)
+        Draft(dict(zip(plan.names, scores.get(row, ()))), x0[row], sigmas[-1], moves)
+        for row, plan in enumerate(reader.images)
     ]
+
+
+def _moved(x: Tensor, k: int, move: Move | None) -> Tensor:
+    if move is None:
+        return x
+    try:
+        return move(x, k)
+    except Exception as error:
+        if is_out_of_memory(error) and len(x) > 1:
+            raise  # fewer at once may fit
+        raise MoveFailed from error
 
 
 def in_groups(make: Callable[[Sequence[int]], Sequence[T]], count: int, at_once: int) -> list[T]:

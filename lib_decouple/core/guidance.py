@@ -6,9 +6,10 @@ loss alone. How a gradient is had stands in ``gradient.py``, who looks on in ``o
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .gradient import LossAndGradient, LossGradient, NonFinite, Pass, rows
+from .maps import ImagePlan
 from .observe import Observation
 from .presence import Helping
 from .schedule import Schedule, StepRule
@@ -90,6 +92,13 @@ class Guide:
     """Is the gradient that of the host's own pass, where :meth:`can_wait`?"""
     helping: Helping | None = None
     """Who is moved, where that goes by presence."""
+
+    def of(self, images: Sequence[ImagePlan]) -> Guide:
+        """A guide like this one, of other ``images``, whose number says nothing of the memory that its own take."""
+        gradient = copy.copy(self.gradient)
+        gradient.reader, gradient.focused = replace(gradient.reader, images=images), None
+        gradient.learned = replace(gradient.learned, thrift=copy.copy(gradient.learned.thrift), foreseen=False)
+        return replace(self, gradient=gradient, helping=self.helping and replace(self.helping, whole=set()))
 
     def can_wait(self, step: int, total: int) -> bool:
         """Could this guided step's update be made before the next? Not where there is none, where updates are repeated,
@@ -212,6 +221,40 @@ class Guide:
             images = [image for image in images if not seen[image].taken_back]
         return GuidedStep(moved, list(seen.values()))
 
+    def drafted(
+        self,
+        latents: Tensor,
+        steps: Sequence[int],
+        total: int,
+        run: Pass,
+        sigma: Tensor | None = None,
+        noise: float = math.inf,
+    ) -> Tensor:
+        """Latents ``[batch, ...]`` of a draft's pass, moved by one gradient as far as a run of ``total`` steps would
+        move its own at all of ``steps`` together; the input is not changed.
+
+        Rounds of refinement and caution are the run's alone. Raises as :meth:`step` does.
+        """
+        images = self.look_for(noise)
+        if not steps or not images:
+            return latents
+
+        def update_of(latents: Tensor, gradient: Tensor) -> Tensor:
+            places = [(step, self.schedule.place(step, total)) for step in steps]
+            updates = [self.rule.update(latents, gradient, step, total, place, sigma) for step, place in places]
+            return torch.stack(updates).sum(0)
+
+        own = rows(latents, images)
+        losses, gradient, maps, lengths = self.gradient(
+            own, images, run, lambda latents, gradient: _norms(update_of(latents, gradient))
+        )
+        if not torch.isfinite(lengths).all():
+            raise NonFinite("the update is not finite")
+        update, moved = update_of(own, gradient), latents.clone()
+        for k in self._to_move(images, losses.tolist(), maps, self._stop, noise):
+            moved[images[k]] += update[k]
+        return moved
+
     def unmoved(self, step: int, maps: Mapping[int, Tensor]) -> list[Observation]:
         """What is seen of images whose ``maps`` ``[entities, h, w]`` were read at a step that moved nothing."""
         plans, loss = self.gradient.reader.images, self.gradient.loss
@@ -250,13 +293,17 @@ class Guide:
             taken[k], seen[images[k]].taken_back, seen[images[k]].after = 0, True, None
         return taken
 
+    @property
+    def _stop(self) -> float:
+        """The loss that leaves an image alone at a step's first look."""
+        return -math.inf if self.stop_below is None else self.stop_below
+
     def _limits(self, step: int) -> list[float]:
         """Of each round at ``step``, the loss that leaves an image alone."""
-        stop = -math.inf if self.stop_below is None else self.stop_below
         if step not in self.refinement.steps:
-            return [stop]
+            return [self._stop]
         threshold = self.refinement.threshold
-        return [max(threshold, stop), *[threshold] * (self.refinement.rounds - 1)]
+        return [max(threshold, self._stop), *[threshold] * (self.refinement.rounds - 1)]
 
     def _note(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,23 @@ class Schedule:
     def place(self, step: int, total: int) -> tuple[int, int]:
         """Which guided step this is (from 0), and of how many."""
         return (step - self.start) // self.every, math.ceil((self.window(total) - self.start) / self.every)
+
+    def pooled(self, run: Sequence[float], levels: Sequence[float]) -> list[list[int]]:
+        """The guided steps of a run that each pass of a coarser one stands for.
+
+        ``run``: the noise level of each of the run's steps; ``levels``: those of the coarser one's passes; both fall.
+        A pass stands for the steps from its own level down to that of the next, the last for the run's first step that
+        has come so far, with which this ends. The first, on noise alone, where maps hardly tell anything, leaves its
+        own to the second, unless there is none.
+        """
+        found: list[list[int]] = [[] for _ in levels]
+        for step, sigma in enumerate(run):
+            reached = sum(sigma <= level * (1 + 1e-6) for level in levels)
+            if self.guided(step, len(run)):
+                found[min(max(reached, 2), len(levels)) - 1].append(step)
+            if reached == len(levels):
+                break
+        return found
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ are those that the next denoiser call sees and the sampler goes on with.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.maps import CrossAttentionLayer, MapReader
+from ..core.drafts import MoveFailed
+from ..core.guidance import Guide
+from ..core.maps import CrossAttentionLayer
 from ..core.observe import Observers
 from ..core.presence import Curve, Presence
 from ..core.trace import ImageTrace, Tracer
@@ -28,6 +31,8 @@ from .diffusers_prompts import Condition, condition, encoded, negatives, plan_im
 from .family import profile_of
 from .seeds import SeedChoice
 from .tell import LEVELS, Teller, reader_of
+
+log = logging.getLogger("lib_decouple")
 
 
 def cross_attention_layers(unet: nn.Module) -> list[CrossAttentionLayer]:
@@ -140,6 +145,8 @@ class Drawing:
     """For trials: where "stop" goes by presence, nothing is left alone, and strength goes by it."""
     conditional_drafts: bool = False
     """For trials: drafts are made without the unconditional half of CFG."""
+    unguided_drafts: bool = False
+    """For trials: drafts are made without guidance, though the run is guided."""
     size: tuple[int, int] = field(init=False)
     """Height and width."""
 
@@ -166,7 +173,7 @@ class Drawing:
         texts = encoded(self.pipe, self.prompts, self.negative_prompt)
         own = condition(self.pipe, list(self.prompts), *self.size, texts)
         self.pipe.scheduler.set_timesteps(self.steps, device=unet.device)
-        search = self._search(beside.reader, own, texts, picture) if beside else None
+        search = self._search(beside, own, texts, picture) if beside else None
         generators, noise = self._start(search.drawn if search else self.seeds)
         loop = Loop(self.pipe, count, own, beside, self.keep_latents, self.progress)
         plainly = {} if texts else {"prompt": list(self.prompts), "negative_prompt": [self.negative_prompt] * count}
@@ -215,21 +222,36 @@ class Drawing:
         )
         return BesideLoop(session, teller, reader_of(layers, plans, level), self.curve, settings.stop == PRESENCE)
 
-    def _search(self, reader: MapReader, own: Condition, texts: dict[str, Any], picture: Picture) -> Search | None:
-        """The seeds' drafts, where the settings want some; the ``picture`` is told why there are none."""
-        look, count = self.settings.look, len(self.prompts)
+    def _search(self, beside: BesideLoop, own: Condition, texts: dict[str, Any], picture: Picture) -> Search | None:
+        """The seeds' drafts, where the settings want some, guided as the run will be where that is possible; the
+        ``picture`` is told why there are none."""
+        look, count, session = self.settings.look, len(self.prompts), beside.session
         if not self.settings.enabled or look not in DRAFTING or self.observe:
             return None
         nothing = condition(self.pipe, [self.negative_prompt] * count, *self.size, negatives(texts))
         scale = 1.0 if self.conditional_drafts else self.guidance_scale
-        drafter = Drafter(self.pipe, reader, lambda seeds: self._start(seeds)[1], own, nothing, scale)
-        search = Search(drafter, self.seeds, self.settings.drafts, self.curve if look == "insist" else None)
-        try:
+        curve = self.curve if look == "insist" else None
+
+        def drafted(guide: Guide | None) -> Search:
+            noise = lambda seeds: self._start(seeds)[1]  # noqa: E731
+            search = Search(
+                Drafter(self.pipe, beside.reader, noise, own, nothing, scale, guide), self.seeds, self.settings.drafts,
+                curve,
+            )  # fmt: skip
             search.draft(range(count))
+            return search
+
+        try:
+            try:
+                return drafted(session.guide if session.moves and not self.unguided_drafts else None)
+            except MoveFailed as failed:
+                log.warning(
+                    "Attention Decoupling drafts without guidance: %s", reasons.explained(failed.__cause__ or failed)
+                )
+                return drafted(None)
         except Exception as error:
             picture.no_drafts = reasons.explained(error)
             return None
-        return search
 
     def _again(self, images: Sequence[int], seeds: Sequence[int]) -> Picture:
         """These images from other seeds, without drafts."""

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.drafts import Draft, draft, in_groups, levels
+from ..core.drafts import Draft, Move, draft, in_groups, levels
+from ..core.guidance import Guide
 from ..core.host_pass import RowsInOrder
 from ..core.insist import Noises, accepting
 from ..core.maps import MapReader
 from ..core.presence import Curve
+from .diffusers_loop import step_openings
 from .diffusers_prompts import Condition
 from .reasons import Unsupported
 from .seeds import SeedChoice, chosen, seeds_to_draft
@@ -34,27 +36,36 @@ class Drafter:
     condition: Condition
     negative: Condition
     guidance_scale: float
+    guide: Guide | None = None
+    """Who moves the run that is to follow, and its drafts; None: nobody does."""
 
     def __call__(self, images: Sequence[int], seeds: Sequence[int]) -> list[Draft]:
         """One of each of ``images``, from its seed.
 
-        Raises Unsupported for a prediction that is not known, and the end of memory.
+        Raises Unsupported for a prediction that is not known, MoveFailed where guidance fails, and the end of memory.
         """
-        pipe, guided, count = self.pipe, self.guidance_scale > 1, len(images)
+        pipe, cfg, count = self.pipe, self.guidance_scale > 1, len(images)
         kept = pipe.scheduler.alphas_cumprod.double().cpu()
         noise_levels = ((1 - kept) / kept).sqrt()
-        first = float(noise_levels[round(float(pipe.scheduler.timesteps[0]))])
+        run_levels = [float(noise_levels[round(float(timestep))]) for timestep in pipe.scheduler.timesteps]
+        first = run_levels[0]
         own = self.condition.of(images)
-        given = self.negative.of(images).before(own) if guided else own
+        given = self.negative.of(images).before(own) if cfg else own
+
+        def timestep_of(sigma: float) -> int:
+            return int((noise_levels <= sigma * (1 + 1e-6)).sum().clamp(min=1)) - 1
+
+        def unet(z: Tensor, sigma: float, condition: Condition) -> Tensor:
+            made: Tensor = pipe.unet(
+                z, timestep_of(sigma), encoder_hidden_states=condition.embeds,
+                added_cond_kwargs=condition.extra or None, return_dict=False,
+            )[0]  # fmt: skip
+            return made
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            timestep = int((noise_levels <= sigma * (1 + 1e-6)).sum().clamp(min=1)) - 1
             z = x / math.sqrt(1 + sigma**2)
-            out = pipe.unet(
-                torch.cat([z, z]) if guided else z, timestep, encoder_hidden_states=given.embeds,
-                added_cond_kwargs=given.extra or None, return_dict=False,
-            )[0]  # fmt: skip
-            if guided:
+            out = unet(torch.cat([z, z]) if cfg else z, sigma, given)
+            if cfg:
                 out = out[:count] + self.guidance_scale * (out[count:] - out[:count])
             kind = pipe.scheduler.config.prediction_type
             if kind == "epsilon":
@@ -63,10 +74,29 @@ class Drafter:
                 return (z - sigma * out) / math.sqrt(1 + sigma**2)
             raise Unsupported(f"a model that predicts {kind!r} can't be drafted; those that predict noise or v can")
 
-        reader = MapReader(self.reader.layers, [self.reader.images[image] for image in images])
-        before = count if guided else 0
-        x = self.noise(seeds) * math.sqrt(1 + first**2)
-        return draft(denoise, x, levels(first), pipe.unet, reader, lambda: RowsInOrder(count, before, (before,)))
+        plans = [self.reader.images[image] for image in images]
+        sigmas = levels(first, self.guide is not None)
+        steps = [level for level, opens in zip(run_levels, step_openings(pipe.scheduler)) if opens]
+
+        def moving(guide: Guide) -> Move:
+            pooled = guide.schedule.pooled(steps, sigmas)
+
+            def move(x: Tensor, k: int) -> Tensor:
+                sigma, scale = sigmas[k], math.sqrt(1 + sigmas[k] ** 2)
+                z = x / scale
+                moved = guide.drafted(
+                    z, pooled[k], len(steps), lambda z, rows: unet(z, sigma, own.of(rows)), noise=sigma
+                )
+                return x if moved is z else moved * scale
+
+            return move
+
+        before = count if cfg else 0
+        return draft(
+            denoise, self.noise(seeds) * math.sqrt(1 + first**2), sigmas, pipe.unet,
+            MapReader(self.reader.layers, plans), lambda: RowsInOrder(count, before, (before,)),
+            moving(self.guide.of(plans)) if self.guide else None,
+        )  # fmt: skip
 
 
 @dataclass
@@ -93,7 +123,7 @@ class Search:
     def draft(self, images: Sequence[int]) -> None:
         """Make the drafts that are wanted for ``images``, and let the best be drawn. Raises what hinders them."""
         named = [image for image in images if image in self.drafter.reader.named]
-        by_itself = self.curve is not None and self.curve.draft is not None
+        by_itself = self.curve is not None and self.curve.draft is not None and self.drafter.guide is None
         while wanting := [image for image in named if self.images[image].wants_draft]:
             missing = {image: range(len(self.images[image].drafts), self.count) for image in wanting}
             todo = [(image, number) for image, own in missing.items() for number in (own[:1] if by_itself else own)]

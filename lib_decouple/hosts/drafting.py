@@ -20,7 +20,7 @@ import torch
 from modules import rng, shared
 from torch import Tensor
 
-from ..core.drafts import Draft, draft, in_groups, levels
+from ..core.drafts import Draft, MoveFailed, draft, in_groups, levels
 from ..core.insist import Accepts, Noises, nothing
 from ..core.maps import MapReader
 from . import previews, reasons
@@ -238,6 +238,8 @@ class Drafts:
         self.wanting: Sequence[Noises] = images
         """For which more drafts are made, until they want none."""
         self.failed: Exception | None = None
+        self.guided_steps = 0
+        """How many steps the run has, where guidance is to move it and its drafts alike; 0 where not."""
 
     @contextmanager
     def in_the_place_of_sampling(self, sampler: Any) -> Iterator[None]:
@@ -248,7 +250,7 @@ class Drafts:
 
         def in_its_place(denoiser: Any, x: Tensor, *_: Any, **given: Any) -> Tensor:
             try:
-                self._make(denoiser, x, given)
+                self._guided_or_not(denoiser, x, given, func)
             except Exception as error:  # the host is to end its sampling in order
                 self.failed = error
             return x
@@ -265,13 +267,29 @@ class Drafts:
             p.extra_generation_params.clear()
             p.extra_generation_params.update(noted)
 
+    def _guided_or_not(self, denoiser: Any, x: Tensor, given: dict[str, Any], sample: Any) -> None:
+        """Make them as the run will be, or where guidance fails all without it, as the run will be then."""
+        own = self.sampling
+        if not self.images[0].drafts:
+            self.guided_steps = own.steps_to_guide(sample, denoiser, given)
+        try:
+            self._make(denoiser, x, given)
+        except MoveFailed as failed:
+            reason = reasons.explained(failed.__cause__ or failed, reasons.switched_on(own.p))
+            log.warning("Attention Decoupling drafts without guidance: %s", reason)
+            own.p.comment(f"Attention Decoupling drafted without guidance: {reason}")
+            self.guided_steps = 0
+            for image in self.images:
+                image.drafts.clear()
+            self._make(denoiser, x, given)
+
     def _make(self, denoiser: Any, x: Tensor, given: dict[str, Any]) -> None:
         own, count = self.sampling, len(self.noises)
         if not own.reader_to_tell(given["extra_args"]["cond"], 0).named:
             raise reasons.NothingToGuide(reasons.too_few((), "intensity"))
         latents = FirstLatents(x, self.noises[0], denoiser.init_latent)
         first = not self.images[0].drafts
-        if self.one_by_one:
+        if self.one_by_one and not self.guided_steps:
             if first:
                 self._count(1)
             while any(image.wants_draft for image in self.wanting):
@@ -313,14 +331,29 @@ class Drafts:
         own, count, images = self.sampling, len(first), len(first[0])
         args = _repeated(given["extra_args"], count)
         scale = LatentScale(own, denoiser, given)
-        sigmas = levels(scale.first)
+        total = self.guided_steps if len(scale.run) > self.guided_steps else 0
+        sigmas = levels(scale.first, total > 0)
 
-        def denoise(x: Tensor, sigma: float) -> Tensor:
+        def come_to(sigma: float) -> None:
             done = scale.share_done(sigma)
             denoiser.step = int(done * denoiser.total_steps)
             shared.state.sampling_step = int((begun + done / parts) * denoiser.steps)
             own.beside.drafts += count * images
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            come_to(sigma)
             return scale.denoised(x, sigma, args)
+
+        pooled = own.schedule.pooled(scale.run[:total], sigmas)
+
+        def move(x: Tensor, k: int) -> Tensor:
+            if not pooled[k] or shared.state.interrupted or shared.state.skipped:
+                return x
+            come_to(sigmas[k])
+            before = x / scale.to_sigma(sigmas[k])
+            level = x.new_ones(len(x)) * scale.given(sigmas[k])
+            moved = own.moved_draft(denoiser, before, level, args, scale.timesteps is None, pooled[k], total, count)
+            return x if moved is before else moved * scale.to_sigma(sigmas[k])
 
         last = int(scale.share_done(sigmas[-1]) * denoiser.total_steps)
         reader = own.reader_to_tell(given["extra_args"]["cond"], last)
@@ -328,8 +361,9 @@ class Drafts:
         x = torch.cat(list(first)) * scale.to_sigma(scale.first)
         with _repeated_picture(denoiser, count):
             made = draft(
-                denoise, x, sigmas, own.unet(), reader, lambda: own.conditional_rows(denoiser, args, count * images)
-            )
+                denoise, x, sigmas, own.unet(), reader, lambda: own.conditional_rows(denoiser, args, count * images),
+                move if total else None,
+            )  # fmt: skip
         return [made[k * images : (k + 1) * images] for k in range(count)]
 
 
@@ -388,13 +422,16 @@ class LatentScale:
             return 0.0 if sigma >= self.first else 0.5
         return sum(own > sigma * (1 + 1e-6) for own in self.run[:-1]) / (len(self.run) - 1)
 
+    def given(self, sigma: float) -> float:
+        """What the sampler gives its denoiser for this noise level."""
+        if self.timesteps is not None:
+            return self._timestep(sigma)
+        return sigma / (1 + sigma) if self.is_flow else sigma
+
     def denoised(self, x: Tensor, sigma: float, args: dict[str, Any]) -> Tensor:
         """The host's own prediction of x0."""
-        ones = x.new_ones(len(x))
-        own = x / self.to_sigma(sigma)
-        if self.timesteps is not None:
-            return x - sigma * self.denoiser(own, ones * self._timestep(sigma), **args)
-        return self.denoiser(own, ones * (sigma / (1 + sigma) if self.is_flow else sigma), **args)
+        own = self.denoiser(x / self.to_sigma(sigma), x.new_ones(len(x)) * self.given(sigma), **args)
+        return x - sigma * own if self.timesteps is not None else own
 
     def _timestep(self, sigma: float) -> int:
         """The last one whose noise level is not above ``sigma``."""

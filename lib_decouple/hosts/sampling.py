@@ -198,7 +198,7 @@ class SamplingPass:
         self.beside = ExtraPasses()
         self.replaces: SamplingPass | None = None
         """The pass that was attached to the same sampling before: Forge calls the hook twice in hires fix."""
-        self._schedule = Schedule(self.settings.steps, settings.every, self.settings.start)
+        self.schedule = Schedule(self.settings.steps, settings.every, self.settings.start)
         self._learned = LearnedInRun(thrift(self.settings))
         self._by_presence = self.settings.stop == PRESENCE
         self._moves = self.settings.gradient != "none"
@@ -292,7 +292,7 @@ class SamplingPass:
         except Exception as error:
             self.stand_aside(self._explained(error))
             calls = {}
-        if not self.stood_aside and (reason := reasons.no_guided_step(self._schedule, len(calls))):
+        if not self.stood_aside and (reason := reasons.no_guided_step(self.schedule, len(calls))):
             self.stand_aside(reason)
         if self.stood_aside and not self.teller.waiting:
             yield False
@@ -371,7 +371,7 @@ class SamplingPass:
         return (
             not self.stood_aside
             and self._moves
-            and (waiting or self._schedule.guided(step, total) or self._look_due(step, total))
+            and (waiting or self.schedule.guided(step, total) or self._look_due(step, total))
         )
 
     def _look_due(self, step: int, total: int) -> bool:
@@ -379,7 +379,7 @@ class SamplingPass:
         the beginning where its maps are wanted."""
         guided_any = any(trace.steps for trace in self.traces)
         guided_any = guided_any or bool(self._session and self._session.waiting)
-        last = step >= self._schedule.window(total) and guided_any and not self._looked
+        last = step >= self.schedule.window(total) and guided_any and not self._looked
         return last or (step == 0 and self.looking.moments)
 
     def _guide(
@@ -387,32 +387,73 @@ class SamplingPass:
     ) -> None:
         """Move ``x`` in place, as the settings say for this step."""
         session = self._prepare(denoiser, given["cond"])
-        if not (self._schedule.guided(step, total) or session.waiting):
+        if not (self.schedule.guided(step, total) or session.waiting):
             return
         if session.goes_by_itself(step, total):
             with_others: AbstractContextManager[Any] = nullcontext()
         else:
             with_others = self._beside_others(denoiser, x, sigma, given)
+
+        def move(latents: Tensor, run: Pass, level: Tensor | None, noise: float) -> Tensor:
+            return session.before_step(latents, step, total, run, level, noise)
+
         with with_others, self.differentiable():
-            run = self.conditional_pass(denoiser, sigma, given)
-            latents, unit = x.detach().clone(), self.unit(sigma)
-            noise = self.noise_level(denoiser, sigma) if self._by_presence else math.inf
-            if unit is not None:
-                z = latents / unit
-                after = session.before_step(z, step, total, lambda z, images: run(z * unit, images), noise=noise)
-                # Not after * unit: what did not move keeps its last bit.
-                moved = latents if after is z else latents + (after - z) * unit
-            else:
-                level = sigma.reshape(-1)[0] if sigmas else None
-                moved = session.before_step(latents, step, total, run, level, noise)
+            moved = self._moved(denoiser, x, sigma, given, sigmas, move)
         if session.stood_aside:
             return self.stand_aside(session.stood_aside, logged=True)
+        if moved is not x:
+            with torch.no_grad():
+                x.copy_(moved)
+
+    def _moved(
+        self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any], sigmas: bool,
+        move: Callable[[Tensor, Pass, Tensor | None, float], Tensor],
+    ) -> Tensor:  # fmt: skip
+        """The sampler's latents ``x`` behind ``move``, outside a mask as they are; ``x`` itself where nothing moved.
+
+        ``move`` is given the latents that a guide moves, the pass on them, :meth:`StepRule.update`'s ``sigma`` and the
+        noise level.
+        """
+        run = self.conditional_pass(denoiser, sigma, given)
+        latents, unit = x.detach().clone(), self.unit(sigma)
+        noise = self.noise_level(denoiser, sigma) if self._by_presence else math.inf
+        if unit is not None:
+            z = latents / unit
+            after = move(z, lambda z, images: run(z * unit, images), None, noise)
+            # Not after * unit: what did not move keeps its last bit.
+            moved = latents if after is z else latents + (after - z) * unit
+        else:
+            moved = move(latents, run, sigma.reshape(-1)[0] if sigmas else None, noise)
         if moved is latents:
-            return
-        if denoiser.mask is not None:
-            moved = x + (moved - x) * denoiser.nmask
-        with torch.no_grad():
-            x.copy_(moved)
+            return x
+        return moved if denoiser.mask is None else x + (moved - x) * denoiser.nmask
+
+    def steps_to_guide(self, sample: Any, denoiser: Any, given: dict[str, Any]) -> int:
+        """How many steps the run has that is to follow, if guidance is to move it; 0 where it is not."""
+        if not self._moves or self.stood_aside:
+            return 0
+        name = getattr(sample, "__name__", str(sample))
+        try:
+            total = len(main_calls(name, _schedule_length(name, denoiser, given)))
+        except Exception:  # told where the run itself is to be guided
+            log.debug("drafts without guidance", exc_info=True)
+            return 0
+        return 0 if reasons.no_guided_step(self.schedule, total) else total
+
+    def moved_draft(
+        self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any], sigmas: bool, steps: Sequence[int],
+        total: int, count: int,
+    ) -> Tensor:  # fmt: skip
+        """The latents ``x`` of ``count`` candidates for the batch, one set behind the other, moved as far as a run of
+        ``total`` steps would be at ``steps``. Raises what hinders it."""
+        guide = self._prepare(denoiser, given["cond"]).guide
+        guide = guide.of([*guide.gradient.reader.images] * count)
+
+        def move(latents: Tensor, run: Pass, level: Tensor | None, noise: float) -> Tensor:
+            return guide.drafted(latents, steps, total, run, level, noise)
+
+        with self._beside_others(denoiser, x, sigma, given), self.differentiable():
+            return self._moved(denoiser, x, sigma, given, sigmas, move)
 
     def _looking_on(
         self, denoiser: Any, x: Tensor, sigma: Tensor, given: dict[str, Any], step: int, total: int
@@ -508,7 +549,7 @@ class SamplingPass:
 
     def _seen_last(self, seen: Observation) -> None:
         """The observer that remembers that the maps behind the last guided step were seen."""
-        self._looked = self._looked or not (seen.guided or seen.step < self._schedule.window(self.total))
+        self._looked = self._looked or not (seen.guided or seen.step < self.schedule.window(self.total))
 
     def _prepare(self, denoiser: Any, cond: Any) -> Session:
         """The session with a guide for the model and the prompts of this very step."""

@@ -59,6 +59,8 @@ class SeedChoice:
     """Did its draft need no better one?"""
     runs: tuple[BegunRun, ...] = ()
     """Those that were looked at midway, each from another seed."""
+    moves: int = 0
+    """How often guidance moved one of its drafts, by a gradient each."""
 
     def words(self) -> str:
         """What the status line says."""
@@ -98,10 +100,11 @@ def chosen(
     """Of an image whose ``noises`` are those of ``seeds``, that ``number`` is drawn, or with None nothing."""
     scores = {seed: one.scores for seed, one in zip(seeds, noises.drafts)}
     runs = tuple(BegunRun(seeds[k], told) for k, told in noises.runs.items())
+    moves = sum(one.moves for one in noises.drafts)
     if number is None:
-        return SeedChoice(seeds[0], None, scores, variation, dict(pictures))
+        return SeedChoice(seeds[0], None, scores, variation, dict(pictures), moves=moves)
     accepted = noises.accepts(noises.drafts[number])
-    return SeedChoice(seeds[0], seeds[number], scores, variation, dict(pictures), accepted, runs)
+    return SeedChoice(seeds[0], seeds[number], scores, variation, dict(pictures), accepted, runs, moves)
 
 
 def seeds_to_draft(asked: int, count: int) -> list[int]:

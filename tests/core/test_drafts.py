@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from toy import Toy, contexts, noise
 
-from lib_decouple.core.drafts import Draft, best, draft, in_groups, levels
+from lib_decouple.core.drafts import Draft, MoveFailed, best, draft, in_groups, levels
 from lib_decouple.core.host_pass import RowsInOrder
 from lib_decouple.core.maps import AttentionReplaced, Entity, ImagePlan, MapReader
 from lib_decouple.core.presence import presence
@@ -21,6 +22,8 @@ def test_levels_go_down_to_where_the_maps_tell() -> None:
     assert levels(4.0) == [4.0, 3.6, 1.6]
     assert levels(0.9) == [0.9]
     assert levels(1e6)[1:] == [7.6, 3.6, 1.6]
+    assert levels(14.6, guided=True) == [14.6, 6.0, 3.35]
+    assert levels(3.0, guided=True) == [3.0]
 
 
 def test_with_a_denoiser_that_knows_the_picture_the_draft_is_that_picture_at_every_level() -> None:
@@ -46,6 +49,46 @@ def test_with_a_denoiser_that_knows_the_picture_the_draft_is_that_picture_at_eve
     assert made[2].scores == pytest.approx({"dog": float(presence(maps[1][None]))})
     assert made[1].scores == {}
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_draft_is_moved_before_each_pass_and_counts_its_moves() -> None:
+    """What is moved is denoised and read: here the way leads to another picture from the second pass on."""
+    model, x0, n, other = Toy(), noise(3, seed=1), noise(3, seed=2), noise(3, seed=4)
+    seen = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        seen.append(x)
+        model(x, contexts(3))
+        return x0
+
+    def move(x: Tensor, k: int) -> Tensor:
+        return x if k == 0 else x + other
+
+    reader = MapReader(model.layers("coarse"), PLANS)
+    made = draft(denoise, x0 + 14.6 * n, [14.6, 6.0, 3.0], model, reader, lambda: RowsInOrder(3), move)
+    torch.testing.assert_close(seen[1], x0 + 6.0 * n + other)
+    torch.testing.assert_close(seen[2], x0 + (6.0 * n + other) / 2 + other)
+    assert [one.moves for one in made] == [2, 2, 2]
+    with torch.no_grad(), reader.reading() as capture:
+        model(seen[-1][[0, 2]], contexts(3)[[0, 2]])
+    maps = reader.maps(capture, (8, 8), [0, 2])
+    assert made[0].scores == pytest.approx(dict(zip(("cat", "dog"), presence(maps[0][None])[0].tolist())))
+
+
+@pytest.mark.parametrize(
+    ("error", "rows", "raised"),
+    [(ValueError("cut"), 3, MoveFailed), (MemoryError(), 3, MemoryError), (MemoryError(), 1, MoveFailed)],
+)
+def test_guidance_that_fails_is_told_from_a_draft_that_fails(error: Exception, rows: int, raised: Any) -> None:
+    """Where memory ends for several at once, fewer are tried first."""
+
+    def move(x: Tensor, k: int) -> Tensor:
+        raise error
+
+    reader = MapReader(Toy().layers("coarse"), PLANS[:1] * rows)
+    with pytest.raises(raised) as found:
+        draft(lambda x, sigma: x, noise(rows), [3.0], Toy(), reader, lambda: RowsInOrder(rows), move)
+    assert found.value is error or found.value.__cause__ is error
 
 
 def test_maps_that_cannot_be_read_are_raised() -> None:

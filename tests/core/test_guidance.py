@@ -378,6 +378,68 @@ class TestRefinement:
         assert guide.traces[0].steps[0].update_norm == pytest.approx(3 * 0.2, rel=1e-4)
 
 
+class TestDrafted:
+    """A draft's pass is moved by one gradient as far as the run is at several steps."""
+
+    def test_the_rule_s_lengths_of_all_steps_add_up_along_one_gradient(self) -> None:
+        model, latents, rows = Toy(), noise(1), contexts(1)
+        leaf = latents.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(explicit_loss(model, leaf, rows), leaf)
+        run = Runner(model, rows)
+        # Shares of four places fall as 4, 3, 2, 1 of 10 parts of 0.3: those of places 1 and 2 are half of it.
+        guide = guide_for(model, [PLAN]).guide
+        moved = guide.drafted(latents, [1, 2], 8, run)
+        torch.testing.assert_close(moved, latents - 0.15 * latents.norm() / gradient.norm() * gradient)
+        assert len(run.calls) == 1
+        fixed = guide_for(model, [PLAN], rule=StepRule("attend-excite", 2.0)).guide
+        factor = 2.0 * sum(math.sqrt(1 - 0.5 * step / 7) for step in (1, 2))
+        torch.testing.assert_close(fixed.drafted(latents, [1, 2], 8, run), latents - factor * gradient)
+
+    def test_in_k_diffusion_s_units_it_is_the_same_move(self) -> None:
+        model, z, rows = Toy(torch.float64), noise(1, dtype=torch.float64), contexts(1, dtype=torch.float64)
+        sigma = torch.tensor(3.0, dtype=torch.float64)
+        unit = (1 + sigma**2).sqrt()
+        guide = guide_for(model, [PLAN]).guide
+        in_z = guide.drafted(z, [0, 1], 8, Runner(model, rows))
+
+        def run(x: Tensor, images: Any) -> None:
+            model(x / unit, rows)
+
+        torch.testing.assert_close(guide.drafted(z * unit, [0, 1], 8, run, sigma), in_z * unit)
+
+    def test_without_steps_or_entities_nothing_runs(self) -> None:
+        model, latents, run = Toy(), noise(1), Runner(Toy(), contexts(1))
+        assert guide_for(model, [PLAN]).guide.drafted(latents, [], 8, run) is latents
+        assert guide_for(model, [ImagePlan(())]).guide.drafted(latents, [0], 8, run) is latents
+        assert run.calls == []
+
+    def test_who_is_decoupled_or_whole_is_left_alone(self) -> None:
+        model, latents, rows = Toy(), noise(2), contexts(2)
+        run = Runner(model, rows)
+        low, high = sorted(guide_for(model, [PLAN, PLAN]).gradient(latents, [0, 1], run).losses.tolist())
+        stopping = guide_for(model, [PLAN, PLAN], stop_below=(low + high) / 2).guide
+        moved = stopping.drafted(latents, [0], 8, run)
+        assert sorted(bool((own != before).any()) for own, before in zip(moved, latents)) == [False, True]
+        surely_there = Helping(Curve((Level(20.0, -1.0, 100.0),)))
+        helped = guide_for(model, [PLAN, PLAN], helping=surely_there).guide
+        assert torch.equal(helped.of([PLAN, PLAN]).drafted(latents, [0], 8, run, noise=5.0), latents)
+        assert surely_there.whole == set()  # of the run's own images nothing is known yet
+
+    def test_a_number_that_is_none_is_refused(self) -> None:
+        model = Toy()
+        guide = guide_for(model, [PLAN], rule=StepRule("attend-excite", 1e39)).guide
+        with pytest.raises(NonFinite):
+            guide.drafted(noise(1), [0], 8, Runner(model, contexts(1)))
+
+    def test_memory_that_ends_for_many_drafts_says_nothing_of_the_run(self) -> None:
+        guide = guide_for(Toy(), [PLAN]).guide
+        of_drafts = guide.of([PLAN] * 8)
+        assert of_drafts.gradient.learned.thrift.tighten(8)
+        assert of_drafts.gradient.learned.thrift.one_at_a_time
+        assert not guide.gradient.learned.thrift.one_at_a_time
+        assert of_drafts.gradient.learned.scale is guide.gradient.learned.scale
+
+
 class TestCaution:
     """Few guided steps, each long: an update is kept only where it lowers the loss at its own noise level."""
 

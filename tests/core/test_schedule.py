@@ -153,3 +153,28 @@ class TestStepRule:
     def test_errors(self, name: Any, size: float, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             StepRule(name, size)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "run", "levels", "expected"),
+    [
+        # The second pass also has what lies above it; the last the first step that has come as far.
+        (Schedule(5), [14.0, 9.0, 7.0, 5.0, 3.0, 1.0], [14.0, 6.0, 3.35], [[], [0, 1, 2, 3], [4]]),
+        (Schedule(5, start=2), [14.0, 9.0, 7.0, 5.0, 3.0, 1.0], [14.0, 6.0, 3.35], [[], [2, 3], [4]]),
+        (Schedule(5, every=2), [14.0, 9.0, 7.0, 5.0, 3.0, 1.0], [14.0, 6.0, 3.35], [[], [0, 2], [4]]),
+        (Schedule(6), [6.0, 3.35, 1.0, 0.5, 0.2, 0.1], [6.0, 3.35], [[], [0, 1]]),
+        (Schedule(2), [3.0, 2.0, 1.0], [3.0], [[0]]),
+        (Schedule(2), [9.0, 8.0, 7.0], [9.0, 6.0, 3.35], [[], [0, 1], []]),
+        (Schedule(3, start=2), [14.0, 3.0, 1.0], [14.0, 6.0, 3.35], [[], [], []]),
+    ],
+)
+def test_a_coarser_run_s_passes_stand_for_the_guided_steps_up_to_where_it_ends(schedule, run, levels, expected):
+    assert schedule.pooled(run, levels) == expected
+
+
+def test_pooled_steps_are_all_that_a_run_guides_until_it_has_come_as_far():
+    run = [14.6 * 0.9**k for k in range(50)]
+    for schedule in (Schedule(), Schedule(30, start=5), Schedule(20, every=3)):
+        found = [step for own in schedule.pooled(run, [14.6, 6.0, 3.35]) for step in own]
+        reached = next(k for k, sigma in enumerate(run) if sigma <= 3.35)
+        assert found == [step for step in range(reached + 1) if schedule.guided(step, 50)]

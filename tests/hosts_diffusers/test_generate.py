@@ -634,13 +634,38 @@ class TestChoose:
         sd1.scheduler.set_timesteps(4)
         kept = sd1.scheduler.alphas_cumprod[sd1.scheduler.timesteps]
         levels = ((1 - kept) / kept).sqrt().tolist()
-        monkeypatch.setattr(diffusers_drafts, "levels", lambda first: [first, *levels[1:]])
+        monkeypatch.setattr(diffusers_drafts, "levels", lambda first, guided: [first, *levels[1:]])
         seen: list[Any] = []
         monkeypatch.setattr(insist, "best", lambda drafts: seen.append(list(drafts)) or 0)
         run = draw(sd1, CHOOSE, 2, guidance_scale=scale)
         for drafts, whole in zip(seen, run.images):
             assert torch.allclose(drafts[0].x0, whole, atol=2e-3 * float(whole.abs().max()))
             assert not torch.allclose(drafts[1].x0, whole, atol=1e-1 * float(whole.abs().max()))
+
+    def test_a_guided_draft_along_the_run_s_own_levels_is_the_guided_run(self, sd1: Any, monkeypatch: Any) -> None:
+        use(sd1, "DDIMScheduler")
+        sd1.scheduler.set_timesteps(4)
+        kept = sd1.scheduler.alphas_cumprod[sd1.scheduler.timesteps]
+        levels = ((1 - kept) / kept).sqrt().tolist()
+        monkeypatch.setattr(diffusers_drafts, "levels", lambda first, guided: [first, *levels[1:]])
+        seen: list[Any] = []
+        monkeypatch.setattr(insist, "best", lambda drafts: seen.append(list(drafts)) or 0)
+        settings = replace(CHOOSE, gradient="exact", rule="attend-excite", size=3.0, start=1, steps=4)
+        run, plain = draw(sd1, settings, 2), draw(sd1, OFF, 2)
+        assert [choice.moves for choice in run.choices] == [3 * 3] * 2
+        for drafts, guided, unguided in zip(seen, run.images, plain.images):
+            far = float((guided - unguided).abs().max())
+            assert torch.allclose(drafts[0].x0, guided, atol=0.05 * far)
+
+    def test_where_guidance_fails_in_a_draft_all_are_made_without_it(self, sd1: Any, monkeypatch: Any) -> None:
+        def fail(*given: Any, **more: Any) -> None:
+            raise ValueError("cut")
+
+        monkeypatch.setattr(diffusers_drafts.Guide, "drafted", fail)
+        found = draw(sd1, replace(CHOOSE, gradient="exact"), 2)
+        expected = draw(sd1, CHOOSE, 2)
+        assert [one.scores for one in found.choices] == [one.scores for one in expected.choices]
+        assert found.no_drafts == ""
 
     def test_a_failure_draws_the_seeds_that_were_asked_for_and_says_so(self, sd1: Any, monkeypatch: Any) -> None:
         def fail(*given: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -200,8 +201,8 @@ def test_a_draft_s_score_is_the_peak_in_the_run_s_own_pass_at_that_level(webui, 
     """From the first noise on the same coarse way, with the maps read by the pass that tells."""
     drafting, seen = sys.modules["lib_decouple.hosts.drafting"], []
 
-    def spying(denoise, x, sigmas, model, reader, rows):
-        made = drafted(denoise, x, sigmas, model, reader, rows)
+    def spying(denoise, x, sigmas, model, reader, rows, move=None):
+        made = drafted(denoise, x, sigmas, model, reader, rows, move)
         for sigma, after in itertools.pairwise(sigmas):
             x0 = denoise(x, sigma)
             x = x0 + (x - x0) * (after / sigma)
@@ -323,6 +324,56 @@ def test_where_memory_ends_fewer_are_drafted_at_once(webui, monkeypatch, most, g
     }
     if sampling.choices[0].drawn == before.choices[0].drawn:
         assert torch.equal(found, expected)
+
+
+GUIDED = replace(CHOOSE, gradient="exact", loss="com", size=0.4, start=0, steps=8)
+
+
+def test_where_the_run_is_guided_so_are_its_drafts_and_the_chosen_seed_draws_as_ever(webui):
+    """With fewer passes, and as a run of the chosen seed alone is guided."""
+    rows = []
+    found, job, sampling = drawn(webui, seeds=(5,), settings=GUIDED)
+    alone, other, _ = drawn(webui, seeds=job.seeds, settings=replace(GUIDED, look="tell"), prepare=counted(rows))
+    assert torch.equal(found, alone)
+    (choice,) = sampling.choices
+    assert list(choice.scores) == seeds_to_draft(5, 4)
+    weakest = {seed: min(own.values()) for seed, own in choice.scores.items()}
+    assert max(weakest, key=weakest.get) == choice.drawn
+    _, _, unguided = drawn(webui, seeds=(5,))
+    assert choice.scores != unguided.choices[0].scores
+    # Each of four candidates has passes at three noise levels, and is moved before two of them.
+    assert (choice.moves, sampling.beside.drafts) == (8, 4 * (3 + 2))
+    assert (sampling.no_drafts, sampling.stood_aside, job.comments) == ("", "", [])
+    assert torch.equal(job.rng.next(), other.rng.next())
+
+
+def test_a_guided_draft_is_one_seed_s_own_whatever_else_is_drafted(webui):
+    """Alone, in a batch, and as another seed's candidate it scores the same."""
+    seed = 5 + STRIDE
+    _, _, batch = drawn(webui, [PROMPT] * 2, (5, 900), settings=GUIDED)
+    _, _, alone = drawn(webui, seeds=(seed,), settings=GUIDED)
+    assert batch.choices[0].scores[seed] == pytest.approx(alone.choices[0].scores[seed], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["guidance", "the end of memory"])
+def test_where_guidance_fails_in_a_draft_all_are_made_without_it(webui, monkeypatch, kind):
+    error = MemoryError("out of memory") if kind == "the end of memory" else ValueError("broken")
+
+    def fail(*given):
+        raise error
+
+    monkeypatch.setattr(webui.adapter.SamplingPass, "moved_draft", fail)
+    found, job, sampling = drawn(webui, seeds=(5,), settings=GUIDED)
+    _, _, unguided = drawn(webui, seeds=(5,))
+    (choice,), (expected,) = sampling.choices, unguided.choices
+    assert choice.moves == 0
+    for seed, own in expected.scores.items():
+        assert choice.scores[seed] == pytest.approx(own, rel=1e-3)
+    told = "out of memory" if kind == "the end of memory" else "unexpected error"
+    assert [told in comment for comment in job.comments if "drafted without guidance" in comment] == [True]
+    assert sampling.no_drafts == ""
+    alone, _, _ = drawn(webui, seeds=job.seeds, settings=replace(GUIDED, look="tell"))
+    assert torch.equal(found, alone)
 
 
 REFUSED = {

@@ -53,6 +53,7 @@ for _count, _arms in ARMS.items():
         _arms |= {
             "com choose": replace(_com, look="choose"),
             "com choose conditional": replace(_com, look="choose"),
+            "com choose unguided": replace(_com, look="choose"),
             "com insist": replace(_com, look="insist"),
             "com best of 4": replace(_com, look="off"),
             "com late": replace(_com, gradient="late"),

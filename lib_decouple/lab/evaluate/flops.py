@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...core.drafts import LEVELS
+from ...core.drafts import GUIDED_LEVELS, LEVELS
 from ...settings import DRAFTING
 
 GUIDED, GUIDED_EARLY = 0.52, 0.42
@@ -19,8 +19,8 @@ and what is left to a profile, is counted as all. A look without a gradient, whi
 pass, too."""
 LATE, LATE_EARLY = 0.31, 0.26
 """What the gradient of the sampler's own pass adds to it, alike."""
-DRAFT = 1 + len(LEVELS)
-"""Steps of a draft."""
+DRAFT, GUIDED_DRAFT = 1 + len(LEVELS), 1 + len(GUIDED_LEVELS)
+"""Steps of a draft, without guidance and with."""
 CONDITIONAL = 0.5
 """Of a step, what one without the unconditional half of CFG costs."""
 GIVEN_UP = 0.5
@@ -43,7 +43,9 @@ def times_plain(row: Mapping[str, Any], steps: int) -> float | None:
     drafts = trace.get("drafts", settings.get("drafts") if settings["look"] == "choose" else None)
     if drafts is None:
         return None
-    drafted = drafts * DRAFT / steps * (CONDITIONAL if trace.get("conditional_drafts") else 1)
+    moves = trace.get("draft_moves", 0)
+    passes_of_drafts = drafts * (GUIDED_DRAFT if moves else DRAFT)
+    drafted = (passes_of_drafts * (CONDITIONAL if trace.get("conditional_drafts") else 1) + guided * moves) / steps
     return run * (1 + GIVEN_UP * trace.get("given_up", 0)) + drafted
 
 

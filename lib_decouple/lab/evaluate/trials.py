@@ -59,6 +59,8 @@ class Trial:
     """Strength goes by presence (:class:`lib_decouple.core.presence.Helping`)."""
     conditional_drafts: bool = False
     """Drafts without the unconditional half of CFG, at half the cost."""
+    unguided_drafts: bool = False
+    """Drafts without guidance, as they were at first; they tell which seed does well without it."""
     seeds: int = 1
     """Each picture is drawn whole from so many seeds, those that ``look`` at ``choose`` drafts, and the judge of drawn
     things chooses: what choosing by drafts could reach at best. The embedded model alone has that judge."""
@@ -72,6 +74,7 @@ TRIALS: dict[str, Trial] = {
     "com weighed": Trial(weighed=True),
     "choose conditional": Trial(conditional_drafts=True),
     "com choose conditional": Trial(conditional_drafts=True),
+    "com choose unguided": Trial(unguided_drafts=True),
     "best of 4": Trial(seeds=4),
     "com best of 4": Trial(seeds=4),
 }

@@ -25,11 +25,16 @@ def row(passes=0, trace=None, **settings):
         (row(10, layers="early"), 1 + 0.42 * 10 / 20, 1 + 0.42 * 10 / 50),
         (row(10, layers="last"), 1 + 0.52 * 10 / 20, 1 + 0.52 * 10 / 50),
         (row(0, {"draft": {}}, look="choose", drafts=6, gradient="none"), 1 + 24 / 20, 1 + 24 / 50),
+        (
+            row(10, {"draft": {}, "drafts": 4, "draft_moves": 8}, look="choose"),
+            1 + (0.52 * 18 + 12) / 20,
+            1 + (0.52 * 18 + 12) / 50,
+        ),
         (row(0, {"draft": {}, "drafts": 3, "given_up": 2}, look="insist"), 2 + 12 / 20, 2 + 12 / 50),
         (row(5, {"draft": {}, "drafts": 1, "given_up": 1}, look="insist"), 1.13 * 1.5 + 4 / 20, 1.052 * 1.5 + 4 / 50),
         (row(0, None, look="choose", gradient="none"), 1.0, 1.0),  # nothing to look for, so none was drafted
     ],
-    ids=["plain", "guided", "late", "early", "last", "choose", "insist", "insist guided", "no entity"],
+    ids=["plain", "guided", "late", "early", "last", "choose", "choose guided", "insist", "insist guided", "no entity"],
 )
 def test_a_picture_costs_what_its_passes_drafts_and_given_up_runs_do(image, at_20, at_50):
     assert times_plain(image, 20) == pytest.approx(at_20)
@@ -50,8 +55,8 @@ def test_what_is_not_known_is_not_made_up():
 )
 def test_a_run_that_was_given_up_is_counted_and_so_is_the_surest_one_that_is_drawn_anew(runs, drawn, given_up):
     begun = tuple(BegunRun(seed, {"cat": 0.9}) for seed in runs)
-    found = drafted(SeedChoice(3, drawn, SCORES, accepted=True, runs=begun))
-    assert found == {"draft": SCORES[drawn], "drafts": 3, "accepted": True, "given_up": given_up}
+    found = drafted(SeedChoice(3, drawn, SCORES, accepted=True, runs=begun, moves=6))
+    assert found == {"draft": SCORES[drawn], "drafts": 3, "draft_moves": 6, "accepted": True, "given_up": given_up}
     assert drafted(None) == drafted(SeedChoice(3, None, SCORES)) == {}
 
 

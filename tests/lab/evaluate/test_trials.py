@@ -130,6 +130,15 @@ def test_drafts_without_cfg_score_otherwise_and_cost_half(embedded: Any) -> None
     assert costs == pytest.approx([1 + 16 / 20, 1 + 8 / 20])
 
 
+def test_drafts_of_a_guided_run_are_guided_unless_the_trial_says_otherwise(embedded: Any) -> None:
+    (own,), (unguided,) = embedded.draw(jobs_of("com choose", [3])), embedded.draw(jobs_of("com choose unguided", [3]))
+    (plain,) = embedded.draw(jobs_of("choose", [3]))
+    assert own.trace["draft_moves"] > 0
+    assert unguided.trace["draft_moves"] == plain.trace["draft_moves"] == 0
+    if unguided.image != own.image:
+        assert own.trace["draft"] != unguided.trace["draft"]
+
+
 def test_late_refinement_moves_at_one_step_alone(embedded: Any) -> None:
     (drawn,) = embedded.draw(jobs_of("late refinement", [4]))
     assert drawn.trace["step"] == [2]

@@ -112,6 +112,7 @@ class Local:
             loss=trial.loss,
             weighed=trial.weighed,
             conditional_drafts=trial.conditional_drafts,
+            unguided_drafts=trial.unguided_drafts,
             **more,
         ).picture()
 
@@ -164,14 +165,14 @@ def summary(trace: ImageTrace) -> dict[str, Any] | None:
 
 
 def drafted(choice: SeedChoice | None, way: str = "") -> dict[str, Any]:
-    """What the draft scored that an image was drawn from, how many there were, whether it was accepted, how many
-    runs were given up, and whether drafts went without CFG; nothing where no draft was made."""
+    """What the draft scored that an image was drawn from, how many there were and how often guidance moved them,
+    whether it was accepted, how many runs were given up, and whether drafts went without CFG; nothing without any."""
     if choice is None or choice.drawn is None:
         return {}
     delivered_last = bool(choice.runs) and choice.runs[-1].seed == choice.drawn
     return {
-        "draft": choice.scores[choice.drawn], "drafts": len(choice.scores), "accepted": choice.accepted,
-        "given_up": len(choice.runs) - delivered_last,
+        "draft": choice.scores[choice.drawn], "drafts": len(choice.scores), "draft_moves": choice.moves,
+        "accepted": choice.accepted, "given_up": len(choice.runs) - delivered_last,
         **({"conditional_drafts": True} if TRIALS.get(way, Trial()).conditional_drafts else {}),
     }  # fmt: skip
 
