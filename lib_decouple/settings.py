@@ -200,9 +200,9 @@ class Settings:
         "Look",
         "tell: says which entity's attention stands out least, or, for a checkpoint of which that was learned, "
         "which is perhaps missing; this changes no picture and costs no pass. choose: for each picture a "
-        "few seeds are drafted first, and the one is drawn whose weakest entity stands out "
-        "most; insist: only until a draft tells that all are surely there, and the picture is begun again "
-        "where it lacks one midway.",
+        "few seeds are drafted first, guided as the picture will be, and the one is drawn whose weakest entity "
+        "stands out most; insist: unguided, only until a draft tells that all are surely there, and the picture is "
+        "begun again where it lacks one midway.",
         "Decouple look",
         choices=("off", "tell", *DRAFTING),
         group="told",
@@ -210,7 +210,7 @@ class Settings:
     drafts: int = _setting(
         4, "Drafts",
         "How many seeds “Look” at choose drafts for each picture, and at insist at most, the one asked for among "
-        "them; each costs up to four steps.",
+        "them; each costs about four steps.",
         "Decouple drafts", low=2, high=16, unit="seeds", group="told",
     )  # fmt: skip
     restarts: int = _setting(

@@ -231,6 +231,7 @@ class Drawing:
         nothing = condition(self.pipe, [self.negative_prompt] * count, *self.size, negatives(texts))
         scale = 1.0 if self.conditional_drafts else self.guidance_scale
         curve = self.curve if look == "insist" else None
+        accepts = curve is not None and curve.draft is not None  # which was learned of unguided drafts
 
         def drafted(guide: Guide | None) -> Search:
             noise = lambda seeds: self._start(seeds)[1]  # noqa: E731
@@ -243,7 +244,8 @@ class Drawing:
 
         try:
             try:
-                return drafted(session.guide if session.moves and not self.unguided_drafts else None)
+                guided = session.moves and not (accepts or self.unguided_drafts)
+                return drafted(session.guide if guided else None)
             except MoveFailed as failed:
                 log.warning(
                     "Attention Decoupling drafts without guidance: %s", reasons.explained(failed.__cause__ or failed)

@@ -123,7 +123,7 @@ class Search:
     def draft(self, images: Sequence[int]) -> None:
         """Make the drafts that are wanted for ``images``, and let the best be drawn. Raises what hinders them."""
         named = [image for image in images if image in self.drafter.reader.named]
-        by_itself = self.curve is not None and self.curve.draft is not None and self.drafter.guide is None
+        by_itself = self.curve is not None and self.curve.draft is not None
         while wanting := [image for image in named if self.images[image].wants_draft]:
             missing = {image: range(len(self.images[image].drafts), self.count) for image in wanting}
             todo = [(image, number) for image, own in missing.items() for number in (own[:1] if by_itself else own)]

@@ -268,9 +268,10 @@ class Drafts:
             p.extra_generation_params.update(noted)
 
     def _guided_or_not(self, denoiser: Any, x: Tensor, given: dict[str, Any], sample: Any) -> None:
-        """Make them as the run will be, or where guidance fails all without it, as the run will be then."""
+        """Make them as the run will be, or where guidance fails all without it, as the run will be then. Those that are
+        looked at one by one go without: what a draft tells by itself was learned of such."""
         own = self.sampling
-        if not self.images[0].drafts:
+        if not (self.images[0].drafts or self.one_by_one):
             self.guided_steps = own.steps_to_guide(sample, denoiser, given)
         try:
             self._make(denoiser, x, given)
@@ -289,7 +290,7 @@ class Drafts:
             raise reasons.NothingToGuide(reasons.too_few((), "intensity"))
         latents = FirstLatents(x, self.noises[0], denoiser.init_latent)
         first = not self.images[0].drafts
-        if self.one_by_one and not self.guided_steps:
+        if self.one_by_one:
             if first:
                 self._count(1)
             while any(image.wants_draft for image in self.wanting):

@@ -120,7 +120,8 @@ class Jobs:
                 written.update(run.told_of_guided(told))
             written.update(run.infotext())
             if run.drafts_only:  # only now: the host's “last parameters” have what was asked for
-                run.settings = replace(run.settings, look="choose", gradient="none")
+                guided = run.settings.gradient if is_on else "none"
+                run.settings = replace(run.settings, look="choose", gradient=guided)
 
     def before_batch(self, p: Any, batch: int) -> None:
         """In ``before_process_batch``: both batches of a pair have the same prompts and seeds, whatever other scripts

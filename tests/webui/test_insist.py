@@ -63,7 +63,7 @@ def insist(webui, monkeypatch):
         job.sampler = sampler(job)
         left, drafted = list(drafts), []
 
-        def scripted(denoise, x, sigmas, model, reader, rows):
+        def scripted(denoise, x, sigmas, model, reader, rows, move=None):
             scores = left.pop(0)
             if isinstance(scores, Exception):
                 raise scores
