@@ -32,6 +32,9 @@ Denoise = Callable[[Tensor, float], Tensor]
 Move = Callable[[Tensor, int], Tensor]
 """Latents ``x`` before one of a draft's passes, and its number -> as guidance moves them there."""
 
+Score = Callable[[Tensor], Tensor]
+"""Maps ``[1, entities, h, w]`` -> ``[1, entities]``."""
+
 T = TypeVar("T")
 
 
@@ -66,7 +69,7 @@ def levels(first: float, guided: bool = False) -> list[float]:
 @torch.no_grad()
 def draft(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], model: nn.Module, reader: MapReader,
-    rows: Callable[[], ConditionalRows], move: Move | None = None,
+    rows: Callable[[], ConditionalRows], move: Move | None = None, score: Score = presence,
 ) -> list[Draft]:  # fmt: skip
     """Of each row of ``x``, at noise level ``sigmas[0]``, its draft by Euler's steps, which are DDIM's.
 
@@ -83,7 +86,7 @@ def draft(
     with reading_beside(model, reader, rows) as passed:
         x0 = denoise(x, sigmas[-1])
     maps = passed.maps(x.shape[-2:], reader.named) if reader.named else {}
-    scores = {row: presence(own[None])[0].tolist() for row, own in maps.items()}
+    scores = {row: score(own[None])[0].tolist() for row, own in maps.items()}
     return [
         Draft(dict(zip(plan.names, scores.get(row, ()))), x0[row], sigmas[-1], moves)
         for row, plan in enumerate(reader.images)

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.drafts import MoveFailed
+from ..core.drafts import Draft, MoveFailed, Score
 from ..core.guidance import Guide
-from ..core.maps import CrossAttentionLayer
+from ..core.maps import CrossAttentionLayer, MapReader
 from ..core.observe import Observers
-from ..core.presence import Curve, Presence
+from ..core.presence import Curve, Presence, presence
 from ..core.trace import ImageTrace, Tracer
 from ..profiles import closed
 from ..settings import DRAFTING, PRESENCE, Settings
 from . import reasons
-from .base import Level, Looking, Session, make_guide, unet_level
+from .base import Level, Looking, Session, choose_layers, make_guide, unet_level
 from .diffusers_drafts import Drafter, Search
 from .diffusers_loop import BesideLoop, Loop, first_noise
 from .diffusers_prompts import Condition, condition, encoded, negatives, plan_image
@@ -228,17 +228,12 @@ class Drawing:
         look, count, session = self.settings.look, len(self.prompts), beside.session
         if not self.settings.enabled or look not in DRAFTING or self.observe:
             return None
-        nothing = condition(self.pipe, [self.negative_prompt] * count, *self.size, negatives(texts))
-        scale = 1.0 if self.conditional_drafts else self.guidance_scale
         curve = self.curve if look == "insist" else None
         accepts = curve is not None and curve.draft is not None  # which was learned of unguided drafts
 
         def drafted(guide: Guide | None) -> Search:
-            noise = lambda seeds: self._start(seeds)[1]  # noqa: E731
-            search = Search(
-                Drafter(self.pipe, beside.reader, noise, own, nothing, scale, guide), self.seeds, self.settings.drafts,
-                curve,
-            )  # fmt: skip
+            drafter = self._drafter(beside.reader, own, texts, guide)
+            search = Search(drafter, self.seeds, self.settings.drafts, curve)
             search.draft(range(count))
             return search
 
@@ -254,6 +249,27 @@ class Drawing:
         except Exception as error:
             picture.no_drafts = reasons.explained(error)
             return None
+
+    def _drafter(self, reader: MapReader, own: Condition, texts: dict[str, Any], guide: Guide | None) -> Drafter:
+        nothing = condition(self.pipe, [self.negative_prompt] * len(self.prompts), *self.size, negatives(texts))
+        scale = 1.0 if self.conditional_drafts else self.guidance_scale
+        return Drafter(self.pipe, reader, lambda seeds: self._start(seeds)[1], own, nothing, scale, guide)
+
+    @torch.no_grad()
+    def drafts(self, score: Score = presence, part: str = "auto") -> list[Draft]:
+        """Of each image the draft from its own seed that "choose" would make of it, and nothing is drawn.
+
+        ``score``: of the maps of that ``part`` of the level's layers. Raises what hinders the drafts.
+        """
+        count, layers, level = len(self.prompts), cross_attention_layers(self.pipe.unet), default_level(self.pipe.unet)
+        beside = self._beside(Teller(count, False), Picture([], []))
+        texts = encoded(self.pipe, self.prompts, self.negative_prompt)
+        own = condition(self.pipe, list(self.prompts), *self.size, texts)
+        self.pipe.scheduler.set_timesteps(self.steps, device=self.pipe.unet.device)
+        guide = beside.session.guide if beside.session.moves and not self.unguided_drafts else None
+        reader = MapReader(choose_layers(layers, 0, part, level), beside.reader.images)
+        drafter = replace(self._drafter(reader, own, texts, guide), score=score)
+        return drafter(range(count), self.seeds)
 
     def _again(self, images: Sequence[int], seeds: Sequence[int]) -> Picture:
         """These images from other seeds, without drafts."""

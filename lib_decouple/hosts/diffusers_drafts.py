@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.drafts import Draft, Move, draft, in_groups, levels
+from ..core.drafts import Draft, Move, Score, draft, in_groups, levels
 from ..core.guidance import Guide
 from ..core.host_pass import RowsInOrder
 from ..core.insist import Noises, accepting
 from ..core.maps import MapReader
-from ..core.presence import Curve
+from ..core.presence import Curve, presence
 from .diffusers_loop import step_openings
 from .diffusers_prompts import Condition
 from .reasons import Unsupported
@@ -38,6 +38,7 @@ class Drafter:
     guidance_scale: float
     guide: Guide | None = None
     """Who moves the run that is to follow, and its drafts; None: nobody does."""
+    score: Score = presence
 
     def __call__(self, images: Sequence[int], seeds: Sequence[int]) -> list[Draft]:
         """One of each of ``images``, from its seed.
@@ -95,7 +96,7 @@ class Drafter:
         return draft(
             denoise, self.noise(seeds) * math.sqrt(1 + first**2), sigmas, pipe.unet,
             MapReader(self.reader.layers, plans), lambda: RowsInOrder(count, before, (before,)),
-            moving(self.guide.of(plans)) if self.guide else None,
+            moving(self.guide.of(plans)) if self.guide else None, self.score,
         )  # fmt: skip
 
 
