@@ -173,8 +173,10 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
             leaf = x.detach().clone().requires_grad_()
             _, tensor = prompt_parser.reconstruct_multicond_batch(cond, denoiser.step)
             conditional_pass(denoiser, leaf, sigma, tensor, image_cond)
-            if len({m.shape[1] for m in maps}) > 1:  # of several levels, that at a quarter of the latents' side
-                maps[:] = [m for m in maps if m.shape[1] == (x.shape[-1] // 4) ** 2]
+            sizes = {m.shape[1] for m in maps}
+            if len(sizes) > 1:  # of several levels, that at a quarter of the latents' side, or else the finest
+                quarter = (x.shape[-1] // 4) ** 2
+                maps[:] = [m for m in maps if m.shape[1] == (quarter if quarter in sizes else max(sizes))]
             mean = torch.stack(maps).mean(0)[0]
             side = int(mean.shape[0] ** 0.5)
             at = (torch.arange(side) + 0.5) / side
