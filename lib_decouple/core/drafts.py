@@ -23,8 +23,8 @@ LEVELS = (7.6, 3.6, 1.6)
 """Noise levels of a draft's passes after that on the first noise; the maps are read at the last."""
 
 GUIDED_LEVELS = (6.0, 3.35)
-"""Those of a draft that is moved as the run will be. So few tell as well as more do, and read lower it tells no more of
-the run, whose own steps have gone another way by then [I]."""
+"""Those of a draft that is moved as the run will be (``study drafts``). So few tell as well as more do, and read lower
+it tells no more of the run, whose own steps have gone another way by then [I]."""
 
 Denoise = Callable[[Tensor, float], Tensor]
 """Latents ``x = x0 + sigma n`` ``[rows, ...]`` and their noise level -> the predicted x0, guided as the host guides."""
