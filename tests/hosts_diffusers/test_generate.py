@@ -14,6 +14,7 @@ from tiny import SCHEDULE
 from torch import Tensor, nn
 
 from lib_decouple.core import insist, presence
+from lib_decouple.core.drafts import Draft
 from lib_decouple.core.maps import ImagePlan, MapReader
 from lib_decouple.core.presence import Curve
 from lib_decouple.core.presence import Level as CurveLevel
@@ -609,6 +610,18 @@ class TestDoubts:
 CHOOSE = Settings(enabled=True, loss="com", gradient="none", look="choose", drafts=3)
 
 
+def along_the_run(sd1: Any, monkeypatch: Any) -> list[list[Draft]]:
+    """Has drafts go through the levels of a run of four steps, and the first of each image drawn; gives a list of each
+    image's as they are made."""
+    sd1.scheduler.set_timesteps(4)
+    kept = sd1.scheduler.alphas_cumprod[sd1.scheduler.timesteps]
+    levels = ((1 - kept) / kept).sqrt().tolist()
+    monkeypatch.setattr(diffusers_drafts, "levels", lambda first, guided: [first, *levels[1:]])
+    seen: list[list[Draft]] = []
+    monkeypatch.setattr(insist, "best", lambda drafts: seen.append(list(drafts)) or 0)
+    return seen
+
+
 class TestChoose:
     @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
     def test_the_drawn_seeds_give_the_same_pictures_without_drafts(self, sd1: Any, name: str) -> None:
@@ -631,12 +644,7 @@ class TestChoose:
     ) -> None:
         use(sd1, "DDIMScheduler")
         sd1.scheduler.register_to_config(prediction_type=prediction)
-        sd1.scheduler.set_timesteps(4)
-        kept = sd1.scheduler.alphas_cumprod[sd1.scheduler.timesteps]
-        levels = ((1 - kept) / kept).sqrt().tolist()
-        monkeypatch.setattr(diffusers_drafts, "levels", lambda first, guided: [first, *levels[1:]])
-        seen: list[Any] = []
-        monkeypatch.setattr(insist, "best", lambda drafts: seen.append(list(drafts)) or 0)
+        seen = along_the_run(sd1, monkeypatch)
         run = draw(sd1, CHOOSE, 2, guidance_scale=scale)
         for drafts, whole in zip(seen, run.images):
             assert torch.allclose(drafts[0].x0, whole, atol=2e-3 * float(whole.abs().max()))
@@ -644,12 +652,7 @@ class TestChoose:
 
     def test_a_guided_draft_along_the_run_s_own_levels_is_the_guided_run(self, sd1: Any, monkeypatch: Any) -> None:
         use(sd1, "DDIMScheduler")
-        sd1.scheduler.set_timesteps(4)
-        kept = sd1.scheduler.alphas_cumprod[sd1.scheduler.timesteps]
-        levels = ((1 - kept) / kept).sqrt().tolist()
-        monkeypatch.setattr(diffusers_drafts, "levels", lambda first, guided: [first, *levels[1:]])
-        seen: list[Any] = []
-        monkeypatch.setattr(insist, "best", lambda drafts: seen.append(list(drafts)) or 0)
+        seen = along_the_run(sd1, monkeypatch)
         settings = replace(CHOOSE, gradient="exact", rule="attend-excite", size=3.0, start=1, steps=4)
         run, plain = draw(sd1, settings, 2), draw(sd1, OFF, 2)
         assert [choice.moves for choice in run.choices] == [3 * 3] * 2

@@ -160,7 +160,7 @@ def test_the_last_parameters_have_what_was_asked_for_not_what_drafting_alone_doe
         of_picture = written(enabled=True, **asked)[1]
         settings, of_drafts = written(enabled=True, drafts_only=True, **asked)
         assert of_drafts == of_picture
-        assert (settings.look, settings.gradient) == ("choose", "none")
+        assert (settings.look, settings.gradient) == ("choose", asked.get("gradient", "exact"))  # guided as asked
     settings, of_drafts = written(enabled=False, drafts_only=True, look="tell")
     assert set(of_drafts) == set(infotext.RESULTS)  # nothing that turns us on when it is pasted
-    assert (settings.enabled, settings.look) == (True, "choose")
+    assert (settings.enabled, settings.look, settings.gradient) == (True, "choose", "none")
