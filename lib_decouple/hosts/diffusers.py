@@ -165,14 +165,12 @@ class Drawing:
     @torch.no_grad()
     def picture(self) -> Picture:
         """Draw. Raises EntityNotFound for an entity that is not in its prompt, ValueError for layers that are not."""
-        count, unet = len(self.prompts), self.pipe.unet
+        count = len(self.prompts)
         picture = Picture([], [ImageTrace(tuple(names)) for names in self.entities], choices=[None] * count)
         tells = bool(self.tell_at) or (self.settings.enabled and self.settings.look != "off")
         teller = Teller(count, tells, self.tell_at or LEVELS)
         beside = self._beside(teller, picture) if self._is_watched else None
-        texts = encoded(self.pipe, self.prompts, self.negative_prompt)
-        own = condition(self.pipe, list(self.prompts), *self.size, texts)
-        self.pipe.scheduler.set_timesteps(self.steps, device=unet.device)
+        texts, own = self._made_ready()
         search = self._search(beside, own, texts, picture) if beside else None
         generators, noise = self._start(search.drawn if search else self.seeds)
         loop = Loop(self.pipe, count, own, beside, self.keep_latents, self.progress)
@@ -196,6 +194,13 @@ class Drawing:
                 insist(picture, search, self._again, self.settings.restarts)
             picture.choices = search.choices
         return picture
+
+    def _made_ready(self) -> tuple[dict[str, Any], Condition]:
+        """The encoded texts, and what the UNet is given of them; the scheduler's timesteps are set."""
+        texts = encoded(self.pipe, self.prompts, self.negative_prompt)
+        own = condition(self.pipe, list(self.prompts), *self.size, texts)
+        self.pipe.scheduler.set_timesteps(self.steps, device=self.pipe.unet.device)
+        return texts, own
 
     def _start(self, seeds: Sequence[int]) -> tuple[list[torch.Generator], Tensor]:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -263,9 +268,7 @@ class Drawing:
         """
         count, layers, level = len(self.prompts), cross_attention_layers(self.pipe.unet), default_level(self.pipe.unet)
         beside = self._beside(Teller(count, False), Picture([], []))
-        texts = encoded(self.pipe, self.prompts, self.negative_prompt)
-        own = condition(self.pipe, list(self.prompts), *self.size, texts)
-        self.pipe.scheduler.set_timesteps(self.steps, device=self.pipe.unet.device)
+        texts, own = self._made_ready()
         guide = beside.session.guide if beside.session.moves and not self.unguided_drafts else None
         reader = MapReader(choose_layers(layers, 0, part, level), beside.reader.images)
         drafter = replace(self._drafter(reader, own, texts, guide), score=score)

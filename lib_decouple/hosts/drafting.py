@@ -352,8 +352,8 @@ class Drafts:
                 return x
             come_to(sigmas[k])
             before = x / scale.to_sigma(sigmas[k])
-            level = x.new_ones(len(x)) * scale.given(sigmas[k])
-            moved = own.moved_draft(denoiser, before, level, args, scale.timesteps is None, pooled[k], total, count)
+            level, sigmas_given = scale.given(x, sigmas[k]), scale.timesteps is None
+            moved = own.moved_draft(denoiser, before, level, args, sigmas_given, pooled[k], total, count)
             return x if moved is before else moved * scale.to_sigma(sigmas[k])
 
         last = int(scale.share_done(sigmas[-1]) * denoiser.total_steps)
@@ -423,15 +423,14 @@ class LatentScale:
             return 0.0 if sigma >= self.first else 0.5
         return sum(own > sigma * (1 + 1e-6) for own in self.run[:-1]) / (len(self.run) - 1)
 
-    def given(self, sigma: float) -> float:
-        """What the sampler gives its denoiser for this noise level."""
-        if self.timesteps is not None:
-            return self._timestep(sigma)
-        return sigma / (1 + sigma) if self.is_flow else sigma
+    def given(self, x: Tensor, sigma: float) -> Tensor:
+        """What the sampler gives its denoiser beside the rows ``x`` for this noise level, ``[rows]``."""
+        own: float = sigma / (1 + sigma) if self.is_flow else sigma
+        return x.new_ones(len(x)) * (own if self.timesteps is None else self._timestep(sigma))
 
     def denoised(self, x: Tensor, sigma: float, args: dict[str, Any]) -> Tensor:
         """The host's own prediction of x0."""
-        own = self.denoiser(x / self.to_sigma(sigma), x.new_ones(len(x)) * self.given(sigma), **args)
+        own = self.denoiser(x / self.to_sigma(sigma), self.given(x, sigma), **args)
         return x - sigma * own if self.timesteps is not None else own
 
     def _timestep(self, sigma: float) -> int:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -24,16 +25,17 @@ from ...settings import Settings
 from ..evaluate.arms import tuned
 from ..evaluate.files import write_whole
 from ..evaluate.plan import Job
-from ..evaluate.prompts import Prompt
-from ..evaluate.prompts.splits import CFG, SPLITS, STEPS, sets_of
-from ..model.scenes import joined
+from ..evaluate.prompts import Prompt, every_order
+from ..evaluate.prompts.splits import CFG, SPLITS, STEPS
+from ..evaluate.statistics import area_within
+from . import presence
 from .presence import SCORES
 from .sample import BATCH, Task, draw, draw_all
 
 PARTS = ("all", "early")
 """Layers of the level whose maps are read."""
 FIRST_SEED = 3_000_000
-LOOKED_AT = ("com", "iou", "kl", "cc", "intensity", "spread", "intensity+com")
+LOOKED_AT = [arm for arm in presence.LOOKED_AT if arm != "plain"]
 
 
 def add_parser(commands: Any) -> None:
@@ -51,11 +53,11 @@ def add_parser(commands: Any) -> None:
 
 def jobs_of(split: str, count: int, prompts: int, seeds: int, settings: Settings) -> list[Job]:
     """So many ``seeds`` of each of so many ``prompts``, always the same ones. Raises ValueError for too many."""
-    orders = [order for own in sets_of(split, count) for order in itertools.permutations(sorted(own))]
+    orders = every_order(split, count)
     if prompts > len(orders):
         raise ValueError(f"prompts: {prompts} is not allowed; {split!r} has {len(orders)} of {count} entities")
     random.Random(5).shuffle(orders)
-    chosen = [Prompt(joined(order), order, f"{split}-{count}") for order in orders[:prompts]]
+    chosen = [Prompt(text, entities, f"{split}-{count}") for text, entities in orders[:prompts]]
     return [
         Job(prompt, "", settings, FIRST_SEED + 100 * number + seed)
         for number, prompt in enumerate(chosen)
@@ -116,18 +118,15 @@ def by_prompt(images: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 def row_of(key: tuple[str, str, str], images: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The area within a prompt by one score, over all pairs of a whole and an incomplete picture of one prompt, and
     what is missing where of each prompt the seed with the highest score is drawn."""
-    told: list[float] = []
-    chosen = []
-    for own in by_prompt(images):
-        scores = [image["scores"][key] for image in own]
-        for (one, high), (other, low) in itertools.product(zip(own, scores), repeat=2):
-            if not one["missing"] and other["missing"]:
-                told.append((high > low) + 0.5 * (high == low))
-        chosen.append(own[max(range(len(own)), key=scores.__getitem__)])
-    within = sum(told) / len(told) if told else None
+    groups = list(by_prompt(images))
+    whole = np.array([not image["missing"] for image in images])
+    prompts = np.array([image["prompt"] for image in images])
+    within, *_ = area_within(whole, np.array([image["scores"][key] for image in images]), prompts)
+    pairs = sum(not one["missing"] and other["missing"] > 0 for own in groups for one in own for other in own)
+    chosen = [max(own, key=lambda image: image["scores"][key]) for own in groups]
     pictures, entities = sum(image["missing"] > 0 for image in chosen), sum(image["missing"] for image in chosen)
     row: dict[str, Any] = dict(zip(("drafts", "layers", "score"), key))
-    return {**row, "within": within, "pairs": len(told), "pictures": pictures, "entities": entities}
+    return {**row, "within": within if pairs else None, "pairs": pairs, "pictures": pictures, "entities": entities}
 
 
 def as_markdown(rows: Sequence[dict[str, Any]], images: Sequence[dict[str, Any]], arm: str) -> str:

@@ -69,7 +69,9 @@ def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _embedded(split: str, count: int) -> list[tuple[str, tuple[str, ...]]]:
+def every_order(split: str, count: int) -> list[tuple[str, tuple[str, ...]]]:
+    """Of the sets of a split every order, as the embedded model's captions name them, with its entities. Raises
+    ValueError by name."""
     own = [order for group in sets_of(split, count) for order in itertools.permutations(sorted(group))]
     return [(joined(names), names) for names in own]
 
@@ -84,9 +86,9 @@ SETS: dict[str, tuple[str, Callable[[], list[tuple[str, tuple[str, ...]]]]]] = {
     "tiam-drawn-2": ("TIAM's, those of its classes that the embedded model draws", partial(_tiam_drawn, 2)),
     "tiam-drawn-3": ("every order of three of five such classes, joined by and", partial(_tiam_drawn, 3)),
     "tiam-drawn-4": ("every order of four of five such classes, joined by and", partial(_tiam_drawn, 4)),
-    "embedded-2": ("the embedded model's pairs that tuning never saw", partial(_embedded, "report", 2)),
-    "embedded-3": ("the embedded model's triples that tuning never saw", partial(_embedded, "report", 3)),
-    "embedded-unseen-2": ("pairs that its training never drew together", partial(_embedded, "unseen", 2)),
+    "embedded-2": ("the embedded model's pairs that tuning never saw", partial(every_order, "report", 2)),
+    "embedded-3": ("the embedded model's triples that tuning never saw", partial(every_order, "report", 3)),
+    "embedded-unseen-2": ("pairs that its training never drew together", partial(every_order, "unseen", 2)),
 }  # fmt: skip
 """Name -> what it holds, and the function that gives its prompts with their entities."""
 
