@@ -332,7 +332,7 @@ class Drafts:
         own, count, images = self.sampling, len(first), len(first[0])
         args = _repeated(given["extra_args"], count)
         scale = LatentScale(own, denoiser, given)
-        total = self.guided_steps if len(scale.run) > self.guided_steps else 0
+        total = self.guided_steps if len(scale.run) >= self.guided_steps else 0
         sigmas = levels(scale.first, total > 0)
 
         def come_to(sigma: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import sys
@@ -345,6 +346,21 @@ def test_where_the_run_is_guided_so_are_its_drafts_and_the_chosen_seed_draws_as_
     assert (choice.moves, sampling.beside.drafts) == (8, 4 * (3 + 2))
     assert (sampling.no_drafts, sampling.stood_aside, job.comments) == ("", "", [])
     assert torch.equal(job.rng.next(), other.rng.next())
+
+
+@pytest.mark.parametrize("webui", ["forge, DDIM"], indirect=True)
+def test_drafts_of_unipc_which_evaluates_every_timestep_are_guided_too(webui):
+    @functools.wraps(forge_host.ddim)
+    def unipc(*given, **more):
+        return forge_host.ddim(*given, **more)
+
+    unipc.__name__ = "unipc"
+    job, x = job_of(webui, [PROMPT], (5,))
+    job.sampler.func = unipc
+    sampling = webui.adapter.SamplingPass(job, GUIDED)
+    sampling.attach(x)
+    sampled(job, x)
+    assert (sampling.choices[0].moves, sampling.no_drafts) == (8, "")
 
 
 def test_a_guided_draft_is_one_seed_s_own_whatever_else_is_drafted(webui):
