@@ -3,8 +3,9 @@
 The reference takes the full conditional pass with its own explicit attention and its loss written out, and steps
 the latents before ``CFGDenoiser.forward``. "apart" compares the latents of two runs left to themselves at every
 call; "forced" those after each update when the product's run is set on the reference's latents at every call, so
-that each update is compared from the same point; "own" compares the reference to itself, its first latents moved by
-a millionth: what rounding alone grows to. All are largest absolute differences.
+that each update is compared from the same point; "rounding" is as "forced", but of the reference whose latents are
+moved by a ten-millionth at every call: what one float32 rounding makes of an update there; "own" compares the reference
+to itself, its first latents moved by a millionth: what rounding alone grows to. All are largest absolute differences.
 Expects SAMPLER, STEPS, SIZE, LOSS ("com" or "iou") and SHARE in its scope; leaves ``result``.
 """
 
@@ -202,9 +203,18 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
     x -= gradient / gradient.norm() * share * x.norm()
 
 
+def moved(x, share):
+    x += share * x.abs().max() * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+
 def perturbed(denoiser, x, sigma, call, **given):
     if call == 0:
-        x += 1e-6 * x.abs().max() * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        moved(x, 1e-6)
+    reference(denoiser, x, sigma, call, **given)
+
+
+def rounded(denoiser, x, sigma, call, **given):
+    moved(x, 1e-7)
     reference(denoiser, x, sigma, call, **given)
 
 
@@ -215,11 +225,13 @@ def apart(one, other):
 with queue_lock:  # another job's calls would be recorded, too
     theirs, ours, plain = run(None, reference), run(product_args()), run(None)
     forced, again = run(product_args(), forced=theirs), run(None, perturbed)
+    rounding = run(None, rounded, forced=theirs)
 result = {
     "calls": [len(ours), len(theirs), len(plain), len(forced)],
     "largest": [float(x.abs().max()) for x in theirs],
     "apart": apart(ours, theirs),
     "forced": apart(forced, theirs),
+    "rounding": apart(rounding, theirs),
     "own": apart(again, theirs),
     "moved": apart(ours, plain)[-1],
 }

@@ -77,7 +77,8 @@ def test_latents_after_every_step_are_those_of_an_independent_reference(host, sa
     found = host.inside(code, SAMPLER=sampler, STEPS=12, SIZE=96, LOSS=loss, SHARE=share)
     assert len(set(found["calls"])) == 1
     assert found["moved"] > 0.05
-    assert max(found["forced"]) < 1e-3, found
+    for update, rounding in zip(found["forced"], found["rounding"]):
+        assert update < max(1e-3, 3 * rounding), found
     # Left to themselves two runs drift as far as the reference drifts from itself moved by a millionth.
     if max(found["own"]) < 1e-3:
         assert max(found["apart"]) < 1e-3, found

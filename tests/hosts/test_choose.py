@@ -17,8 +17,9 @@ from PIL import Image, ImageChops
 
 from lib_decouple.hosts.seeds import seeds_to_draft
 from lib_decouple.webui import infotext
-from tests.hosts.conftest import Host, Picture, encoded, encoded_alike
+from tests.hosts.conftest import Forge, Host, Picture, encoded, encoded_alike
 from tests.hosts.test_a1111_jobs import LORA
+from tests.hosts.test_forge import needs_sampler
 
 CHOOSE = {"gradient": "none", "look": "choose"}
 INSTEAD = """
@@ -124,6 +125,10 @@ GUIDED = {"loss": "com", "size": 0.4, "start": 0, "steps": 6, "layers": "all"}
         "Euler",
         "DDIM",
         "Euler a",
+        "DPM++ 2M",
+        "Heun",
+        "PLMS",
+        "UniPC",
         "AND",
         "prompt editing",
         "no CFG",
@@ -138,7 +143,9 @@ def test_drafts_of_a_guided_run_are_guided_and_the_chosen_seed_is_drawn_as_by_gu
     """Of its own seed, and of no other request, the guided draft and picture are the same."""
     decouple, more = dict(GUIDED), dict[str, Any](SMALL)
     more |= {"steps": 8}
-    if kind in ("Euler", "DDIM", "Euler a"):
+    if kind in ("Euler", "DDIM", "Euler a", "DPM++ 2M", "Heun", "PLMS", "UniPC"):
+        if isinstance(webui, Forge):
+            needs_sampler(webui, kind)
         more |= {"sampler_name": kind}
     elif kind == "AND":
         more |= {"prompt": "a cat AND a dog"}
