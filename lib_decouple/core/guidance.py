@@ -94,10 +94,12 @@ class Guide:
     """Who is moved, where that goes by presence."""
 
     def of(self, images: Sequence[ImagePlan]) -> Guide:
-        """A guide like this one, of other ``images``, whose number says nothing of the memory that its own take."""
+        """A guide like this one, of other ``images``, whose number says nothing of the memory that its own take, nor
+        their gradients' size of the loss' scale: what this one moves is the same whatever the other has found out."""
         gradient = copy.copy(self.gradient)
         gradient.reader, gradient.focused = replace(gradient.reader, images=images), None
-        gradient.learned = replace(gradient.learned, thrift=copy.copy(gradient.learned.thrift), foreseen=False)
+        thrift, scale = copy.copy(gradient.learned.thrift), copy.copy(gradient.learned.scale)
+        gradient.learned = replace(gradient.learned, thrift=thrift, scale=scale, foreseen=False)
         return replace(self, gradient=gradient, helping=self.helping and replace(self.helping, whole=set()))
 
     def can_wait(self, step: int, total: int) -> bool:

@@ -21,7 +21,7 @@ import torch
 from modules import paths_internal, prompt_parser, sd_samplers, shared
 from torch import Tensor, nn
 
-from ..core.gradient import LearnedInRun, Pass
+from ..core.gradient import LearnedInRun, LossScale, Pass
 from ..core.host_pass import ConditionalRows
 from ..core.maps import ContextMisfit, ImagePlan, MapReader
 from ..core.observe import Observation, Observers
@@ -234,6 +234,7 @@ class SamplingPass:
         self.detach()  # its sampling may have failed before it began
         self.beside.given_up += self._call * len(self.traces)
         self.beside.guided += sum(trace.passes for trace in self.traces)
+        self._learned.scale = LossScale()  # as a run has it that begins with this seed
         self._begin()
         self.p.sampler.func = GuidedSampler(self, self.p.sampler)
 

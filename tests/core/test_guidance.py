@@ -437,7 +437,14 @@ class TestDrafted:
         assert of_drafts.gradient.learned.thrift.tighten(8)
         assert of_drafts.gradient.learned.thrift.one_at_a_time
         assert not guide.gradient.learned.thrift.one_at_a_time
-        assert of_drafts.gradient.learned.scale is guide.gradient.learned.scale
+
+    def test_numbers_that_run_over_in_a_draft_leave_the_run_s_scale(self) -> None:
+        """Or the seed that is told would not draw the picture again, in which nothing is drafted."""
+        guide = guide_for(Toy(), [PLAN]).guide
+        of_drafts = guide.of([PLAN] * 8)
+        before = guide.gradient.learned.scale.factor
+        assert of_drafts.gradient.learned.scale.lower(0)
+        assert of_drafts.gradient.learned.scale.factor < before == guide.gradient.learned.scale.factor
 
 
 class TestCaution:
