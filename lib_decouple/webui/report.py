@@ -360,10 +360,13 @@ def was_guided(one: Pass, position: int) -> bool:
 
 
 def reason_of(one: Pass, position: int, drawn: bool = True) -> str:
-    """Why a pass did not guide an image, or not to its end; empty when it did. ``drawn``: is it over?"""
+    """Why a pass did not guide an image, or not to its end; empty when it did, and where drafts alone were made.
+
+    ``drawn``: is it over?
+    """
     if one.stood_aside:
         return one.stood_aside
-    if was_guided(one, position):
+    if was_guided(one, position) or not one.drew:
         return ""
     return one.left_alone[position] or (NO_STEP if drawn else "")
 

@@ -47,6 +47,7 @@ class Pass:
     teller: Teller = field(default_factory=lambda: Teller(4))
     choices: list[SeedChoice | None] = field(default_factory=lambda: [None] * 4)
     no_drafts: str = ""
+    drew: bool = True
     not_insisted: str = ""
 
 
