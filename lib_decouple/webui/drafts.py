@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..hosts import reasons
 from ..hosts.borrowed import borrow
+from ..settings import Settings
 from . import compare, heatmaps
 from .answers import shown
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SIDE = 256
 """Pixels of the longer side of a draft's picture, which is often smaller by itself."""
+
+MOVING_NOTHING = ("enabled", "look", "drafts", "restarts", "skip_missing", "hires", "recompute", "one_at_a_time")
+"""Settings on which where guidance moves the first pass does not depend."""
 
 FORM = re.compile(r"([\w-]{1,80})/(\d{1,9})/(-?\d{1,20})", re.ASCII)
 
@@ -56,8 +60,9 @@ def drawn_with(p: Any, number: int) -> dict[str, Any]:
     return {name: values[number] for name, values in lists.items() if number < len(values)}
 
 
-def conditions(p: Any) -> dict[str, str]:
-    """What else a job's drafts depend on, in words: another size or checkpoint makes another picture of a seed."""
+def conditions(p: Any, settings: Settings) -> dict[str, str]:
+    """What else a job's drafts depend on, in words: another size or checkpoint makes another picture of a seed, and so
+    does other guidance; ``settings``: the job's, with nothing left open."""
     checkpoint = getattr(getattr(p, "sd_model", None), "sd_checkpoint_info", None)
     begun_with = [getattr(p, "image_mask", None), *(getattr(p, "init_images", None) or ())]
     found = {
@@ -69,8 +74,24 @@ def conditions(p: Any) -> dict[str, str]:
         "checkpoint": getattr(checkpoint, "name", ""),
         "denoising strength": getattr(p, "denoising_strength", "") if any(begun_with) else "",
         "picture that it begins with": ", ".join(_known_by(one) for one in begun_with if one is not None),
+        "guidance": _guidance(settings, getattr(p, "steps", "")),
     }
     return {name: str(value) for name, value in found.items()}
+
+
+def _guidance(settings: Settings, steps: Any) -> str:
+    """What moves a job's pictures and drafts: all that is not as by default, and of how many steps."""
+    if not settings.enabled or settings.gradient == "none":
+        return "none"
+    default, own = Settings().as_dict(), settings.as_dict()
+    told = [
+        f"{name} {_plainly(own[name])}" for name in own if name not in MOVING_NOTHING and own[name] != default[name]
+    ]
+    return ", ".join([*told, f"{steps} steps in all"])
+
+
+def _plainly(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _known_by(picture: Image.Image) -> str:
@@ -103,11 +124,11 @@ def find(wanted: Wanted, run: KeptRun) -> RunImage:
     return next(one for one in run.images if one.number == wanted.image)
 
 
-def draw(wanted: Wanted, run: KeptRun, p: Any, tab: str, state: Any) -> list[str]:
+def draw(wanted: Wanted, run: KeptRun, p: Any, settings: Settings, tab: str, state: Any) -> list[str]:
     """Have a job ``p``, whose lists are filled, draw the wanted draft and nothing else, with the prompts of its image.
 
-    ``state``: the host's progress. Gives what is otherwise than when it was drafted, a sentence each. Raises
-    ValueError where it can't be; then nothing is changed.
+    ``settings``: the job's, with nothing left open; ``state``: the host's progress. Gives what is otherwise than when
+    it was drafted, a sentence each. Raises ValueError where it can't be; then nothing is changed.
     """
     image = find(wanted, run)
     if tab != run.tab:
@@ -123,7 +144,7 @@ def draw(wanted: Wanted, run: KeptRun, p: Any, tab: str, state: Any) -> list[str
     borrow(p, seed=p.all_seeds[0], subseed=p.all_subseeds[0])
     if state.job_count != -1:  # else the host counts p.n_iter itself
         state.job_count -= p.n_iter - 1
-    now = conditions(p)
+    now = conditions(p, settings)
     if len(pictures := getattr(p, "init_images", None) or ()) > 1:
         own_picture = pictures[wanted.image % len(pictures)]  # each image of a batch began with its own
         borrow(p, init_images=[own_picture])

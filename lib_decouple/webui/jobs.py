@@ -267,7 +267,8 @@ class Jobs:
         """Have the job draw the draft, with no more of them. Raises ValueError where it can't be."""
         if problem := self.problem_of_draft(wanted):
             raise ValueError(problem)
-        told = drafts.draw(wanted, self.runs.get(wanted.run), p, tab, shared.state)
+        settings = _closed(run.settings, p)[0] if run.settings.left_open() else run.settings
+        told = drafts.draw(wanted, self.runs.get(wanted.run), p, settings, tab, shared.state)
         self.drawn_from_draft = shared.state.time_start
         if run.settings.look != "off":
             run.settings = replace(run.settings, look="tell")
@@ -343,9 +344,15 @@ def _page_task(p: Any) -> str:
 
 def _close(run: Run, p: Any) -> None:
     """Fill what the settings leave open from the loaded model's profile, and say so."""
-    profile = profile_of_model(getattr(p, "sd_model", None))
+    settings, profile = _closed(run.settings, p)
     run.profile_told = profile.told(run.settings)
-    run.settings, run.profile = profiles.closed(run.settings, profile, _sampler_steps(p)), profile.name()
+    run.settings, run.profile = settings, profile.name()
+
+
+def _closed(settings: Settings, p: Any) -> tuple[Settings, profiles.Profile]:
+    """``settings`` with what they leave open as the profile of the job's model has it, and that profile."""
+    profile = profile_of_model(getattr(p, "sd_model", None))
+    return profiles.closed(settings, profile, _sampler_steps(p)), profile
 
 
 def _sampler_steps(p: Any) -> int:

@@ -152,7 +152,9 @@ def of_job(run: Run, p: Any, tab: str, pictures: dict[int, bytes]) -> KeptRun:
                 ranked.index(number) + 1 if number in ranked else None,
             )
         )
-    return KeptRun(run.id, run.created, tab, run.settings.as_dict(), images, run.owner, drafts.conditions(p))
+    return KeptRun(
+        run.id, run.created, tab, run.settings.as_dict(), images, run.owner, drafts.conditions(p, run.settings)
+    )
 
 
 def _aligned(kept: KeptMaps, entities: Sequence[str]) -> np.ndarray:

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import types
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -33,16 +34,20 @@ SCORES = {
 }  # fmt: skip
 
 
-def drafted(variation=False, p=None, **given):
+GUIDED = Settings(enabled=True, **FIXED)
+
+
+def drafted(variation=False, p=None, settings=GUIDED, **given):
     """A run of two images, the second of which was drafted, of a job ``p``."""
     one = sampling(images=2)
     one.choices = [None, SeedChoice(11, 14, SCORES, variation, {11: RED, 14: BLUE})]
     p = p or SimpleNamespace(
-        batch_size=2, width=512, height=512, sampler_name="Euler", cfg_scale=7, all_prompts=["a", "a cat and a dog"],
-        all_negative_prompts=["no", "rain"], all_seeds=[10, 14], all_subseeds=[70, 71], all_hr_prompts=None,
+        batch_size=2, width=512, height=512, sampler_name="Euler", cfg_scale=7, steps=20,
+        all_prompts=["a", "a cat and a dog"], all_negative_prompts=["no", "rain"], all_seeds=[10, 14],
+        all_subseeds=[70, 71], all_hr_prompts=None,
     )  # fmt: skip
     return of_job(
-        Run(Settings(enabled=True, look="choose"), [one], owner=MINE), p, **{"tab": "txt2img", "pictures": {}, **given}
+        Run(replace(settings, look="choose"), [one], owner=MINE), p, **{"tab": "txt2img", "pictures": {}, **given}
     )
 
 
@@ -122,7 +127,7 @@ def test_a_job_draws_the_draft_alone_with_its_image_s_prompts(host, variation): 
     host.jobs.runs.keep(run, 5)
     host.state.job_count = 3
     p = a_job()
-    host.jobs.begin(p, "txt2img", [{"enabled": True, "look": "choose", "draw": f"{run.id}/1/11"}])
+    host.jobs.begin(p, "txt2img", [{"enabled": True, **FIXED, "look": "choose", "draw": f"{run.id}/1/11"}])
     assert (p.n_iter, p.batch_size, host.state.job_count) == (1, 1, 1)
     assert (p.all_prompts, p.all_negative_prompts) == (["a cat and a dog"], ["rain"])
     assert (p.all_hr_prompts, p.all_hr_negative_prompts) == (["a cat and a dog"], ["rain"])
@@ -152,12 +157,37 @@ def test_what_is_otherwise_than_when_it_was_drafted_is_told(host):  # noqa: F811
     run = drafted()
     host.jobs.runs.keep(run, 5)
     p = a_job(width=768, cfg_scale=4)
-    host.jobs.begin(p, "txt2img", [{"enabled": True, "draw": f"{run.id}/1/11"}])
+    host.jobs.begin(p, "txt2img", [{"enabled": True, **FIXED, "draw": f"{run.id}/1/11"}])
     assert p.all_seeds == [11]
     told = p.attention_decoupling.notes
     assert ["The size is 768x512" in told[0], "with 512x512" in told[0]] == [True, True]
     assert "The CFG scale is 4" in told[1]
     assert len(told) == len(p.comments) == 2
+
+
+@pytest.mark.parametrize(
+    ("drafted_with", "drawn_with", "steps", "told"),
+    [
+        ({}, {}, 20, None),
+        ({}, {"look": "tell", "drafts": 8, "recompute": "on"}, 20, None),
+        ({}, {"enabled": False}, 20, ("is none", "with loss com, ", "size 0.15", "20 steps in all")),
+        ({}, {"gradient": "none"}, 20, ("is none", "20 steps in all")),
+        ({"gradient": "none"}, {"gradient": "none"}, 30, None),
+        ({"enabled": False}, {"enabled": False}, 30, None),
+        ({}, {"size": 0.4}, 20, ("size 0.4", "size 0.15")),
+        ({}, {}, 30, ("30 steps in all", "20 steps in all")),
+        ({"gradient": "none"}, {}, 20, ("size 0.15", "with none")),
+    ],
+)
+def test_other_guidance_than_a_draft_had_is_told(host, drafted_with, drawn_with, steps, told):  # noqa: F811
+    run = drafted(settings=replace(GUIDED, **drafted_with))
+    host.jobs.runs.keep(run, 5)
+    p = a_job(steps=steps)
+    host.jobs.begin(p, "txt2img", [{"enabled": True, **FIXED, **drawn_with, "draw": f"{run.id}/1/11"}])
+    assert p.all_seeds == [11]
+    notes = [comment for comment in p.comments if "The guidance" in comment]
+    assert len(notes) == bool(told) == len(p.comments)
+    assert all(part in notes[0] for part in told or ())
 
 
 def otherwise(run):
@@ -228,13 +258,14 @@ def decoded(host, monkeypatch):  # noqa: F811
     host.opts.return_mask = host.opts.return_mask_composite = False
 
 
-def test_drafts_alone_end_with_no_picture_and_are_kept(host, decoded):  # noqa: F811
+@pytest.mark.parametrize("enabled", [False, True])
+def test_drafts_alone_end_with_no_picture_and_are_kept(host, decoded, enabled):  # noqa: F811
     p = a_job(n_iter=1, batch_size=2, iteration=0, do_not_save_samples=False, do_not_save_grid=False)
     p.all_prompts, p.all_seeds = ["a", "a cat and a dog"], [10, 11]
-    host.jobs.begin(p, "txt2img", [{"look": "insist", "drafts_only": True}])
+    host.jobs.begin(p, "txt2img", [{"enabled": enabled, "look": "insist", "drafts_only": True}])
     run = p.attention_decoupling
     asked = run.settings
-    assert (asked.enabled, asked.look, asked.gradient) == (True, "choose", "none")
+    assert (asked.enabled, asked.look, asked.gradient) == (True, "choose", "exact" if enabled else "none")
     assert host.jobs._looking(run, p).draws is False
     one = sampling(images=2)
     one.drew, one.iteration, one.choices = False, 0, [None, SeedChoice(11, None, SCORES, False, {11: RED, 14: BLUE})]
@@ -256,6 +287,9 @@ def test_drafts_alone_end_with_no_picture_and_are_kept(host, decoded):  # noqa: 
     assert not any(one["drawn"] for one in told)
     lines, _ = host.jobs.status_of(json.dumps({"extra_generation_params": {infotext.RUN: run.id}}))
     assert "5 seeds drafted, 14 is the best by attention; nothing was drawn" in " ".join(lines)
+    assert "stood aside" not in " ".join(lines)
+    assert processed.extra_generation_params.get(infotext.STOOD_ASIDE) is None
+    assert {one["stood_aside"] for image in kept.images for one in image.passes} == {""}
     assert processed.extra_generation_params.get(infotext.ASKED) is None
 
 
