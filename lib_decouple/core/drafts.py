@@ -18,6 +18,7 @@ from .host_pass import ConditionalRows, reading_beside
 from .maps import MapReader
 from .memory import give_back, is_out_of_memory
 from .presence import lowest, presence
+from .schedule import Schedule
 
 LEVELS = (7.6, 3.6, 1.6)
 """Noise levels of a draft's passes after that on the first noise; the maps are read at the last."""
@@ -66,19 +67,34 @@ def levels(first: float, guided: bool = False) -> list[float]:
     return [first, *(level for level in (GUIDED_LEVELS if guided else LEVELS) if level < first)]
 
 
+def passes(first: float, run: Sequence[float], schedule: Schedule) -> tuple[list[float], list[list[int]]]:
+    """Noise levels of a draft's passes, from the run's ``first`` one on, and of each the steps as which it is moved.
+
+    ``run``: the noise level of each of the run's steps; none where nothing moves it. Where guidance does not begin
+    before guided drafts are read, they are as without it: there an unmoved draft does not tell yet.
+    """
+    guided = levels(first, guided=True)
+    pooled = schedule.pooled(run, guided)
+    if any(pooled):
+        return guided, pooled
+    unguided = levels(first)
+    return unguided, [[] for _ in unguided]
+
+
 @torch.no_grad()
 def draft(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], model: nn.Module, reader: MapReader,
-    rows: Callable[[], ConditionalRows], move: Move | None = None, score: Score = presence,
+    rows: Callable[[], ConditionalRows], move: Move | None = None, fewest: int = 1, score: Score = presence,
 ) -> list[Draft]:  # fmt: skip
     """Of each row of ``x``, at noise level ``sigmas[0]``, its draft by Euler's steps, which are DDIM's.
 
     ``model`` is the denoiser that ``denoise`` calls, ``rows`` tells which rows of its calls are conditional. Raises
-    what ``denoise`` raises, MoveFailed for what ``move`` does, and what hinders the reading of the maps.
+    what ``denoise`` raises, MoveFailed for what ``move`` does, and what hinders the reading of the maps; the end of
+    memory in ``move`` as it is where there are more than ``fewest`` rows, so that fewer can be drafted at once.
     """
     moves = 0
     for k, sigma in enumerate(sigmas):
-        moved = _moved(x, k, move)
+        moved = _moved(x, k, move, fewest)
         moves, x = moves + (moved is not x), moved
         if sigma != sigmas[-1]:
             x0 = denoise(x, sigma)
@@ -93,14 +109,14 @@ def draft(
     ]
 
 
-def _moved(x: Tensor, k: int, move: Move | None) -> Tensor:
+def _moved(x: Tensor, k: int, move: Move | None, fewest: int) -> Tensor:
     if move is None:
         return x
     try:
         return move(x, k)
     except Exception as error:
-        if is_out_of_memory(error) and len(x) > 1:
-            raise  # fewer at once may fit
+        if is_out_of_memory(error) and len(x) > fewest:
+            raise
         raise MoveFailed from error
 
 

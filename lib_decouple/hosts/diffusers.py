@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..core.drafts import Draft, MoveFailed, Score
 from ..core.guidance import Guide
 from ..core.maps import CrossAttentionLayer, MapReader
+from ..core.memory import give_back
 from ..core.observe import Observers
 from ..core.presence import Curve, Presence, presence
 from ..core.trace import ImageTrace, Tracer
@@ -243,14 +244,15 @@ class Drawing:
             return search
 
         try:
-            try:
-                guided = session.moves and not (accepts or self.unguided_drafts)
-                return drafted(session.guide if guided else None)
-            except MoveFailed as failed:
-                log.warning(
-                    "Attention Decoupling drafts without guidance: %s", reasons.explained(failed.__cause__ or failed)
-                )
-                return drafted(None)
+            if session.moves and not (accepts or self.unguided_drafts):
+                try:
+                    return drafted(session.guide)
+                except MoveFailed as failed:
+                    reason = reasons.explained(failed.__cause__ or failed)
+                # outside of the handler, whose error holds on to the failed pass
+                log.warning("Attention Decoupling drafts without guidance: %s", reason)
+                give_back()
+            return drafted(None)
         except Exception as error:
             picture.no_drafts = reasons.explained(error)
             return None

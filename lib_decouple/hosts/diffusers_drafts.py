@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.drafts import Draft, Move, Score, draft, in_groups, levels
+from ..core.drafts import Draft, Move, Score, draft, in_groups, passes
 from ..core.guidance import Guide
 from ..core.host_pass import RowsInOrder
 from ..core.insist import Noises, accepting
 from ..core.maps import MapReader
+from ..core.memory import free
 from ..core.presence import Curve, presence
+from ..core.schedule import Schedule
 from .diffusers_loop import step_openings
 from .diffusers_prompts import Condition
-from .reasons import Unsupported
+from .reasons import Unsupported, fewest_entities
 from .seeds import SeedChoice, chosen, seeds_to_draft
 
 MOST_ROWS = 16
@@ -40,8 +42,21 @@ class Drafter:
     """Who moves the run that is to follow, and its drafts; None: nobody does."""
     score: Score = presence
 
+    def moves(self, image: int) -> bool:
+        """Is this image one that guidance moves?"""
+        if self.guide is None:
+            return False
+        gradient = self.guide.gradient
+        return len(gradient.reader.images[image].entities) >= fewest_entities(gradient.loss)
+
+    def at_once(self, images: int) -> int:
+        """How many are drafted at once for so many ``images``: with guidance no more than a step of the run takes the
+        gradient of, where nobody knows how much memory is left."""
+        guided = self.guide is not None and free(self.pipe.unet.device) is None
+        return min(MOST_ROWS, images) if guided else MOST_ROWS
+
     def __call__(self, images: Sequence[int], seeds: Sequence[int]) -> list[Draft]:
-        """One of each of ``images``, from its seed.
+        """One of each of ``images``, from its seed; guided where :meth:`moves` says so of all of them.
 
         Raises Unsupported for a prediction that is not known, MoveFailed where guidance fails, and the end of memory.
         """
@@ -76,12 +91,11 @@ class Drafter:
             raise Unsupported(f"a model that predicts {kind!r} can't be drafted; those that predict noise or v can")
 
         plans = [self.reader.images[image] for image in images]
-        sigmas = levels(first, self.guide is not None)
+        guide = self.guide if all(map(self.moves, images)) else None
         steps = [level for level, opens in zip(run_levels, step_openings(pipe.scheduler)) if opens]
+        sigmas, pooled = passes(first, steps if guide else (), guide.schedule if guide else Schedule())
 
         def moving(guide: Guide) -> Move:
-            pooled = guide.schedule.pooled(steps, sigmas)
-
             def move(x: Tensor, k: int) -> Tensor:
                 sigma, scale = sigmas[k], math.sqrt(1 + sigmas[k] ** 2)
                 z = x / scale
@@ -96,7 +110,7 @@ class Drafter:
         return draft(
             denoise, self.noise(seeds) * math.sqrt(1 + first**2), sigmas, pipe.unet,
             MapReader(self.reader.layers, plans), lambda: RowsInOrder(count, before, (before,)),
-            moving(self.guide.of(plans)) if self.guide else None, self.score,
+            moving(guide.of(plans)) if guide else None, 1, self.score,
         )  # fmt: skip
 
 
@@ -128,15 +142,20 @@ class Search:
         while wanting := [image for image in named if self.images[image].wants_draft]:
             missing = {image: range(len(self.images[image].drafts), self.count) for image in wanting}
             todo = [(image, number) for image, own in missing.items() for number in (own[:1] if by_itself else own)]
-
-            def make(group: Sequence[int], todo: Sequence[tuple[int, int]] = todo) -> list[Draft]:
-                own = [todo[k] for k in group]
-                return self.drafter([image for image, _ in own], [self.seeds[image][number] for image, number in own])
-
-            for (image, _), one in zip(todo, in_groups(make, len(todo), MOST_ROWS)):
-                self.images[image].drafts.append(one)
+            for moved in (True, False):
+                self._make([one for one in todo if self.drafter.moves(one[0]) == moved])
         for image in named:
             self.numbers[image] = self.images[image].next() if self.images[image].left else self.images[image].surest()
+
+    def _make(self, todo: Sequence[tuple[int, int]]) -> None:
+        """The drafts of these images' seeds of these numbers."""
+
+        def make(group: Sequence[int]) -> list[Draft]:
+            own = [todo[k] for k in group]
+            return self.drafter([image for image, _ in own], [self.seeds[image][number] for image, number in own])
+
+        for (image, _), one in zip(todo, in_groups(make, len(todo), self.drafter.at_once(len(self.asked)))):
+            self.images[image].drafts.append(one)
 
     @property
     def drawn(self) -> list[int]:

@@ -14,15 +14,16 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from modules import rng, shared
 from torch import Tensor
 
-from ..core.drafts import Draft, MoveFailed, draft, in_groups, levels
+from ..core.drafts import Draft, MoveFailed, draft, in_groups, passes
 from ..core.insist import Accepts, Noises, nothing
 from ..core.maps import MapReader
+from ..core.memory import free, give_back
 from . import previews, reasons
 from .borrowed import borrow
 from .reasons import Unsupported
@@ -107,14 +108,17 @@ class ChoosingSampler:
         def sample(noise: Tensor) -> Any:
             return self.sample(p, *before, noise, *after, **kwargs)
 
+        noise, failed = None, ""
         try:
             noise = self._chosen(x, sample)
         except Exception as error:
             log.debug("drafting failed", exc_info=True)
-            self.sampling.give_up_drafts(reasons.explained(error, reasons.switched_on(p)))
+            failed = reasons.explained(error, reasons.switched_on(p))
+        if failed:  # outside of the handler, whose error holds on to the failed pass
+            give_back()
+            self.sampling.give_up_drafts(failed)
             with suppress(Exception):  # what has just failed may be the making of noise
                 self._first(self._seeds())  # the host's global generator is left as it was
-            noise = None
         if not self.sampling.looking.draws:
             return self._undrawn(x)
         return sample(x) if noise is None else self._drawn(noise, sample)
@@ -164,8 +168,12 @@ class ChoosingSampler:
         self.drafts.wanting = wanting
         with self.drafts.in_the_place_of_sampling(self.sampler):
             sample(self.drafts.noises[0])
-        if self.drafts.failed is not None:
-            raise self.drafts.failed
+        failed, self.drafts.failed = self.drafts.failed, None
+        if failed is not None:
+            try:
+                raise failed
+            finally:
+                del failed  # this very frame is in its traceback, and both would stay
         return not (shared.state.interrupted or shared.state.skipped)
 
     def _take_up(self, numbers: Sequence[int]) -> Tensor:
@@ -273,21 +281,34 @@ class Drafts:
         own = self.sampling
         if not (self.images[0].drafts or self.one_by_one):
             self.guided_steps = own.steps_to_guide(sample, denoiser, given)
+        reason = ""
         try:
             self._make(denoiser, x, given)
         except MoveFailed as failed:
             reason = reasons.explained(failed.__cause__ or failed, reasons.switched_on(own.p))
+        if reason:  # outside of the handler, whose error holds on to the failed pass
             log.warning("Attention Decoupling drafts without guidance: %s", reason)
             own.p.comment(f"Attention Decoupling drafted without guidance: {reason}")
-            self.guided_steps = 0
-            for image in self.images:
-                image.drafts.clear()
-            self._make(denoiser, x, given)
+            give_back()
+            self._make_unguided(range(len(self.images)), denoiser, x, given)
+        elif self.guided_steps and not (shared.state.interrupted or shared.state.skipped):
+            left_alone = [image for image, why in enumerate(own.left_alone) if why]
+            if any(self.images[image].drafts[0].scores for image in left_alone):
+                self._make_unguided(left_alone, denoiser, x, given)
+
+    def _make_unguided(self, images: Sequence[int], denoiser: Any, x: Tensor, given: dict[str, Any]) -> None:
+        """Make the drafts of these ``images`` anew, without guidance, which leaves them alone."""
+        kept = {image: list(own.drafts) for image, own in enumerate(self.images) if image not in images}
+        self.guided_steps = 0
+        for own in self.images:
+            own.drafts.clear()
+        self._make(denoiser, x, given)
+        for image, drafts in kept.items():
+            self.images[image].drafts[:] = drafts
 
     def _make(self, denoiser: Any, x: Tensor, given: dict[str, Any]) -> None:
         own, count = self.sampling, len(self.noises)
-        if not own.reader_to_tell(given["extra_args"]["cond"], 0).named:
-            raise reasons.NothingToGuide(reasons.too_few((), "intensity"))
+        coarse = CoarseRun.of(own, denoiser, given, self.guided_steps)
         latents = FirstLatents(x, self.noises[0], denoiser.init_latent)
         first = not self.images[0].drafts
         if self.one_by_one:
@@ -295,15 +316,18 @@ class Drafts:
                 self._count(1)
             while any(image.wants_draft for image in self.wanting):
                 number = len(self.images[0].drafts)
-                self._keep(self._of_group(denoiser, [latents.of(self.noises[number])], given, number / count, count))
+                first_of_one = [latents.of(self.noises[number])]
+                self._keep(self._of_group(denoiser, coarse, first_of_one, given, number / count, count))
             if first:
                 shared.state.nextjob()
             return
-        at_once = 1 if own.rows_are_counted() else max(1, MOST_ROWS // len(x))
+        # The gradient of many takes much, which can only be tried where the memory that is left is known.
+        one_by_one = own.rows_are_counted() or (coarse.is_moved and free(x.device) is None)
+        at_once = 1 if one_by_one else max(1, MOST_ROWS // len(x))
         self._count(-(-count // at_once))
 
         def make(group: Sequence[int]) -> list[list[Draft]]:
-            found = self._of_group(denoiser, [latents.of(self.noises[k]) for k in group], given)
+            found = self._of_group(denoiser, coarse, [latents.of(self.noises[k]) for k in group], given)
             shared.state.nextjob()
             return found
 
@@ -323,17 +347,16 @@ class Drafts:
             shared.state.job_count += groups * self.sampling.batches
 
     def _of_group(
-        self, denoiser: Any, first: Sequence[Tensor], given: dict[str, Any], begun: float = 0.0, parts: int = 1
-    ) -> list[list[Draft]]:
+        self, denoiser: Any, coarse: CoarseRun, first: Sequence[Tensor], given: dict[str, Any], begun: float = 0.0,
+        parts: int = 1,
+    ) -> list[list[Draft]]:  # fmt: skip
         """Drafts of some candidates at once, whose latents ``[images, ...]`` are as the host gives them its sampler.
 
         They are one of so many ``parts`` of a job in the host's progress, of which ``begun`` is the share that is done.
         """
         own, count, images = self.sampling, len(first), len(first[0])
         args = _repeated(given["extra_args"], count)
-        scale = LatentScale(own, denoiser, given)
-        total = self.guided_steps if len(scale.run) >= self.guided_steps else 0
-        sigmas = levels(scale.first, total > 0)
+        scale, sigmas, pooled, total = coarse.scale, coarse.sigmas, coarse.pooled, coarse.steps
 
         def come_to(sigma: float) -> None:
             done = scale.share_done(sigma)
@@ -345,8 +368,6 @@ class Drafts:
             come_to(sigma)
             return scale.denoised(x, sigma, args)
 
-        pooled = own.schedule.pooled(scale.run[:total], sigmas)
-
         def move(x: Tensor, k: int) -> Tensor:
             if not pooled[k] or shared.state.interrupted or shared.state.skipped:
                 return x
@@ -356,14 +377,12 @@ class Drafts:
             moved = own.moved_draft(denoiser, before, level, args, sigmas_given, pooled[k], total, count)
             return x if moved is before else moved * scale.to_sigma(sigmas[k])
 
-        last = int(scale.share_done(sigmas[-1]) * denoiser.total_steps)
-        reader = own.reader_to_tell(given["extra_args"]["cond"], last)
-        reader = MapReader(reader.layers, [*reader.images] * count)
+        reader = MapReader(coarse.reader.layers, [*coarse.reader.images] * count)
         x = torch.cat(list(first)) * scale.to_sigma(scale.first)
         with _repeated_picture(denoiser, count):
             made = draft(
                 denoise, x, sigmas, own.unet(), reader, lambda: own.conditional_rows(denoiser, args, count * images),
-                move if total else None,
+                move if coarse.is_moved else None, images,
             )  # fmt: skip
         return [made[k * images : (k + 1) * images] for k in range(count)]
 
@@ -440,6 +459,42 @@ class LatentScale:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self._level(middle) <= sigma * (1 + 1e-6) else (low, middle - 1)
         return low
+
+
+class CoarseRun(NamedTuple):
+    """What the drafts of a batch go through."""
+
+    scale: LatentScale
+    sigmas: list[float]
+    """Noise levels of its passes."""
+    pooled: list[list[int]]
+    """Of each, the run's steps as which guidance moves it."""
+    steps: int
+    """How many the run has."""
+    reader: MapReader
+    """Of the batch's images, at the last pass."""
+
+    @classmethod
+    def of(cls, sampling: SamplingPass, denoiser: Any, given: dict[str, Any], guided_steps: int) -> CoarseRun:
+        """``guided_steps``: how many steps the run has that guidance moves; 0 where it does not.
+
+        Raises NothingToGuide where no prompt names anything at the last pass.
+        """
+        scale, cond = LatentScale(sampling, denoiser, given), given["extra_args"]["cond"]
+        steps = guided_steps if len(scale.run) >= guided_steps else 0
+        sigmas, pooled = passes(scale.first, scale.run[:steps], sampling.schedule)
+        last = int(scale.share_done(sigmas[-1]) * denoiser.total_steps)
+        reader = sampling.reader_to_tell(cond, last)
+        if not reader.named:
+            at_other_steps = (sampling.reader_to_tell(cond, step) for step in (0, denoiser.total_steps - 1))
+            is_edited = any(other.named for other in at_other_steps)
+            raise reasons.NothingToGuide(reasons.NOT_THERE_YET if is_edited else reasons.too_few((), "intensity"))
+        return cls(scale, sigmas, pooled, steps, reader)
+
+    @property
+    def is_moved(self) -> bool:
+        """Does guidance move any of its passes?"""
+        return any(self.pooled)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from modules import shared
 from torch import Tensor
 
 from ..core.insist import Accepts, accepting
+from ..core.memory import give_back
 from ..core.presence import Presence
 from . import reasons
 from .drafting import ChoosingSampler, Sample
@@ -54,6 +55,7 @@ class InsistingSampler(ChoosingSampler):
             state.job_count += 1
             state.nextjob()
             state.textinfo = "Attention Decoupling: begun again"
+            failed = ""
             try:
                 again = self._next(sample)
                 if again is None:
@@ -61,15 +63,16 @@ class InsistingSampler(ChoosingSampler):
                 made = sample(again)
             except Exception as error:
                 log.debug("beginning again failed", exc_info=True)
-                own.not_insisted = reasons.explained(error, reasons.switched_on(own.p))
-                own.p.comment(
-                    f"Attention Decoupling drew the surest noise of those it had begun with: {own.not_insisted}"
-                )
+                failed = reasons.explained(error, reasons.switched_on(own.p))
+            finally:
+                state.textinfo = told
+            if failed:  # outside of the handler, whose error holds on to the failed pass
+                give_back()
+                own.not_insisted = failed
+                own.p.comment(f"Attention Decoupling drew the surest noise of those it had begun with: {failed}")
                 noise = self._take_up([self._surest(image) for image in range(len(self.images))])
                 own.begin_again()
                 made = sample(noise)
-            finally:
-                state.textinfo = told
         return made
 
     def _is_to_break_off(self, told: Sequence[Presence | None]) -> bool:

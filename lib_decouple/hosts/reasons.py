@@ -54,6 +54,11 @@ NOT_FINITE = (
     "numbers ran over while the gradient was taken; start the WebUI with --upcast-sampling or --no-half, or lower the "
     "step size"
 )
+NOT_THERE_YET = (
+    "the prompt is edited while it is drawn, and where drafts are looked at it names nothing that must not go missing; "
+    "let it name them earlier, or for longer"
+)
+"""Why nothing is drafted where some other step has something to look for."""
 NO_CURVE = "nobody has learned what the attention of this checkpoint tells, so the best draft was drawn"
 NO_DRAFT_CURVE = "of this checkpoint nobody has learned what a draft tells, so all were made and the best was drawn"
 """Why “insist” accepts no draft, and without a curve can't begin again."""
@@ -105,12 +110,17 @@ def too_few(names: Sequence[str], loss: str, left_out: str = "") -> str:
     named = f" but {left_out}" if left_out else ""
     if not names:
         return f"no entity was found in the prompt{named}; click the words that must not go missing"
-    if len(names) == 1 and {term.name for term in WeightedLoss.parse(loss).terms} <= set(OVERLAP_LOSSES):
+    if len(names) < fewest_entities(WeightedLoss.parse(loss)):
         return (
             f"only “{names[0]}” was found in the prompt{named}, and {loss} keeps entities apart, which needs two; "
             "click another word, or choose a loss with intensity"
         )
     return ""
+
+
+def fewest_entities(loss: Any) -> int:
+    """Of how many entities a ``loss`` can tell anything: one that keeps them apart needs two."""
+    return 2 if {term.name for term in getattr(loss, "terms", ())} <= set(OVERLAP_LOSSES) else 1
 
 
 def no_guided_step(schedule: Schedule, total: int) -> str:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from toy import Toy, contexts, noise
 
-from lib_decouple.core.drafts import Draft, MoveFailed, best, draft, in_groups, levels
+from lib_decouple.core.drafts import Draft, MoveFailed, best, draft, in_groups, levels, passes
 from lib_decouple.core.host_pass import RowsInOrder
 from lib_decouple.core.maps import AttentionReplaced, Entity, ImagePlan, MapReader
 from lib_decouple.core.presence import presence
+from lib_decouple.core.schedule import Schedule
 
 CAT, DOG = Entity("cat", (2,)), Entity("dog", (4, 5))
 PLANS = [ImagePlan((CAT, DOG)), ImagePlan(()), ImagePlan((DOG,))]
@@ -24,6 +25,30 @@ def test_levels_go_down_to_where_the_maps_tell() -> None:
     assert levels(1e6)[1:] == [7.6, 3.6, 1.6]
     assert levels(14.6, guided=True) == [14.6, 6.0, 3.35]
     assert levels(3.0, guided=True) == [3.0]
+
+
+RUN = (14.6, 10.0, 7.0, 5.0, 4.0, 3.0, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "run", "pooled"),
+    [
+        (Schedule(steps=8), RUN, [[], [0, 1, 2], [3, 4, 5]]),
+        (Schedule(steps=8, start=3), RUN, [[], [], [3, 4, 5]]),
+        (Schedule(steps=8, start=5), RUN, [[], [], [5]]),
+        (Schedule(steps=8, start=6), RUN, None),
+        (Schedule(steps=8), (), None),
+        (Schedule(steps=8, start=1), (3.0, 2.0, 1.0), None),
+        (Schedule(steps=8), (3.0, 2.0, 1.0), [[0]]),
+    ],
+    ids=["all", "from the fourth", "from where it is read", "behind it", "nothing moves", "img2img, second", "img2img"],
+)
+def test_what_guidance_does_not_reach_is_drafted_as_without_it(schedule: Schedule, run: Any, pooled: Any) -> None:
+    """Read where guided drafts are, a draft that nothing has moved does not tell yet."""
+    first = run[0] if run else 14.6
+    sigmas, steps = passes(first, run, schedule)
+    assert sigmas == levels(first, guided=pooled is not None)
+    assert steps == (pooled or [[] for _ in sigmas])
 
 
 def test_with_a_denoiser_that_knows_the_picture_the_draft_is_that_picture_at_every_level() -> None:
@@ -77,17 +102,22 @@ def test_a_draft_is_moved_before_each_pass_and_counts_its_moves() -> None:
 
 @pytest.mark.parametrize(
     ("error", "rows", "raised"),
-    [(ValueError("cut"), 3, MoveFailed), (MemoryError(), 3, MemoryError), (MemoryError(), 1, MoveFailed)],
+    [
+        (ValueError("cut"), 4, MoveFailed),
+        (MemoryError(), 4, MemoryError),
+        (MemoryError(), 2, MoveFailed),
+        (MemoryError(), 1, MoveFailed),
+    ],
 )
 def test_guidance_that_fails_is_told_from_a_draft_that_fails(error: Exception, rows: int, raised: Any) -> None:
-    """Where memory ends for several at once, fewer are tried first."""
+    """Where memory ends for several at once, fewer are tried first, as long as there can be fewer."""
 
     def move(x: Tensor, k: int) -> Tensor:
         raise error
 
     reader = MapReader(Toy().layers("coarse"), PLANS[:1] * rows)
     with pytest.raises(raised) as found:
-        draft(lambda x, sigma: x, noise(rows), [3.0], Toy(), reader, lambda: RowsInOrder(rows), move)
+        draft(lambda x, sigma: x, noise(rows), [3.0], Toy(), reader, lambda: RowsInOrder(rows), move, 2)
     assert found.value is error or found.value.__cause__ is error
 
 

@@ -616,7 +616,7 @@ def along_the_run(sd1: Any, monkeypatch: Any) -> list[list[Draft]]:
     sd1.scheduler.set_timesteps(4)
     kept = sd1.scheduler.alphas_cumprod[sd1.scheduler.timesteps]
     levels = ((1 - kept) / kept).sqrt().tolist()
-    monkeypatch.setattr(diffusers_drafts, "levels", lambda first, guided: [first, *levels[1:]])
+    monkeypatch.setattr("lib_decouple.core.drafts.levels", lambda first, guided=False: [first, *levels[1:]])
     seen: list[list[Draft]] = []
     monkeypatch.setattr(insist, "best", lambda drafts: seen.append(list(drafts)) or 0)
     return seen
@@ -659,6 +659,38 @@ class TestChoose:
         for drafts, guided, unguided in zip(seen, run.images, plain.images):
             far = float((guided - unguided).abs().max())
             assert torch.allclose(drafts[0].x0, guided, atol=0.05 * far)
+
+    def test_an_image_that_is_not_guided_is_drafted_without_though_the_others_are_guided(self, sd1: Any) -> None:
+        guided = replace(CHOOSE, gradient="exact")
+        both = Drawing(
+            sd1, PROMPTS[:2], [["cat"], ENTITIES[1]], guided, seeds=[7, 8], steps=4, output="latent"
+        ).picture()
+        alone = Drawing(sd1, PROMPTS[:1], [["cat"]], CHOOSE, seeds=[7], steps=4, output="latent").picture()
+        assert [one.moves for one in both.choices] == [0, 3]
+        (expected,) = alone.choices
+        for seed, own in both.choices[0].scores.items():
+            assert own == pytest.approx(expected.scores[seed], rel=1e-4)
+
+    @pytest.mark.parametrize(("known", "most"), [(None, 2), (2**40, 6)])
+    def test_of_many_drafts_the_gradient_is_had_at_once_where_the_memory_is_known(
+        self, sd1: Any, monkeypatch: Any, known: int | None, most: int
+    ) -> None:
+        seen, whole = [], diffusers_drafts.draft
+
+        def spying(denoise: Any, x: Any, *given: Any, **more: Any) -> Any:
+            seen.append(len(x))
+            return whole(denoise, x, *given, **more)
+
+        monkeypatch.setattr(diffusers_drafts, "draft", spying)
+        monkeypatch.setattr(diffusers_drafts, "free", lambda device: known)
+        draw(sd1, replace(CHOOSE, gradient="exact"), 2)
+        assert (sum(seen), max(seen)) == (6, most)
+
+    def test_where_guidance_begins_behind_the_drafts_they_are_as_without_it(self, sd1: Any) -> None:
+        late = draw(sd1, replace(CHOOSE, gradient="exact", start=3, steps=4), 2)
+        expected = draw(sd1, CHOOSE, 2)
+        assert [one.scores for one in late.choices] == [one.scores for one in expected.choices]
+        assert [one.moves for one in late.choices] == [0, 0]
 
     def test_where_guidance_fails_in_a_draft_all_are_made_without_it(self, sd1: Any, monkeypatch: Any) -> None:
         def fail(*given: Any, **more: Any) -> None:

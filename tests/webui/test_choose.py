@@ -6,6 +6,7 @@ import functools
 import importlib
 import itertools
 import sys
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -202,8 +203,8 @@ def test_a_draft_s_score_is_the_peak_in_the_run_s_own_pass_at_that_level(webui, 
     """From the first noise on the same coarse way, with the maps read by the pass that tells."""
     drafting, seen = sys.modules["lib_decouple.hosts.drafting"], []
 
-    def spying(denoise, x, sigmas, model, reader, rows, move=None):
-        made = drafted(denoise, x, sigmas, model, reader, rows, move)
+    def spying(denoise, x, sigmas, model, reader, rows, *moving):
+        made = drafted(denoise, x, sigmas, model, reader, rows, *moving)
         for sigma, after in itertools.pairwise(sigmas):
             x0 = denoise(x, sigma)
             x = x0 + (x - x0) * (after / sigma)
@@ -371,25 +372,112 @@ def test_a_guided_draft_is_one_seed_s_own_whatever_else_is_drafted(webui):
     assert batch.choices[0].scores[seed] == pytest.approx(alone.choices[0].scores[seed], rel=1e-3)
 
 
+@pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("kind", ["guidance", "the end of memory"])
-def test_where_guidance_fails_in_a_draft_all_are_made_without_it(webui, monkeypatch, kind):
+def test_where_guidance_fails_in_a_draft_all_are_made_without_it(webui, monkeypatch, kind, images):
     error = MemoryError("out of memory") if kind == "the end of memory" else ValueError("broken")
+    prompts, seeds = [PROMPT] * images, (5, 900)[:images]
 
     def fail(*given):
         raise error
 
     monkeypatch.setattr(webui.adapter.SamplingPass, "moved_draft", fail)
-    found, job, sampling = drawn(webui, seeds=(5,), settings=GUIDED)
-    _, _, unguided = drawn(webui, seeds=(5,))
-    (choice,), (expected,) = sampling.choices, unguided.choices
-    assert choice.moves == 0
-    for seed, own in expected.scores.items():
-        assert choice.scores[seed] == pytest.approx(own, rel=1e-3)
+    found, job, sampling = drawn(webui, prompts, seeds, settings=GUIDED)
+    _, _, unguided = drawn(webui, prompts, seeds)
+    for choice, expected in zip(sampling.choices, unguided.choices, strict=True):
+        assert choice.moves == 0
+        for seed, own in expected.scores.items():
+            assert choice.scores[seed] == pytest.approx(own, rel=1e-3)
     told = "out of memory" if kind == "the end of memory" else "unexpected error"
     assert [told in comment for comment in job.comments if "drafted without guidance" in comment] == [True]
     assert sampling.no_drafts == ""
-    alone, _, _ = drawn(webui, seeds=job.seeds, settings=replace(GUIDED, look="tell"))
+    alone, _, _ = drawn(webui, prompts, job.seeds, settings=replace(GUIDED, look="tell"))
     assert torch.equal(found, alone)
+
+
+class Activations:
+    """What a pass that fails has made until then."""
+
+
+@pytest.mark.parametrize("where", ["a draft", "guidance in a draft"])
+def test_what_a_failed_draft_has_made_is_gone_before_anything_else_is_drawn(webui, monkeypatch, where):
+    """Or there might not be the memory for it."""
+    made, seen = [], []
+
+    def fail(*given):
+        held = Activations()
+        made.append(weakref.ref(held))
+        raise MemoryError("out of memory")
+
+    def watched(job):
+        forward = job.denoiser.forward
+
+        def watching(*args, **kwargs):
+            seen.extend(one() is None for one in made)
+            return forward(*args, **kwargs)
+
+        job.denoiser.forward = watching
+
+    if where == "a draft":
+        monkeypatch.setattr(sys.modules["lib_decouple.hosts.drafting"], "draft", fail)
+    else:
+        monkeypatch.setattr(webui.adapter.SamplingPass, "moved_draft", fail)
+    drawn(webui, seeds=(5,), settings=GUIDED, prepare=watched)
+    assert made
+    assert seen
+    assert all(seen)
+
+
+def test_where_guidance_begins_behind_the_drafts_they_are_as_without_it(webui):
+    late = replace(GUIDED, start=14, steps=16)
+    _, _, sampling = drawn(webui, seeds=(5,), settings=late, steps=16)
+    _, _, unguided = drawn(webui, seeds=(5,), steps=16)
+    assert sampling.choices[0].moves == 0
+    assert sampling.choices[0].scores == unguided.choices[0].scores
+    assert sampling.traces[0].steps
+
+
+def test_an_image_that_is_not_guided_is_drafted_without_though_the_others_are_guided(webui):
+    """A cat alone has nothing to be kept apart from; an unmoved draft tells lower down."""
+    _, _, both = drawn(webui, ["a cat", PROMPT], (5, 900), settings=GUIDED)
+    _, _, cat = drawn(webui, ["a cat"], (5,))
+    _, _, pair = drawn(webui, seeds=(900,), settings=GUIDED)
+    assert [one.moves for one in both.choices] == [0, 8]
+    for found, expected in ((both.choices[0], cat.choices[0]), (both.choices[1], pair.choices[0])):
+        assert list(found.scores) == list(expected.scores)
+        for seed, own in expected.scores.items():
+            assert found.scores[seed] == pytest.approx(own, rel=1e-3)
+
+
+@pytest.mark.parametrize(("known", "groups"), [(None, [1, 1, 1, 1]), (2**40, [4])])
+def test_of_many_drafts_the_gradient_is_had_at_once_where_the_memory_is_known(webui, monkeypatch, known, groups):
+    drafting, seen = sys.modules["lib_decouple.hosts.drafting"], []
+
+    def spying(denoise, x, *given, whole=drafting.draft):
+        seen.append(len(x))
+        return whole(denoise, x, *given)
+
+    monkeypatch.setattr(drafting, "draft", spying)
+    monkeypatch.setattr(drafting, "free", lambda device: known)
+    drawn(webui, seeds=(5,), settings=GUIDED)
+    assert seen == groups
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("a [fog:cat:2] and rain", ""),
+        ("a [cat:fog:2] and rain", "the prompt is edited"),
+        ("a [fog:cat:18] and rain", "the prompt is edited"),
+        ("a fog and rain", "no entity was found"),
+    ],
+)
+def test_what_there_is_to_look_for_is_asked_where_drafts_are_looked_at(webui, prompt, told):
+    settings = replace(CHOOSE, entities=("cat",), skip_missing=True)
+    _, _, sampling = drawn(webui, [prompt], settings=settings, steps=20)
+    assert told in sampling.no_drafts
+    assert (sampling.choices[0] is None) == bool(sampling.no_drafts) == bool(told)
+    assert (sampling.beside.drafts > 0) == (not told)
 
 
 REFUSED = {
@@ -399,7 +487,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-@pytest.mark.parametrize("where", ["draft", "LatentScale", "levels", "Noises"])
+@pytest.mark.parametrize("where", ["draft", "LatentScale", "passes", "Noises"])
 def test_a_failure_draws_the_seed_that_was_asked_for_and_says_so(webui, monkeypatch, kind, where):
     error, told = REFUSED[kind]
     torch.manual_seed(99)
