@@ -33,8 +33,8 @@ RUN = (14.6, 10.0, 7.0, 5.0, 4.0, 3.0, 2.0, 1.0)
 @pytest.mark.parametrize(
     ("schedule", "run", "pooled"),
     [
-        (Schedule(steps=8), RUN, [[], [0, 1, 2], [3, 4, 5]]),
-        (Schedule(steps=8, start=3), RUN, [[], [], [3, 4, 5]]),
+        (Schedule(steps=8), RUN, [[], [0, 1, 2, 3, 4], [5]]),
+        (Schedule(steps=8, start=3), RUN, [[], [3, 4], [5]]),
         (Schedule(steps=8, start=5), RUN, [[], [], [5]]),
         (Schedule(steps=8, start=6), RUN, None),
         (Schedule(steps=8), (), None),
