@@ -42,6 +42,22 @@ from modules import shared
 sys.modules["lib_decouple.hosts.drafting"].draft = shared.decouple_draft
 result = None
 """
+NO_MEMORY_TO_MOVE = """
+import sys
+from modules import shared
+kind = sys.modules["lib_decouple.hosts.sampling"].SamplingPass
+shared.decouple_moved = kind.moved_draft
+def instead(self, *given):
+    raise MemoryError("out of memory")
+kind.moved_draft = instead
+result = None
+"""
+MOVED_AGAIN = """
+import sys
+from modules import shared
+sys.modules["lib_decouple.hosts.sampling"].SamplingPass.moved_draft = shared.decouple_moved
+result = None
+"""
 LAST = """
 from pathlib import Path
 from modules import paths
@@ -181,6 +197,25 @@ def test_drafts_of_a_guided_run_are_guided_and_the_chosen_seed_is_drawn_as_by_gu
     alone = encoded_alike(webui, {**decouple, "look": "tell"}, seed=drawn, **more)
     assert picture.pixels == alone.pixels
     assert drafts()[1] == guided
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_where_memory_ends_in_guidance_of_a_draft_all_are_made_without_it(webui, images):
+    more = {**SMALL, "steps": 8, "batch_size": images}
+
+    def choices(picture: Picture) -> list[dict[str, Any]]:
+        assert picture.value("Decouple no drafts") is None
+        found = webui.get("/decouple/v1/trace/last")["images"]
+        return [one["passes"][0]["choice"]["drafts"] for one in found]
+
+    unguided = choices(encoded_alike(webui, {**GUIDED, **CHOOSE}, seed=40, **more))
+    webui.inside(NO_MEMORY_TO_MOVE)
+    try:
+        picture = encoded_alike(webui, {**GUIDED, "look": "choose"}, seed=40, **more)
+    finally:
+        webui.inside(MOVED_AGAIN)
+    assert choices(picture) == unguided
+    assert picture.value("Decouple stood aside") is None
 
 
 def chosen(webui: Host, **more: Any) -> tuple[int, Picture]:
@@ -623,7 +658,9 @@ def test_the_last_parameters_after_drafts_alone_are_the_ones_that_were_asked_for
     for asked in ({"enabled": True, "look": "tell", "gradient": "late"}, {"enabled": True}, {"look": "insist"}):
         request_for(webui, asked)
         of_picture = without_results(webui.inside(LAST))
-        assert request_for(webui, {**asked, "drafts_only": True})["images"] == []
+        answer = request_for(webui, {**asked, "drafts_only": True})
+        assert answer["images"] == []
+        assert "Decouple stood aside" not in json.loads(answer["info"])["extra_generation_params"]
         assert without_results(webui.inside(LAST)) == of_picture
         assert ("Decouple: 1" in of_picture) is ("enabled" in asked)
 
