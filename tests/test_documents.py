@@ -149,7 +149,8 @@ def test_commands_are_found_and_told_apart():
     """Of the check itself: it sees the README's commands, and an option that is none."""
     found = list(commands(HERE / "README.md"))
     assert ["demo"] in found
-    assert ["study", "missing", "--split", "unseen", "--n", "500", "--counts", "2"] in found
+    missing = ["study", "missing", "--split", "unseen", "--n", "500", "--counts", "2"]
+    assert [*missing, "--arms", "plain,com,com choose"] in found
     assert "attend-and-excites-276-prompts" in anchors(HERE / "docs/results.md")
 
 
