@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lib_decouple.core.drafts import Draft
+from lib_decouple.core.gradient import LossScale
 from lib_decouple.core.presence import Curve, Level
 from lib_decouple.hosts.seeds import seeds_to_draft
 from lib_decouple.settings import Settings
@@ -188,6 +189,18 @@ def test_what_guidance_did_is_told_of_the_run_that_is_delivered(webui, insist):
     assert (sampling.stood_aside, alone.stood_aside) == ("", "")
     assert [record.step for record in sampling.traces[0].steps] == [record.step for record in alone.traces[0].steps]
     assert sampling.traces[0].passes == alone.traces[0].passes > 0
+
+
+def test_a_run_that_is_begun_again_has_the_loss_scale_of_one_that_begins_with_that_seed(webui):
+    """Or what ran over in the run before it would change the picture of the seed that is told."""
+    job, x = job_of(webui, [PROMPT], (3,))
+    sampling = webui.adapter.SamplingPass(job, INSIST)
+    sampling.attach(x)
+    sampling._learned.scale.lower(0)
+    sampling._learned.thrift.one_at_a_time = True
+    sampling.begin_again()
+    assert sampling._learned.scale == LossScale()
+    assert sampling._learned.thrift.one_at_a_time  # the machine has no more memory than before
 
 
 def test_passes_of_a_run_that_was_given_up_are_counted(webui, insist):
