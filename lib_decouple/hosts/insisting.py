@@ -55,25 +55,31 @@ class InsistingSampler(ChoosingSampler):
             state.job_count += 1
             state.nextjob()
             state.textinfo = "Attention Decoupling: begun again"
-            failed = ""
             try:
-                again = self._next(sample)
-                if again is None:
-                    break  # stopped within its drafts: what was drawn until then is delivered
-                made = sample(again)
-            except Exception as error:
-                log.debug("beginning again failed", exc_info=True)
-                failed = reasons.explained(error, reasons.switched_on(own.p))
+                again = self._again(sample)
             finally:
                 state.textinfo = told
-            if failed:  # outside of the handler, whose error holds on to the failed pass
-                give_back()
-                own.not_insisted = failed
-                own.p.comment(f"Attention Decoupling drew the surest noise of those it had begun with: {failed}")
-                noise = self._take_up([self._surest(image) for image in range(len(self.images))])
-                own.begin_again()
-                made = sample(noise)
+            if again is None:
+                break  # stopped within its drafts: what was drawn until then is delivered
+            made = again
         return made
+
+    def _again(self, sample: Sample) -> Any:
+        """What the host makes of the next noise, or of the surest there was where that fails; None where it is to end
+        within its drafts."""
+        own = self.sampling
+        try:
+            noise = self._next(sample)
+            return None if noise is None else sample(noise)
+        except Exception as error:
+            log.debug("beginning again failed", exc_info=True)
+            own.not_insisted = reasons.explained(error, reasons.switched_on(own.p))
+        # outside of the handler, whose error holds on to the failed pass
+        give_back()
+        own.p.comment(f"Attention Decoupling drew the surest noise of those it had begun with: {own.not_insisted}")
+        noise = self._take_up([self._surest(image) for image in range(len(self.images))])
+        own.begin_again()
+        return sample(noise)
 
     def _is_to_break_off(self, told: Sequence[Presence | None]) -> bool:
         """Is another run to be begun, now that this one tells what is in each image?"""
