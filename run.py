@@ -30,7 +30,8 @@ GPU_MARKS = ("nvidia", "cuda", "triton", "rocm")
 
 OF_A_HUNDRED = (
     "These are the first six seeds. Of the first hundred 53 show both when drawn plainly and 96 when decoupled; 47 got "
-    'something back, 4 lost something (generate "a cat and a dog" --n 100; docs/results.md).'
+    "something back, 4 lost something, and 69 and 20 show something twice or besides. A blend in which something of "
+    'each is left counts as both (generate "a cat and a dog" --n 100 --batch 20; docs/results.md).'
 )
 SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 """How the whole suite runs: a process a core, each with torch in memory, so that more than four are none's gain."""

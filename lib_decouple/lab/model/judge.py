@@ -2,7 +2,8 @@
 
 It learns from scenes of its own, in which any things meet, may come twice and stand beside scraps, drawn with more
 drawings than the model is taught; other drawings are held out for its test. Half of the scenes reach it through the
-model's autoencoder, as all that the model draws does; it never sees what the model draws.
+model's autoencoder, as all that the model draws does, and part of these redrawn by its denoiser; what the model draws
+from noise it never sees.
 
 ``python -m lib_decouple.lab.model.judge --folder DIR`` trains it; ``study detector`` measures its error.
 """

@@ -445,7 +445,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=16)
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--pool", type=int, default=12000, help="scenes whose latents the denoiser learns from")
-    parser.add_argument("--unet-steps", type=int, default=16000)
+    parser.add_argument("--unet-steps", type=int, default=17000)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     folder, seed = arguments.folder, arguments.seed
