@@ -1,7 +1,8 @@
 """``evaluate pairs``: a judged run picture by picture, one row an arm.
 
 Shares have Wilson intervals and exact McNemar p against another arm, pictures paired by prompt and seed and taken as
-independent, as those of a split nearly are: each has a seed of its own. ``evaluate report`` resamples whole prompts.
+independent, as those of a split nearly are: each has a seed of its own. What was brought back has an interval over
+prompts, as all has that ``evaluate report`` says, which resamples whole ones.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from .files import write_whole
 from .flops import STEPS, times_plain, was_accepted
 from .judges.base import COLOUR, EXTRA
 from .results import judge_notes, telling
-from .statistics import mcnemar, share
+from .statistics import brought_back, mcnemar, share
 from .store import Store
 
 Record = dict[str, Any]
@@ -125,9 +127,12 @@ def _row(own: Mapping[Any, Record], base: Mapping[Any, Record], other: bool) -> 
         row |= {"things": len(wrong), **_figure(COLOURS, wrong, wrong_before if other else {})}
     missing = sum(len(record["missing"]) for record in own.values())
     row["entities_missing"] = missing / sum(record["count"] for record in own.values())
-    lost = sum(len(base[pair]["missing"]) for pair in both)
-    if lost and len(both) == len(own):
-        row["removed"] = 1 - missing / lost
+    if any(base[pair]["missing"] for pair in both) and len(both) == len(own):
+        lacking, left = ([len(some[pair]["missing"]) for pair in both] for some in (base, own))
+        found = brought_back(lacking, left, [str(own[pair].get("prompt")) for pair in both])
+        row["removed"] = found.value
+        if not math.isnan(found.low):
+            row |= {"removed_low": found.low, "removed_high": found.high}
     passes = [record["passes"] for record in own.values() if record["passes"] is not None]
     if passes:
         row["passes"] = sum(passes) / len(passes)
@@ -166,8 +171,8 @@ WORDS = {"missing": "missing", "extra": "extra", COLOURS: "wrong colour of thing
 
 
 def as_markdown(rows: Sequence[Record]) -> str:
-    """The rows for people: per cent with 95 % Wilson intervals, exact McNemar p against the arm compared with; FLOPs as
-    :mod:`flops` reckons them."""
+    """The rows for people: per cent with 95 % Wilson intervals (what was brought back: bootstrap over prompts), exact
+    McNemar p against the arm compared with; FLOPs as :mod:`flops` reckons them."""
     shown = [name for name in SHOWN if any(name in row for row in rows)]
     head = ["set", "arm"] if any("set" in row for row in rows) else ["entities", "arm"]
     head.append("N")
@@ -182,7 +187,7 @@ def as_markdown(rows: Sequence[Record]) -> str:
         for name in shown:
             cells += [_cell(row, name), f"{row[f'{name}_p']:.1g}" if f"{name}_p" in row else ""]
             if name == "missing":
-                cells.append(f"{100 * row['removed']:.0f}" if "removed" in row and "missing_p" in row else "")
+                cells.append(_removed(row))
         cells.append(f"{row['passes']:.1f}" if "passes" in row else "")
         cells += [f"{row[name]:.2f}" if name in row else "" for name in counted]
         cells += [str(row.get("not_accepted", ""))] if insisted else []
@@ -194,6 +199,13 @@ def _cell(row: Record, name: str) -> str:
     if name not in row:
         return ""
     return f"{100 * row[name]:.1f} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
+
+
+def _removed(row: Record) -> str:
+    if "removed" not in row or "missing_p" not in row:
+        return ""
+    ends = f" [{100 * row['removed_low']:.0f}, {100 * row['removed_high']:.0f}]" if "removed_low" in row else ""
+    return f"{100 * row['removed']:.0f}{ends}"
 
 
 def plot(path: Path, rows: Sequence[Record]) -> None:

@@ -166,6 +166,25 @@ def _bootstrap(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def brought_back(before: Sequence[float], after: Sequence[float], prompts: Sequence[str]) -> Estimate:
+    """Share of what is missing ``before`` that is not ``after``, ``1 - sum(after) / sum(before)`` of the numbers that
+    each image lacks, with the percentile bootstrap over prompts. Below 0 where more is missing.
+
+    Raises ValueError for unequal lengths, and where nothing is missing before.
+    """
+    lacking, sizes = _by_prompt(before, prompts)
+    left, _ = _by_prompt(after, prompts)
+    if not lacking.sum():
+        raise ValueError("before: nothing is missing, so nothing can be brought back")
+    low = high = math.nan
+    if len(sizes) > 1:
+        taken = np.random.default_rng(0).integers(len(sizes), size=(RESAMPLES, len(sizes)))
+        there = lacking[taken].sum(1) > 0
+        shares = 1 - left[taken].sum(1)[there] / lacking[taken].sum(1)[there]
+        low, high = map(float, np.percentile(shares, [2.5, 97.5]))
+    return Estimate(1 - float(left.sum() / lacking.sum()), low, high, len(before), len(sizes))
+
+
 @dataclass(frozen=True)
 class Change:
     """What an arm changes, pair by pair: ``after - before``."""

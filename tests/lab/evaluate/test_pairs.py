@@ -60,6 +60,17 @@ def test_the_same_seed_of_another_prompt_is_another_pair():
     assert (plain["n"], ours["n"], ours["missing"], ours["removed"]) == (2, 2, 1.0, -1.0)
 
 
+def test_what_is_brought_back_has_an_interval_over_prompts():
+    records = [record("plain", s, ["cat"], 0, prompt=name) for name in "abcd" for s in range(4)]
+    records += [record("iou", s, ["cat"] * (name == "a"), 0, prompt=name) for name in "abcd" for s in range(4)]
+    plain, ours = summarise(records)
+    # Four prompts, of which one keeps lacking: by prompts far less is known than by its sixteen pictures.
+    assert ours["removed"] == 0.75
+    assert ours["removed_low"] <= 0.25
+    assert ours["removed_high"] == 1
+    assert f"| 75 [{100 * ours['removed_low']:.0f}, 100] |" in as_markdown([plain, ours])
+
+
 def test_a_wrong_colour_counts_of_things_that_are_there():
     told = [record("plain", s, [], 0, set="object-object", wrong={"car": s < 3, "bow": False}) for s in range(4)]
     told += [record("plain", s, ["dog"], 0, set="animal-animal") for s in range(2)]

@@ -2,12 +2,14 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lib_decouple.lab.evaluate.statistics import (
     agreement,
     area,
     area_interval,
     area_within,
+    brought_back,
     change,
     detectable,
     holm,
@@ -225,3 +227,27 @@ def test_area_under_the_curve_by_hand():
     flags = np.array([1, 1, 0, 0, 0], float)
     # Pairs (missing, whole) with the missing one higher: (5: 1,2,3 -> 3), (2: 1 -> 1, tie with 2 -> ½).
     assert area(flags, np.array([5.0, 2.0, 1.0, 2.0, 3.0])) == pytest.approx((3 + 1.5) / 6)
+
+
+def test_what_was_brought_back_by_hand_and_by_scipy():
+    """One prompt has no interval; of many it is scipy's own bootstrap of the ratio, whole prompts resampled."""
+    one = brought_back([2, 1, 0, 1], [0, 1, 0, 0], ["a"] * 4)
+    assert (one.value, one.images, one.prompts, math.isnan(one.low)) == (0.75, 4, 1, True)
+    assert brought_back([1, 0], [2, 0], ["a", "b"]).value == -1
+    rng = np.random.default_rng(3)
+    prompts = [f"p{k // 5}" for k in range(200)]
+    before = rng.binomial(2, np.repeat(rng.uniform(0.1, 0.9, 40), 5))
+    after = rng.binomial(before, 0.4)
+    found = brought_back(before, after, prompts)
+    by_prompt = (before.reshape(40, 5).sum(1), after.reshape(40, 5).sum(1))
+    theirs = stats.bootstrap(
+        by_prompt, lambda b, a: 1 - a.sum() / b.sum(), paired=True, vectorized=False, method="percentile",
+        n_resamples=4000, rng=1,
+    ).confidence_interval  # fmt: skip
+    assert found.value == pytest.approx(1 - after.sum() / before.sum())
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    # Where hardly a prompt lacks anything, resamples that lack nothing say nothing.
+    rare = brought_back([0, 0, 1], [0, 0, 0], ["a", "b", "c"])
+    assert (rare.value, rare.low, rare.high) == (1, 1, 1)
+    with pytest.raises(ValueError, match="before: nothing is missing"):
+        brought_back([0, 0], [1, 0], ["a", "b"])
