@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     from .embedded import place
     from .lab.evaluate import calibrate, imports, judge, pairs, rate, report, table, tell
     from .lab.evaluate import run as run_plan
-    from .lab.study import batch, causes, detector, drafts, generate, layers, missing, precision, presence
+    from .lab.study import batch, causes, detector, drafts, generate, layers, missing, precision, presence, readers
     from .lab.study.bench import command as bench
 
     top = argparse.ArgumentParser(prog="python -m lib_decouple", description=__doc__)
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     batch.add_parser(studies)
     presence.add_parser(studies)
     drafts.add_parser(studies)
+    readers.add_parser(studies)
     bench.add_parser(commands)
     evaluate = commands.add_parser("evaluate", help="judge a run and report on it")
     evaluations = evaluate.add_subparsers(dest="evaluate", required=True, metavar="STEP")
