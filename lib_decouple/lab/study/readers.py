@@ -92,6 +92,11 @@ def says_of(words: Sequence[str]) -> Callable[[Read], float]:
     return lambda one: float(sum(word in words for word in one.things))
 
 
+def share_of(word: str) -> Callable[[Read], float]:
+    """Which share of a picture's things has this verdict; pictures of one set are asked for as many."""
+    return lambda one: one.things.count(word) / len(one.things)
+
+
 GONE = says_of(("absent", "no object of its own"))
 FIGURES: dict[str, Callable[[Read], float]] = {
     "pictures that lack an object of its own for a thing": lambda one: float(GONE(one) > 0),
@@ -100,8 +105,9 @@ FIGURES: dict[str, Callable[[Read], float]] = {
     "the same, by the judge": lambda one: float(one.extra_judged),
     "pictures in which all is there": lambda one: float(set(one.things) == {"there"}),
     "all there and nothing extra": lambda one: float(set(one.things) == {"there"} and not one.extra),
+    **{f"things: {word}": share_of(word) for word in VERDICTS},
 }
-"""Share of an arm's pictures; *extra* and *there* by both readers."""
+"""Share of an arm's pictures, and of its things; *extra* and *there* by both readers."""
 LOST: dict[str, Callable[[Read], float]] = {
     "absent": says_of(VERDICTS[:1]),
     "absent, or no object of its own": GONE,
