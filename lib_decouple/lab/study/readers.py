@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluate.files import write_whole
+from ..evaluate.files import read_text, write_whole
 from ..evaluate.statistics import RESAMPLES, agreement
 
 NEEDS = (
@@ -64,9 +65,8 @@ def verdict(first: str, second: str) -> str:
 
 
 def read_table(path: Path) -> list[Mapping[str, str]]:
-    """Rows of labels. Raises ValueError for a column that is lacking."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows: list[Mapping[str, str]] = list(csv.DictReader(file))
+    """Rows of labels. Raises ValueError for a column that is lacking, FileNotFoundError."""
+    rows: list[Mapping[str, str]] = list(csv.DictReader(io.StringIO(read_text("labels", path))))
     if lacking := set(NEEDS) - set(rows[0] if rows else ()):
         raise ValueError(f"labels: {path} has no column {min(lacking)!r}; it needs {', '.join(NEEDS)}")
     return rows
@@ -116,9 +116,10 @@ LOST: dict[str, Callable[[Read], float]] = {
 """Of which it is asked how much an arm brings back, by number of things."""
 
 
-def estimate(found: Sequence[Read], figure: Callable[[Read], float]) -> np.ndarray:
-    """The figure's mean over all pictures of the arm, ``[1 + resamples]``, the estimate itself first."""
-    rng = np.random.default_rng(0)
+def estimate(found: Sequence[Read], figure: Callable[[Read], float], seed: int = 0) -> np.ndarray:
+    """The figure's mean over all pictures of the arm, ``[1 + resamples]``, the estimate itself first. Arms of which
+    other pictures were read are resampled apart, by another ``seed``."""
+    rng = np.random.default_rng(seed)
     total, value = 0, np.zeros(1 + RESAMPLES)
     for stratum in sorted({one.stratum for one in found}):
         own = [one for one in found if one.stratum == stratum]
@@ -160,11 +161,8 @@ def weighted_table(found: Sequence[Read], base: str) -> str:
             if before is None or not before[0]:
                 cells.append("")
                 continue
-            # Other pictures than the base's were read, so their resamples are independent; one generator gave both.
-            after = estimate(own[name, arm], lost)
-            after[1:] = np.random.default_rng(1).permutation(after[1:])
             with np.errstate(divide="ignore", invalid="ignore"):
-                share = 1 - after / before
+                share = 1 - estimate(own[name, arm], lost, seed=1) / before
             share[~np.isfinite(share)] = np.nan
             cells.append(_shown(share))
         lines.append(f"| brought back: {words} | {' | '.join(cells)} |")
