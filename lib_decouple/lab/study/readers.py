@@ -30,6 +30,14 @@ NEEDS = (
 WORDS = ("there", "mangled", "hybrid", "absent")
 """Of a reader, for a thing. *Mangled*: an object of its own, broken or too shapeless to be named; *hybrid*: the only
 object that could be it is a mixture with another thing."""
+ALLOWED = {
+    "judge": ("there", "missing"),
+    "first": WORDS,
+    "second": WORDS,
+    "first_extra": ("0", "1"),
+    "second_extra": ("0", "1"),
+}
+"""Column -> what it may hold."""
 VERDICTS = ("absent", "no object of its own", "mangled", "doubtful", "there")
 
 
@@ -65,10 +73,16 @@ def verdict(first: str, second: str) -> str:
 
 
 def read_table(path: Path) -> list[Mapping[str, str]]:
-    """Rows of labels. Raises ValueError for a column that is lacking, FileNotFoundError."""
+    """Rows of labels. Raises ValueError for a column that is lacking, and by line for a value; FileNotFoundError."""
     rows: list[Mapping[str, str]] = list(csv.DictReader(io.StringIO(read_text("labels", path))))
     if lacking := set(NEEDS) - set(rows[0] if rows else ()):
         raise ValueError(f"labels: {path} has no column {min(lacking)!r}; it needs {', '.join(NEEDS)}")
+    for number, row in enumerate(rows, 2):
+        if not row["stratum_size"].isdigit() or int(row["stratum_size"]) == 0:
+            raise ValueError(f"labels: line {number}: stratum_size: {row['stratum_size']!r} is not a number from 1 on")
+        for name, allowed in ALLOWED.items():
+            if row[name] not in allowed:
+                raise ValueError(f"labels: line {number}: {name}: {row[name]!r} is not one of {', '.join(allowed)}")
     return rows
 
 

@@ -77,3 +77,22 @@ def test_a_table_that_lacks_a_column_or_an_arm_is_refused(labels, capsys, tmp_pa
     labels.write_text(labels.read_text().replace("stratum_size", "size"))
     assert main(["study", "readers", "--labels", str(labels), "--out", str(tmp_path)]) == 2
     assert "has no column 'stratum_size'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("stratum_size", "many", "line 3: stratum_size: 'many' is not a number from 1 on"),
+        ("stratum_size", "0", "line 3: stratum_size: '0' is not a number from 1 on"),
+        ("first", "unsure", "line 3: first: 'unsure' is not one of there, mangled, hybrid, absent"),
+        ("judge", "gone", "line 3: judge: 'gone' is not one of there, missing"),
+        ("second_extra", "", "line 3: second_extra: '' is not one of 0, 1"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_line(labels, capsys, tmp_path, name, value, words):
+    head, *lines = labels.read_text().splitlines()
+    cells = lines[1].split(",")
+    cells[head.split(",").index(name)] = value
+    labels.write_text("\n".join([head, lines[0], ",".join(cells), *lines[2:]]))
+    assert main(["study", "readers", "--labels", str(labels), "--out", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
