@@ -142,6 +142,8 @@ class Drawing:
     """Falling noise levels at which to tell whatever the settings say, each at the first pass at or below it."""
     loss: Callable[[Tensor], Tensor] | None = None
     """For trials: of maps ``[1, entities, h, w]``, ``[1]``, in the place of the settings'."""
+    instead: Callable[[Guide, Sequence[int]], Guide] | None = None
+    """For trials: of the settings' guide and the images' seeds, what moves the latents in its place."""
     weighed: bool = False
     """For trials: where "stop" goes by presence, nothing is left alone, and strength goes by it."""
     conditional_drafts: bool = False
@@ -219,6 +221,8 @@ class Drawing:
         guide.gradient.loss = self.loss or guide.gradient.loss
         if guide.helping is not None:
             guide.helping.weighed = self.weighed
+        if self.instead is not None:
+            guide = self.instead(guide, self.seeds)
         session = Session(
             guide,
             Looking(doubts=self.doubts),
@@ -226,7 +230,8 @@ class Drawing:
             moves=settings.enabled and settings.gradient != "none" and not self.observe,
             observers=Observers([Tracer(picture.traces, everything=True, keep_maps=self.keep_maps)]),
         )
-        return BesideLoop(session, teller, reader_of(layers, plans, level), self.curve, settings.stop == PRESENCE)
+        needs_noise = settings.stop == PRESENCE or self.instead is not None
+        return BesideLoop(session, teller, reader_of(layers, plans, level), self.curve, needs_noise)
 
     def _search(self, beside: BesideLoop, own: Condition, texts: dict[str, Any], picture: Picture) -> Search | None:
         """The seeds' drafts, where the settings want some, guided as the run will be where that is possible; the

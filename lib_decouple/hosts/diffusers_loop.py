@@ -53,7 +53,8 @@ class BesideLoop:
     reader: MapReader
     """Of the maps by which it is told which entity is there."""
     curve: Curve | None
-    stops_by_presence: bool
+    needs_noise: bool
+    """Does what moves the latents go by their noise level?"""
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Loop:
             )  # fmt: skip
 
         step, total = sum(self._opens[:call]), sum(self._opens)
-        noise = self._sigma(timestep) if beside.stops_by_presence else math.inf
+        noise = self._sigma(timestep) if beside.needs_noise else math.inf
         moved = beside.session.before_step(latents, step, total, run, sigma, noise)
         if moved is not latents and getattr(scheduler, "last_sample", None) is not None:
             scheduler.last_sample = None  # UniPC's corrector would go on from the latents before the update

@@ -18,6 +18,17 @@ _LATE_REFINEMENT = Settings(
     enabled=True, loss="intensity + iou", size=0.08, start=8, steps=9, every=50, refine_steps=(8,), refine_rounds=5
 ).fixed()
 
+# arXiv 2508.13866 learns at one step (see saga.py), by the weakest peak and an overlap, with that method's treatment.
+_SAGA = Settings(
+    enabled=True,
+    loss="0.5*intensity + 0.5*iou",
+    rule="attend-excite",
+    size=20.0,
+    start=4,
+    steps=5,
+    treatment="attend-excite",
+).fixed()
+
 
 def _guided(loss: str, size: float = 0.4) -> Settings:
     return Settings(enabled=True, loss=loss, size=size, start=2, steps=12).fixed()
@@ -65,6 +76,7 @@ for _count, _arms in ARMS.items():
             "gated": _arms["intensity+com"],
             "peaked": replace(_com, stop="off"),
             "late refinement": _LATE_REFINEMENT,
+            "saga": _SAGA,
             "led": replace(_com, stop="off"),
             "led+com": _arms["intensity+com"],
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,9 @@ from einops import rearrange
 from torch import Tensor
 
 from ...core import losses
+from ...core.guidance import Guide
 from ...core.presence import leads
+from .saga import Saga
 
 GATE = 0.5
 """Intensity loss above which a mix's overlap term is off [F: InitNO, gsn-factory]."""
@@ -55,6 +57,8 @@ class Trial:
 
     loss: Callable[[Tensor], Tensor] | None = None
     """In the place of the settings'."""
+    instead: Callable[[Guide, Sequence[int]], Guide] | None = None
+    """Of the settings' guide and the images' seeds, what moves the latents in its place."""
     weighed: bool = False
     """Strength goes by presence (:class:`lib_decouple.core.presence.Helping`)."""
     conditional_drafts: bool = False
@@ -70,6 +74,7 @@ TRIALS: dict[str, Trial] = {
     "gated": Trial(loss=gated),
     "peaked": Trial(loss=peaked),
     "led": Trial(loss=led),
+    "saga": Trial(instead=Saga.instead),
     "led+com": Trial(loss=led_apart),
     "com weighed": Trial(weighed=True),
     "choose conditional": Trial(conditional_drafts=True),

@@ -110,6 +110,7 @@ class Local:
             negative_prompt=sampling.negative,
             curve=self.curve if settings.enabled else None,
             loss=trial.loss,
+            instead=trial.instead,
             weighed=trial.weighed,
             conditional_drafts=trial.conditional_drafts,
             unguided_drafts=trial.unguided_drafts,
