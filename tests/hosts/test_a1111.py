@@ -247,11 +247,12 @@ def test_bad_argument_is_answered_with_422(host, scene, path, args, words):
 
 
 def test_positional_arguments_are_the_named_ones(host):
-    named = host.draw({"loss": "iou", "steps": 3, "entities": ["cat", "dog"]})
+    """What neither names is left to the model's profile."""
+    named = host.draw([{"enabled": True, "loss": "iou", "steps": 3, "entities": ["cat", "dog"]}])
     assert host.draw([True, "iou", 3, "cat, dog"]).pixels == named.pixels
     assert named.value("Decouple loss") == "iou"
     assert named.value("Decouple steps") == "3"
-    assert named.value("Decouple size") is None
+    assert named.pixels != host.draw([{"enabled": True, "loss": "com", "steps": 3}]).pixels
 
 
 def test_infotext_makes_the_picture_again(host):

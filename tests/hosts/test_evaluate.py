@@ -90,7 +90,7 @@ def test_a_plan_on_one_webui(host: Host, tmp_path: Path, capsys: pytest.CaptureF
         assert row["version"].removeprefix("v").startswith("1.")
         assert row["tokens"] == {row["entities"][0]: [2], row["entities"][1]: [5]}
         assert guided == (row["trace"] is not None)
-        assert not guided or all(0 <= iou <= 1 for iou in row["trace"]["iou"])
+        assert not guided or all(0 <= iou <= 1 for iou in row["trace"]["iou by update"])
         settings = Settings.from_dict(row["settings"])
         own = {**settings.as_dict(), "entities": row["entities"]} if guided else None
         again = host.draw(own, prompt=row["prompt"], seed=row["seed"])
