@@ -257,7 +257,7 @@ result = [kept["calls"], theirs]
     assert patched.pixels != plain.pixels
     assert guided.value("Decouple stood aside") is None
     assert guided.pixels != patched.pixels
-    # Three plain calls of two rows for each of six steps; three guided passes and the looks that were taken, of one row.
+    # Three plain calls of two rows for each of six steps; three guided passes and the looks taken, of one row.
     assert passes > 3
     assert sorted(calls) == [1] * passes + [2] * 18
     assert host.draw().pixels == plain.pixels
