@@ -249,7 +249,9 @@ def test_bad_argument_is_answered_with_422(host, scene, path, args, words):
 def test_positional_arguments_are_the_named_ones(host):
     """What neither names is left to the model's profile."""
     named = host.draw([{"enabled": True, "loss": "iou", "steps": 3, "entities": ["cat", "dog"]}])
-    assert host.draw([True, "iou", 3, "cat, dog"]).pixels == named.pixels
+    positional = host.draw([True, "iou", 3, "cat, dog"])
+    assert positional.pixels == named.pixels
+    assert positional.value("Decouple size") == named.value("Decouple size") == "0.4"  # decouple-drawn's
     assert named.value("Decouple loss") == "iou"
     assert named.value("Decouple steps") == "3"
     assert named.pixels != host.draw([{"enabled": True, "loss": "com", "steps": 3}]).pixels

@@ -25,6 +25,8 @@ ROUNDS, NOISES = 10, 4
 """Steps of SGD, and noises of each. The paper's own are 50 and 10 [F: gsn-factory], 500 passes an image."""
 MOMENTUM = 0.4
 """Of SGD [F: gsn-factory, Stable Diffusion 1.4]."""
+_STREAM = 0x5A6A
+"""Sets the noises that are learned with apart from the first one of the same seed."""
 
 
 class Point(NamedTuple):
@@ -107,7 +109,7 @@ class Saga(Guide):
         scale = math.sqrt(1 + here.sigma**2)
         reference, deviation = rows(predicted(before, here), images) / scale, here.sigma / scale
         sources = [torch.Generator("cpu").manual_seed(self.seeds[image] ^ _STREAM) for image in images]
-        seen: list[Observation] = []
+        seen: dict[int, Observation] = {}
 
         def slope(signal: Tensor) -> Tensor:
             total = torch.zeros_like(signal)
@@ -115,19 +117,13 @@ class Saga(Guide):
                 fresh = torch.stack([torch.randn(signal.shape[1:], generator=own) for own in sources]).to(signal)
                 losses, gradient, maps, _ = self.gradient(signal + deviation * fresh, images, run)
                 total += gradient
-                if not seen:
-                    names = [self.gradient.reader.images[image].names for image in images]
-                    seen.extend(map(Observation, [step] * len(images), images, names, maps, losses.tolist()))
+                self._note(seen, step, images, losses.tolist(), maps)
             return total / NOISES
 
         assert self._first is not None
         drawn = learn(reference, slope, self.rule.size) + deviation * rows(self._first, images)
         moved = here.latents.clone()
-        for k, (image, one) in enumerate(zip(images, seen)):
-            one.passes, one.update = ROUNDS * NOISES, float((drawn[k] - moved[image]).norm() / moved[image].norm())
+        for k, image in enumerate(images):
+            seen[image].update = float((drawn[k] - moved[image]).norm() / moved[image].norm())
             moved[image] = drawn[k]
-        return GuidedStep(moved, seen)
-
-
-_STREAM = 0x5A6A
-"""Sets the noises that are learned with apart from the first one of the same seed."""
+        return GuidedStep(moved, list(seen.values()))
