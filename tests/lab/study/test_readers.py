@@ -3,7 +3,9 @@
 import csv
 import itertools
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from lib_decouple.__main__ import main
 from lib_decouple.lab.study import readers
@@ -60,15 +62,39 @@ def test_pictures_count_for_those_of_their_stratum_that_nobody_read(labels, caps
     assert "| pairs | com | missing | 1 | 0 | 0 | 1 | 0 | 0 |" in text
     own = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in text.splitlines()
            if line.count("|") == 4}  # fmt: skip
-    # Of 10 incomplete plain pictures half lack the dog: 5 of 40. Its interval goes from none of the two to both.
-    assert own["pictures that lack an object of its own for a thing"] == ["12 [0, 25]", "0 [0, 0]"]
-    assert own["pictures with a thing that neither calls there"] == ["12 [0, 25]", "10 [10, 10]"]
-    assert own["pictures with something extra"] == ["12 [0, 25]", "0 [0, 0]"]
-    assert own["the same, by the judge"] == ["25 [25, 25]", "0 [0, 0]"]
-    assert own["pictures in which all is there"] == ["75 [75, 75]", "90 [90, 90]"]
-    assert own["brought back: absent"][1].startswith("100 [100")
+    # Of 10 incomplete plain pictures half lack the dog: 5 of 40, and one whole picture says little of 29 others.
+    share = {words: [int(cell.split()[0]) for cell in cells if "[" in cell] for words, cells in own.items()}
+    assert share["pictures that lack an object of its own for a thing"] == [12, 0]
+    assert share["pictures with a thing that neither calls there"] == [12, 10]
+    assert share["pictures with something extra"] == [12, 0]
+    assert share["the same, by the judge"] == [25, 0]
+    assert share["pictures in which all is there"] == [75, 90]
+    assert share["brought back: absent"] == [100]
     # 5 of 40 dogs neither sees plainly, 4 of 40 guided.
-    assert own["brought back: not there: these, or mangled"][1].startswith("20 [")
+    assert share["brought back: not there: these, or mangled"] == [20]
+    low, high = own["pictures with something extra"][1].split("[")[1].rstrip("]").split(", ")
+    assert int(low) < 5
+    assert int(high) > 50
+
+
+@pytest.mark.parametrize(("seen", "read"), [(0, 1), (0, 12), (3, 12), (12, 12), (40, 200)])
+def test_the_interval_of_a_share_is_jeffreys(seen, read):
+    """Against the quantiles of scipy's beta distribution: of one stratum the resamples are its posterior."""
+    found = [readers.Read("pairs", "com", "whole", 500, ("there",), ("there",), k < seen, False) for k in range(read)]
+    values = readers.estimate(found, lambda one: float(one.extra), 1)
+    assert values[0] == pytest.approx(seen / read)
+    for share in (0.025, 0.5, 0.975):
+        expected = stats.beta(seen + 0.5, read - seen + 0.5).ppf(share)
+        assert np.quantile(values[1:], share) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_stratum_weighs_as_many_pictures_as_it_has():
+    """Nine in ten of 1,000 pictures are of a stratum of which four were read, none with anything extra."""
+    lacking = [readers.Read("p", "com", "incomplete", 100, ("there",), ("missing",), True, False)] * 50
+    whole = [readers.Read("p", "com", "whole", 900, ("there",), ("there",), False, False)] * 4
+    values = readers.estimate(lacking + whole, lambda one: float(one.extra), 1)
+    assert values[0] == pytest.approx(0.1)
+    assert np.quantile(values[1:], 0.975) == pytest.approx(0.1 + 0.9 * stats.beta(0.5, 4.5).ppf(0.975), abs=0.02)
 
 
 def test_a_table_that_lacks_a_column_or_an_arm_is_refused(labels, capsys, tmp_path):
