@@ -168,7 +168,8 @@ def _bootstrap(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
 
 def brought_back(before: Sequence[float], after: Sequence[float], prompts: Sequence[str]) -> Estimate:
     """Share of what is missing ``before`` that is not ``after``, ``1 - sum(after) / sum(before)`` of the numbers that
-    each image lacks, with the percentile bootstrap over prompts. Below 0 where more is missing.
+    each image lacks, with the percentile bootstrap over prompts. Below 0 where more is missing. No interval where
+    resamples are all alike, as when all is brought back: that few prompts show no spread is no certainty.
 
     Raises ValueError for unequal lengths, and where nothing is missing before.
     """
@@ -181,7 +182,8 @@ def brought_back(before: Sequence[float], after: Sequence[float], prompts: Seque
         taken = np.random.default_rng(0).integers(len(sizes), size=(RESAMPLES, len(sizes)))
         there = lacking[taken].sum(1) > 0
         shares = 1 - left[taken].sum(1)[there] / lacking[taken].sum(1)[there]
-        low, high = map(float, np.percentile(shares, [2.5, 97.5]))
+        if np.ptp(shares) > 0:
+            low, high = map(float, np.percentile(shares, [2.5, 97.5]))
     return Estimate(1 - float(left.sum() / lacking.sum()), low, high, len(before), len(sizes))
 
 

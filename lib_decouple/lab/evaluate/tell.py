@@ -174,7 +174,11 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
         return "–" if found is None else "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * own for own in found))
 
     def areas(found: list[float] | None) -> str:
-        return "–" if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found)
+        if found is None:
+            return "–"
+        value, low, high = found
+        # Where all is sorted right resamples are all alike, which is no certainty.
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]" if low < high else f"{value:.2f} [no spread]"
 
     lines = [
         "| entities | arm | sigma | N | missing | told there % | called missing | precision % | recall % | area "

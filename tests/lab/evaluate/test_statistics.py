@@ -247,7 +247,18 @@ def test_what_was_brought_back_by_hand_and_by_scipy():
     assert found.value == pytest.approx(1 - after.sum() / before.sum())
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
     # Where hardly a prompt lacks anything, resamples that lack nothing say nothing.
-    rare = brought_back([0, 0, 1], [0, 0, 0], ["a", "b", "c"])
-    assert (rare.value, rare.low, rare.high) == (1, 1, 1)
+    rare = brought_back([0, 0, 1, 2], [0, 0, 0, 1], ["a", "b", "c", "d"])
+    assert (rare.value, rare.low, rare.high) == pytest.approx((2 / 3, 0.5, 1))
+
+
+@pytest.mark.parametrize(("after", "value"), [([0, 0, 0], 1), ([1, 2, 0], 0)])
+def test_that_all_or_nothing_comes_back_is_no_certainty(after, value):
+    found = brought_back([1, 2, 0], after, ["a", "b", "c"])
+    assert found.value == value
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_what_was_brought_back_where_nothing_is_missing_is_refused():
     with pytest.raises(ValueError, match="before: nothing is missing"):
         brought_back([0, 0], [1, 0], ["a", "b"])

@@ -74,6 +74,8 @@ def test_precision_and_recall_by_hand_arm_by_arm(store, tmp_path, capsys):
         assert (row["n"], row["missing"], row["called"], row["precision"], row["recall"][0]) == (12, 1, 0, None, 0.0)
     shown = capsys.readouterr().out
     assert "| 2 | plain | 0.5 | 12 | 3 |" in shown
+    # Of one prompt alone resamples are all alike.
+    assert "| 0.50 [no spread] |" in next(line for line in shown.splitlines() if "| 2 | zebracom | 0.5 |" in line)
     assert (store.folder / "tell.md").read_text().strip() in shown
 
 
