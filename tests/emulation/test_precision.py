@@ -96,7 +96,7 @@ def test_the_command_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: UNetWithInputs, capsys: Any
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(precision, "open_model", lambda name, _: opened.append(name) or model)
+    monkeypatch.setattr(precision, "open_model", lambda name, *_: opened.append(name) or model)
     arguments = ["study", "precision", "--models", "sd15", "--sharpened", "4", "--out", str(tmp_path)]
     assert main([*arguments, "--losses", "com", "--kinds", "fp16"]) == 0
     assert main([*arguments, "--losses", "com;iou", "--kinds", "fp16,bf16"]) == 0

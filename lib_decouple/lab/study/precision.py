@@ -1,6 +1,7 @@
 """``study precision``: is the gradient in half precision the one of float32?
 
-Half precision is emulated on the CPU: every operation sums in float32 and is rounded once, forward and backward.
+Half precision is emulated on the CPU: every operation sums in float32 and is rounded once, forward and backward. With
+``--device cuda`` it is the device's own, against float32 there (without TF32), and what is flushed is not counted.
 ``fp16``, ``bf16``: weights and latents in half, as Forge and diffusers run; ``autocast``: float32 weights and latents
 under torch's autocast, with the CPU's list of operations. A cosine is between the gradients of one loss by the same
 latents, half against float32, of the same weights and at the same latents and context, as half precision holds them:
@@ -40,6 +41,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ...core.losses import LOSSES
+from ...doctor import device_name
 from ...settings import Settings
 from ..evaluate.files import reopened, write_whole
 from .emulate import HalfOnGpu
@@ -65,17 +67,18 @@ MODELS: dict[str, tuple[str, int, int]] = {
     "sdxl-narrow-1024": ("sdxl", 128, NARROW),
     "sd15": ("sd15", 64, 1),
     "sdxl": ("sdxl", 64, 1),
+    "sdxl-1024": ("sdxl", 128, 1),
 }
 """Architecture, side of the latents (a pixel's eighth), and what its channels are divided by."""
 Record = dict[str, Any]
 
 
-def open_model(name: str, sharpened: float) -> UNetWithInputs:
+def open_model(name: str, sharpened: float, device: str = "cpu") -> UNetWithInputs:
     """A model of :data:`MODELS` with its inputs, in float32."""
     family, side, narrow = MODELS[name]
     if family == "embedded":
-        return embedded_unet()
-    return with_inputs(random_unet(unet_config(family, narrow), sharpened), side)
+        return embedded_unet(device)
+    return with_inputs(random_unet(unet_config(family, narrow), sharpened).to(device), side)
 
 
 def as_held_in(model: UNetWithInputs, kind: str) -> UNetWithInputs:
@@ -88,21 +91,35 @@ def as_held_in(model: UNetWithInputs, kind: str) -> UNetWithInputs:
 
 
 @contextmanager
-def half(model: UNetWithInputs, kind: str) -> Iterator[HalfOnGpu]:
-    """Inside, ``model`` is computed in ``kind`` of half precision, or in float32 for "fp32"."""
-    weights = {}
+def without_tf32() -> Iterator[None]:
+    """Inside, convolutions of float32 are float32's on a GPU, too, as its matrix products are unless told otherwise."""
+    convolutions = torch.backends.cudnn
+    before, convolutions.allow_tf32 = convolutions.allow_tf32, False
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32 = before
+
+
+@contextmanager
+def half(model: UNetWithInputs, kind: str) -> Iterator[HalfOnGpu | None]:
+    """Inside, ``model`` is computed in ``kind`` of half precision, or in float32 for "fp32".
+
+    Emulated on a CPU, by what is yielded; elsewhere it is the device's own.
+    """
+    weights, device = {}, model.latents.device.type
     with ExitStack() as stack:
         if kind != "fp32":
             dtype, autocast = KINDS[kind]
             if autocast:
-                stack.enter_context(torch.autocast("cpu", dtype=dtype))
+                stack.enter_context(torch.autocast(device, dtype=dtype))
             else:
                 weights = {one: one.data for one in model.unet.parameters()}
                 for one in weights:
                     one.data = one.data.to(dtype)
-        emulated = HalfOnGpu(model.unet, weights)
+        emulated = HalfOnGpu(model.unet, weights) if device == "cpu" else None
         try:
-            if kind != "fp32":
+            if kind != "fp32" and emulated:
                 stack.enter_context(emulated)
             yield emulated
         finally:
@@ -124,7 +141,7 @@ def gradient(
     with half(model, kind) as emulated:
         found = taken(model.latents.to(model.unet.dtype), [0], lambda x, _: model.run(x))
     seen = {"seconds": time.perf_counter() - started, "loss": float(found.losses[0])}
-    if kind != "fp32":
+    if kind != "fp32" and emulated:
         seen["flushed"] = emulated.flushed.share
     if scaled and taken.learned.scale is not None:
         seen["scale"] = taken.learned.scale.factor
@@ -164,13 +181,19 @@ def cosine(one: Tensor, other: Tensor) -> float:
 
 
 def measure(
-    name: str, sharpened: float, losses: Sequence[str], kinds: Sequence[str], done: set[Any], unscaled: bool = True
+    name: str,
+    sharpened: float,
+    losses: Sequence[str],
+    kinds: Sequence[str],
+    done: set[Any],
+    unscaled: bool = True,
+    device: str = "cpu",
 ) -> Iterator[Record]:
     """One record for each kind and loss that is not ``done``; ``unscaled``: with what there is without a scale."""
     wanted = [(kind, loss) for kind in kinds for loss in losses if (name, sharpened, kind, loss) not in done]
     if not wanted:
         return
-    model = open_model(name, sharpened)
+    model = open_model(name, sharpened, device)
     exact: dict[Any, tuple[Tensor, Record, Sides]] = {}
     errors = {kind: map_error(model, kind) for kind in dict.fromkeys(kind for kind, _ in wanted)}
     for kind, loss in wanted:
@@ -208,7 +231,7 @@ def table(records: Sequence[Record]) -> str:
     ]
     for one in records:
         own, without, held = one["scaled"], one.get("unscaled"), one.get("held")
-        bare = f"{without['cosine']:.4f} | {100 * without['flushed']:.1f}" if without else "– | –"
+        bare = f"{without['cosine']:.4f} | {_flushed(without)}" if without else "– | –"
         with_sides_held, changed = f"{held['cosine']:.4f}" if held else "–", "–"
         if "sides" in one:
             sides = one["sides"]
@@ -217,10 +240,14 @@ def table(records: Sequence[Record]) -> str:
         scale = f"{own['scale']:.0f}" if KINDS[one["kind"]][0] == torch.float16 and "scale" in own else "–"
         lines.append(
             f"| {one['model']} | {one['sharpened']:g} | {one['kind']} | {one['loss']} | {own['cosine']:.4f} "
-            f"| {scale} | {100 * own['flushed']:.1f} | {bare} | {with_sides_held} | {changed} "
+            f"| {scale} | {_flushed(own)} | {bare} | {with_sides_held} | {changed} "
             f"| {same} | {one['map_error']:.0e} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _flushed(seen: Record) -> str:
+    return f"{100 * seen['flushed']:.1f}" if "flushed" in seen else "–"
 
 
 def verdict(records: Sequence[Record]) -> str:
@@ -250,6 +277,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--losses", default=";".join(ALL), help="by semicolon")
     parser.add_argument("--sharpened", default="1,4", help="by comma: 1 leaves the random maps flat (1,4)")
     parser.add_argument("--scaled-only", action="store_true", help="leave out the gradients without a loss scale")
+    parser.add_argument("--device", default="cpu", help="cpu, which emulates half precision, or one that has it (cpu)")
     parser.add_argument("--out", type=Path, default=Path("out/precision"), help="folder of the results (out/precision)")
     parser.set_defaults(run=run)
 
@@ -266,11 +294,11 @@ def run(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     records = reopened(out / "records.jsonl")
     done = {(one["model"], one["sharpened"], one["kind"], one["loss"]) for one in records}
-    with (out / "records.jsonl").open("a", encoding="utf-8") as file, tqdm(unit="gradient") as bar:
+    with without_tf32(), (out / "records.jsonl").open("a", encoding="utf-8") as file, tqdm(unit="gradient") as bar:
         for name in arguments.models.split(","):
             for sharpened in [1.0] if name == "embedded" else map(float, arguments.sharpened.split(",")):
                 wanted = arguments.losses.split(";"), arguments.kinds.split(",")
-                for record in measure(name, sharpened, *wanted, done, not arguments.scaled_only):
+                for record in measure(name, sharpened, *wanted, done, not arguments.scaled_only, arguments.device):
                     bar.set_description(f"{name}, {record['kind']}, {record['loss']}")
                     bar.update()
                     file.write(json.dumps(record) + "\n")
@@ -279,8 +307,10 @@ def run(arguments: argparse.Namespace) -> int:
     order = [list(MODELS), list(KINDS)]
     records.sort(key=lambda one: (order[0].index(one["model"]), one["sharpened"], order[1].index(one["kind"])))
     about = (__doc__ or "").split("\n\n", 1)[-1]
-    text = f"# Half precision against float32\n\n{about}\n{verdict(records)}\n\n{table(records)}"
-    write_whole(out / "precision.json", json.dumps({"torch": torch.__version__, "records": records}, indent=1))
+    machine = {"torch": torch.__version__, "device": device_name(torch.device(arguments.device))}
+    about += f"\n{machine['device']}, torch {machine['torch']}."
+    text = f"# Half precision against float32\n\n{about}\n\n{verdict(records)}\n\n{table(records)}"
+    write_whole(out / "precision.json", json.dumps({**machine, "records": records}, indent=1))
     write_whole(out / "precision.md", text)
     print(f"{text}\n{out / 'precision.md'}")
     return 0

@@ -119,10 +119,10 @@ def random_unet(config: Mapping[str, Any], sharpened: float = 1) -> Any:
     return unet
 
 
-def embedded_unet() -> UNetWithInputs:
+def embedded_unet(device: str = "cpu") -> UNetWithInputs:
     """The embedded model's, with the real context of "a cat and a dog"."""
-    pipe = open_pipeline()
+    pipe = open_pipeline(device=device)
     found = with_inputs(pipe.unet, pipe.unet.config.sample_size)
-    named, unnamed = pipe.encode_prompt("a cat and a dog", "cpu", 1, True, negative_prompt="")
+    named, unnamed = pipe.encode_prompt("a cat and a dog", device, 1, True, negative_prompt="")
     found.context, found.pipe = torch.cat([unnamed, named]), pipe
     return found

@@ -28,14 +28,14 @@ import torch
 
 from ....hosts.checkpoints import CHECKPOINT
 from ...evaluate.files import write_whole
-from . import overhead, shapes
+from . import device, overhead, shapes
 from .arms import ARMS
 from .costs import measure_costs
 from .pictures import draw_arms, summarise
 from .report import cost_table, loss_table, verdict
 from .ways import EXACT, MODELS
 
-PARTS = ("cost", "loss", "shapes", "python")
+PARTS = ("cost", "loss", "shapes", "python", "device")
 
 
 def add_parser(commands: Any) -> None:
@@ -44,6 +44,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--n", type=int, default=300, help="paired seeds for each number of entities (300)")
     parser.add_argument("--parts", default="cost,loss", help=f"by comma, of {', '.join(PARTS)} (cost,loss)")
     parser.add_argument("--models", default="embedded,sd15", help=f"for the cost, by comma, of {', '.join(MODELS)}")
+    parser.add_argument("--device", default="cuda", help="of the part of that name: cuda, mps, cpu ... (cuda)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of the results (out/bench)")
     parser.add_argument("--jobs", type=int, default=0, help="processes that draw; 0 is one a core")
     parser.add_argument("--redo", action="store_true", help="draw again what other settings had drawn into the folder")
@@ -90,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         [shapes.count(model, path) for model in shapes.FULL for path in shapes.PATHS] if "shapes" in parts else []
     )
     python = overhead.measure_overhead() if "python" in parts else {}
+    on_device = list(device.measure(arguments.device)) if "device" in parts else []
     about = (__doc__ or "").split("\n\n", 1)[-1]  # optimised away under -OO
     text = "\n".join(["# What guidance costs, and what cheaper ways lose", "", about])
     text += "\n".join(cost_table(costs, model) for model in MODELS if any(c["model"] == model for c in costs))
@@ -97,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     text += loss_table(rows) if rows else ""
     text += shapes.table(on_shapes) if on_shapes else ""
     text += overhead.table(python) if python else ""
+    text += device.table(on_device, arguments.device) if on_device else ""
     machine = {
         "platform": platform.platform(),
         "cores": os.cpu_count(),
@@ -106,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     settings = EXACT.as_dict()
     report = {"machine": machine, "settings": settings, "target": verdict(costs), "costs": costs, "rows": rows}
-    report.update(shapes=on_shapes, python=python)
+    report.update(shapes=on_shapes, python=python, device=on_device)
     write_whole(out / "bench.json", json.dumps(report, indent=1))
     write_whole(out / "bench.md", text)
     print(f"{text}\n{out / 'bench.md'}")
