@@ -71,6 +71,24 @@ def _caller() -> str:
     return frame.f_code.co_filename
 
 
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Inside, torch's attention takes another kernel than cuDNN's, which torch prefers on some GPUs.
+
+    Its gradient can be NaN throughout: seen on an H200 with torch 2.11 in fp16, of 16 pixels that attend to themselves.
+    """
+    kernels: Any = torch.backends.cuda
+    if not hasattr(kernels, "enable_cudnn_sdp"):  # torch 2.1 to 2.4 have no such kernel, or never prefer it
+        yield
+        return
+    before = kernels.cudnn_sdp_enabled()
+    kernels.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        kernels.enable_cudnn_sdp(before)
+
+
 class WeightsAsUsed(TorchFunctionMode):
     """Inside, a product keeps its weights as they are when it is computed.
 

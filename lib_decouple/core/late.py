@@ -20,7 +20,7 @@ from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 from . import memory
-from .differentiable import GradientCut, GradientsOn, Proof, cuts_told, proving
+from .differentiable import GradientCut, GradientsOn, Proof, cuts_told, proving, without_cudnn_attention
 from .gradient import Context, LossAndGradient, LossGradient, NonFinite
 from .host_pass import ConditionalRows, HostPass, reading_beside
 from .maps import full_precision, no_autocast
@@ -69,7 +69,7 @@ def _of_attention(
     attend: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """Computed again, as its kernel was chosen for a pass without a gradient."""
-    with torch.enable_grad():
+    with torch.enable_grad(), without_cudnn_attention():
         own = [one.detach().requires_grad_(wanted) for one, wanted in zip(inputs, needed)]
         found = iter(torch.autograd.grad(attend(*own), [one for one in own if one.requires_grad], gradient))
     return [next(found) if wanted else None for wanted in needed]

