@@ -389,10 +389,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.size is not None and (arguments.size < 64 or arguments.size % 64):
         raise ValueError(f"size: {arguments.size} is not allowed; a multiple of 64 pixels")
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {arguments.device!r} is not there: {str(error).splitlines()[0]}") from None
     dtype = torch.float16 if arguments.half else torch.float32
     report = examine_pipeline(open_pipeline(arguments.checkpoint, arguments.device, dtype), arguments.size)
     print("\n".join(sentences(report)))

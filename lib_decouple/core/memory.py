@@ -40,6 +40,15 @@ _SHARE_OF_FREE = 0.8
 """What a gradient may take of the free memory; taking it needs some more than what was kept for it."""
 
 
+def present(device: str) -> torch.device:
+    """Torch's ``device``. Raises ValueError for one that is not there, by that name."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the second: torch built without CUDA
+        raise ValueError(f"device: {device!r} is not there: {str(error).splitlines()[0]}") from None
+    return torch.device(device)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Does it say, in any backend's words, that memory has ended?"""
     told = f"{error} {error.__cause__ or ''}".lower()

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..core.memory import present
+
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
 CHECKPOINT = EMBEDDED / "decouple-drawn.safetensors"
 TOKENIZER = EMBEDDED / "tokenizer"
@@ -235,8 +237,9 @@ def open_pipeline(
 
     Nothing is downloaded. ``prediction`` is "epsilon" or "v_prediction" (SD 2.x at 768 px); None takes what a
     folder says, and "epsilon" for a file, which does not say.
-    Raises Unsupported, FileNotFoundError.
+    Raises Unsupported, FileNotFoundError, and ValueError for a device that is not there.
     """
+    present(device)
     quieten()
     import diffusers
     from transformers import CLIPTokenizer

@@ -41,6 +41,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ...core.losses import LOSSES
+from ...core.memory import present
 from ...doctor import device_name
 from ...settings import Settings
 from ..evaluate.files import reopened, write_whole
@@ -290,6 +291,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise ValueError(f"{name}: {one!r} is not one of {', '.join(allowed)}")
     for loss in arguments.losses.split(";"):
         Settings(loss=loss)
+    present(arguments.device)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     records = reopened(out / "records.jsonl")

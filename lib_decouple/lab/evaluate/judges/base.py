@@ -38,7 +38,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Options:
-    """How model judges run. Raises ValueError for an unknown dtype."""
+    """How model judges run. Raises ValueError for an unknown dtype, and for a device that is not there."""
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -46,6 +46,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.device != "cpu":  # torch, which who only reads a report has no need of
+            from ....core.memory import present
+
+            present(self.device)
 
     @property
     def torch_dtype(self) -> Any:

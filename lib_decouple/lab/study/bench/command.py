@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from ....core.memory import present
 from ....hosts.checkpoints import CHECKPOINT
 from ...evaluate.files import write_whole
 from . import device, overhead, shapes
@@ -78,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure what is not measured yet, then write bench.json and bench.md."""
     parts = _listed("parts", arguments.parts, PARTS)
     models = _listed("models", arguments.models, tuple(MODELS))
+    if "device" in parts:
+        present(arguments.device)
     if arguments.n < 1:
         raise ValueError(f"n: {arguments.n} is not allowed; 1 or more")
     out: Path = arguments.out
