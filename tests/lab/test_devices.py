@@ -50,5 +50,5 @@ def test_what_is_there_is_given() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
 def test_a_torch_without_cuda_says_so() -> None:
-    with pytest.raises(ValueError, match="device: 'cuda' is not there: .*(CUDA|NVIDIA)"):
+    with pytest.raises(ValueError, match=r"device: 'cuda' is not there: .*(CUDA|NVIDIA)"):
         present("cuda")
