@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .gradient import LossGradient, Pass
-from .maps import full_precision, no_autocast
+from .maps import full_precision, full_precision_convolutions, no_autocast
 
 MISFIT = 0.3
 """Most of the slopes in random directions that a whole gradient may leave unexplained; one whose cosine to the whole
@@ -54,10 +54,10 @@ def _wide(value: Any) -> Any:
 
 
 def in_float32(run: Pass) -> Pass:
-    """The same pass in float32, whatever the model computes in."""
+    """The same pass in float32, whatever the model computes in, and without TF32, which rounds as coarsely as fp16."""
 
     def wide(latents: Tensor, images: Sequence[int]) -> object:
-        with full_precision(latents.device), InFloat32(latents.device):
+        with full_precision(latents.device), full_precision_convolutions(), InFloat32(latents.device):
             return run(latents, images)
 
     return wide

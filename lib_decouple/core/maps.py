@@ -163,6 +163,25 @@ def full_precision(device: torch.device) -> Iterator[None]:
             allow(value)
 
 
+@contextmanager
+def full_precision_convolutions() -> Iterator[None]:
+    """Convolutions of float32 are float32's inside, which torch shortens to TF32 on a GPU unless told otherwise.
+
+    torch 2.9 has a switch of its own for them, beside which the old one can't always be read.
+    """
+    cudnn: Any = torch.backends.cudnn
+    own = getattr(cudnn, "conv", None)
+    switch, name, whole = (
+        (own, "fp32_precision", "ieee") if hasattr(own, "fp32_precision") else (cudnn, "allow_tf32", False)
+    )
+    before = getattr(switch, name)
+    setattr(switch, name, whole)
+    try:
+        yield
+    finally:
+        setattr(switch, name, before)
+
+
 def _allowed_products() -> list[tuple[Callable[[str], object], str]]:
     """Which float32 products the process may shorten: what puts each switch back, and to what.
 

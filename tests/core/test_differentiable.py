@@ -12,9 +12,10 @@ import torch
 from tiny import CONTEXT, tiny_unet
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from lib_decouple.core.differentiable import GradientCut, GradientsOn, Proof
-from lib_decouple.core.finite_differences import slopes
+from lib_decouple.core.finite_differences import LENGTHS, MISFIT, misfit, slopes, slopes_of
 from lib_decouple.core.gradient import LearnedInRun, LossGradient
 from lib_decouple.core.losses import WeightedLoss
 from lib_decouple.core.maps import Entity, ImagePlan, MapReader
@@ -302,3 +303,43 @@ class TestSlopes:
             found = slopes(bench.loss, bench.latents, gradient, directions=16)
         predicted, seen = (torch.tensor(side) for side in zip(*found))
         assert angle(predicted[1:], seen[1:]) < 0.99
+
+
+class Tf32Convolutions(TorchFunctionMode):
+    """A GPU's convolutions: operands of float32 lose 13 of their 23 bits, where torch's switch for that is on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.conv2d and convolutions_are_short():
+            args = (*(self._shortened(one) for one in args[:2]), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _shortened(value: Tensor) -> Tensor:
+        bits = value.detach().contiguous().view(torch.int32)
+        return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def convolutions_are_short() -> bool:
+    own = getattr(torch.backends.cudnn, "conv", None)
+    if hasattr(own, "fp32_precision"):
+        return own.fp32_precision == "tf32"
+    return torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_gradient_is_held_against_differences_without_tf32_and_the_switch_is_as_before(allowed: bool) -> None:
+    """As torch has it on a GPU by default, the doctor told of a sound gradient that it can't be trusted."""
+    bench = Bench()
+    gradient = bench.gradient(bench.latents, [0], bench.run).gradient
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        with Tf32Convolutions():
+            found = slopes_of(bench.gradient, bench.latents, [0], bench.run, gradient)
+            short = slopes(lambda x: bench.loss(x), bench.latents, gradient, LENGTHS[0], 6)
+        assert convolutions_are_short() == allowed
+        assert torch.backends.cudnn.allow_tf32 == allowed
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert misfit(found) <= 0.1
+    assert (misfit(short) > MISFIT) == allowed, "the emulation says nothing"

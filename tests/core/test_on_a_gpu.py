@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from lib_decouple.core import memory
+from lib_decouple.core.finite_differences import MISFIT, misfit
 from lib_decouple.core.gradient import LossGradient
+from lib_decouple.core.maps import full_precision_convolutions
 from lib_decouple.doctor import GOOD, examine_pipeline
 from lib_decouple.hosts.checkpoints import open_pipeline
 from lib_decouple.hosts.diffusers import Drawing, Picture
 from lib_decouple.lab.evaluate.arms import embedded
 from lib_decouple.lab.study.bench.ways import WAYS, guide_of
-from lib_decouple.lab.study.precision import BAR, measure, without_tf32
+from lib_decouple.lab.study.precision import BAR, measure
 from lib_decouple.lab.study.unets import UNetWithInputs, random_unet, unet_config, with_inputs
 from lib_decouple.settings import Settings
 
@@ -67,7 +69,7 @@ def peak(found: UNetWithInputs, gradient: LossGradient) -> int:
 @pytest.mark.parametrize("kind", ["fp16", "autocast fp16"])
 @pytest.mark.parametrize("model", ["embedded", "sd15-narrow"])
 def test_the_gradient_in_half_precision_is_that_of_float32(model: str, kind: str, loss: str) -> None:
-    with without_tf32():
+    with full_precision_convolutions():
         (record,) = measure(model, 1.0 if model == "embedded" else 4.0, [loss], [kind], set(), False, "cuda")
     assert record["scaled"]["cosine"] >= BAR
     assert "flushed" not in record["scaled"]  # that is counted by the emulation alone
@@ -126,6 +128,7 @@ def test_the_doctor_finds_the_embedded_model_well(half: bool) -> None:
     pipe = open_pipeline(device="cuda", dtype=torch.float16 if half else torch.float32)
     found = examine_pipeline(pipe)
     assert (found.whole, found.cut, found.stood_aside, found.left_out) == (True, "", "", [])
+    assert misfit(found.slopes) <= MISFIT
     assert found.cosine is None or found.cosine >= GOOD
     assert 0 < found.memory["recomputed"] <= found.memory["kept"]
 

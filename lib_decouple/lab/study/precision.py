@@ -41,6 +41,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ...core.losses import LOSSES
+from ...core.maps import full_precision_convolutions
 from ...core.memory import present
 from ...doctor import device_name
 from ...settings import Settings
@@ -89,17 +90,6 @@ def as_held_in(model: UNetWithInputs, kind: str) -> UNetWithInputs:
         return model
     latents, context = (one.to(dtype).float() for one in (model.latents, model.context))
     return replace(model, latents=latents, context=context)
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Inside, convolutions of float32 are float32's on a GPU, too, as its matrix products are unless told otherwise."""
-    convolutions = torch.backends.cudnn
-    before, convolutions.allow_tf32 = convolutions.allow_tf32, False
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32 = before
 
 
 @contextmanager
@@ -296,7 +286,11 @@ def run(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     records = reopened(out / "records.jsonl")
     done = {(one["model"], one["sharpened"], one["kind"], one["loss"]) for one in records}
-    with without_tf32(), (out / "records.jsonl").open("a", encoding="utf-8") as file, tqdm(unit="gradient") as bar:
+    with (
+        full_precision_convolutions(),
+        (out / "records.jsonl").open("a", encoding="utf-8") as file,
+        tqdm(unit="gradient") as bar,
+    ):
         for name in arguments.models.split(","):
             for sharpened in [1.0] if name == "embedded" else map(float, arguments.sharpened.split(",")):
                 wanted = arguments.losses.split(";"), arguments.kinds.split(",")
