@@ -180,7 +180,6 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
                 maps[:] = [m for m in maps if m.shape[1] == (quarter if quarter in sizes else max(sizes))]
             mean = torch.stack(maps).mean(0)[0]
             side = int(mean.shape[0] ** 0.5)
-            at = (torch.arange(side) + 0.5) / side
             shares = []
             for token in POSITIONS.values():
                 share = mean[:, token].view(side, side) + 1e-8
@@ -188,7 +187,7 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
             if LOSS == "iou":  # noqa: F821
                 loss = torch.minimum(*shares).sum() / (shares[0] + shares[1]).sum()
             else:
-                at = (torch.arange(side) + 0.5) / side
+                at = (torch.arange(side, device=mean.device) + 0.5) / side
                 centres = [torch.stack([(s.sum(1) * at).sum(), (s.sum(0) * at).sum()]) for s in shares]
                 loss = -(centres[0] - centres[1]).square().sum().sqrt()
             (gradient,) = torch.autograd.grad(loss, leaf)
@@ -204,7 +203,7 @@ def reference(denoiser, x, sigma, call, cond, image_cond, **_):
 
 
 def moved(x, share):
-    x += share * x.abs().max() * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    x += share * x.abs().max() * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
 
 
 def perturbed(denoiser, x, sigma, call, **given):
