@@ -369,11 +369,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, made: Calla
     assert "needs the package transformers" in lacking[0]
 
 
-def test_a_device_that_is_not_there_is_named(made: Callable[[str], Path]) -> None:
-    _, lacking = named(f"clip:{made('clip')}", Options(device="nowhere"))
-    assert "nowhere" in lacking[0]
-
-
 def test_wrong_words_are_named() -> None:
     with pytest.raises(ValueError, match="'clop' is not one of drawn, clip"):
         named("clop:x", Options())
@@ -383,6 +378,8 @@ def test_wrong_words_are_named() -> None:
         named("caption:x,caption:y", Options())
     with pytest.raises(ValueError, match="dtype: 'float8' is not one of"):
         Options(dtype="float8")
+    with pytest.raises(ValueError, match="device: 'nowhere' is not there"):
+        Options(device="nowhere")
 
 
 def test_a_stored_name_tells_the_border() -> None:
