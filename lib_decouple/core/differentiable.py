@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,11 +30,12 @@ class GradientsOn(TorchFunctionMode):
     """Inside, gradients stay on: blocks under ``no_grad`` or ``inference_mode`` take part as any other.
 
     Meant for a forward pass alone. ``overruled`` has the files of the code that would have cut. From :meth:`end` on
-    they stay off instead.
+    they stay off instead. Unless ``any_kernel``, torch's attention is computed :func:`without_cudnn_attention`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, any_kernel: bool = False) -> None:
         super().__init__()
+        self._any_kernel = any_kernel
         self.overruled: set[str] = set()
         self._ended = False
 
@@ -56,11 +57,14 @@ class GradientsOn(TorchFunctionMode):
         if func is torch._C._set_grad_enabled and bool(args[0]) is self._ended:
             self.overruled.add(_caller())
             return None
-        if torch.is_inference_mode_enabled() and not self._ended:
-            self.overruled.add(_caller())
-            with torch.inference_mode(False), torch.enable_grad():
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        with ExitStack() as stack:
+            if func is functional.scaled_dot_product_attention and not self._any_kernel:
+                stack.enter_context(without_cudnn_attention())  # here, as hosts choose kernels around each call
+            if torch.is_inference_mode_enabled() and not self._ended:
+                self.overruled.add(_caller())
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.enable_grad())
+            return func(*args, **(kwargs or {}))
 
 
 def _caller() -> str:
@@ -73,15 +77,18 @@ def _caller() -> str:
 
 @contextmanager
 def without_cudnn_attention() -> Iterator[None]:
-    """Inside, torch's attention takes another kernel than cuDNN's, which torch prefers on some GPUs.
+    """Inside, torch's attention takes another kernel than cuDNN's, which torch prefers on some GPUs, if one is allowed.
 
     Its gradient can be NaN throughout: seen on an H200 with torch 2.11 in fp16, of 16 pixels that attend to themselves.
+    The switch is the process's, and put back.
     """
     kernels: Any = torch.backends.cuda
-    if not hasattr(kernels, "enable_cudnn_sdp"):  # torch 2.1 to 2.4 have no such kernel, or never prefer it
+    # torch 2.1 to 2.4 have no such kernel, or never prefer it.
+    before = hasattr(kernels, "enable_cudnn_sdp") and kernels.cudnn_sdp_enabled()
+    others = (kernels.flash_sdp_enabled, kernels.mem_efficient_sdp_enabled, kernels.math_sdp_enabled)
+    if not before or not any(allowed() for allowed in others):
         yield
         return
-    before = kernels.cudnn_sdp_enabled()
     kernels.enable_cudnn_sdp(False)
     try:
         yield

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import memory
-from .differentiable import GradientCut, GradientsOn, Proof, cuts_told, proving, without_cudnn_attention
+from .differentiable import GradientCut, GradientsOn, Proof, cuts_told, proving
 from .maps import Capture, CrossAttentionLayer, MapReader, full_precision, no_autocast
 from .memory import Thrift
 
@@ -300,8 +300,7 @@ class LossGradient:
         recomputing = recomputed(self.model, last, self._again, self.layers or self.reader.layers)
         saving = recomputing if self.learned.thrift.recompute else nullcontext()
         # The hooks stay on for what is computed again: the maps' own part of it belongs to the blocks.
-        kernels = without_cudnn_attention()
-        with torch.enable_grad(), frozen(self.model), saving, kernels, self.reader.reading() as capture:
+        with torch.enable_grad(), frozen(self.model), saving, self.reader.reading() as capture:
             leaf = latents.detach().clone().requires_grad_()
             proof = Proof()
             with GradientsOn():

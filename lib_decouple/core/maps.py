@@ -167,19 +167,26 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def full_precision_convolutions() -> Iterator[None]:
     """Convolutions of float32 are float32's inside, which torch shortens to TF32 on a GPU unless told otherwise.
 
-    torch 2.9 has a switch of its own for them, beside which the old one can't always be read.
+    The process has switches for that, which are put back. torch 2.9 has one for all and one for each kind; a kind's
+    own, once set, no longer goes by the one for all, so it is set only where the host has done so.
+    Inside, the old one can't be read there.
     """
-    cudnn: Any = torch.backends.cudnn
-    own = getattr(cudnn, "conv", None)
-    switch, name, whole = (
-        (own, "fp32_precision", "ieee") if hasattr(own, "fp32_precision") else (cudnn, "allow_tf32", False)
-    )
-    before = getattr(switch, name)
-    setattr(switch, name, whole)
+    backends: Any = torch.backends
+    switches: list[tuple[Any, str, Any]] = [(backends.cudnn, "allow_tf32", False)]
+    if hasattr(backends, "fp32_precision"):
+        kinds = (backends, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.conv)
+        switches = [(kind, "fp32_precision", "ieee") for kind in kinds]
+    before = []
     try:
+        for switch, name, whole in switches:
+            value = getattr(switch, name)
+            if value != whole:
+                setattr(switch, name, whole)
+                before.append((switch, name, value))
         yield
     finally:
-        setattr(switch, name, before)
+        for switch, name, value in reversed(before):
+            setattr(switch, name, value)
 
 
 def _allowed_products() -> list[tuple[Callable[[str], object], str]]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from lib_decouple.core.differentiable import GradientCut, GradientsOn, Proof
+from lib_decouple.core.differentiable import GradientCut, GradientsOn, Proof, without_cudnn_attention
 from lib_decouple.core.finite_differences import LENGTHS, MISFIT, misfit, slopes, slopes_of
 from lib_decouple.core.gradient import LearnedInRun, LossGradient
 from lib_decouple.core.losses import WeightedLoss
@@ -59,30 +62,67 @@ def has_its_switch() -> bool:
     return hasattr(torch.backends.cuda, "enable_cudnn_sdp")
 
 
+class Kernels(TorchFunctionMode):
+    """Notes at each attention of torch's whether cuDNN's kernel may be taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allowed: list[bool] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            self.allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.skipif(not has_its_switch(), reason="this torch has no switch for cuDNN's attention")
-@pytest.mark.parametrize("allowed", [True, False])
-@pytest.mark.parametrize("broken", [False, True])
-def test_cudnns_attention_is_out_of_a_gradients_way_and_as_the_host_had_it_after(
-    bench: Bench, allowed: bool, broken: bool
-) -> None:
-    kernels = torch.backends.cuda
-    seen = []
+@pytest.mark.parametrize("host", ["nothing", "allows it", "forbids it", "chooses at each call", "allows it alone"])
+def test_cudnns_attention_is_out_of_a_gradients_way_and_as_the_host_had_it_after(bench: Bench, host: str) -> None:
+    """Forge Neo chooses kernels around each attention on Windows."""
+    kernels, seen = torch.backends.cuda, Kernels()
+    all_of = ("cudnn", "flash", "mem_efficient", "math")
+
+    def states() -> list[bool]:
+        return [getattr(kernels, f"{one}_sdp_enabled")() for one in all_of]
+
+    class Chosen(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is functional.scaled_dot_product_attention:
+                kernels.enable_cudnn_sdp(True)
+            return func(*args, **(kwargs or {}))
 
     def run(x: Tensor, images: Any) -> object:
-        seen.append(kernels.cudnn_sdp_enabled())
-        if broken:
-            raise RuntimeError("broken")
-        return bench.run(x)
+        with Chosen() if host == "chooses at each call" else contextlib.nullcontext():
+            return bench.run(x)
 
-    before = kernels.cudnn_sdp_enabled()
-    kernels.enable_cudnn_sdp(allowed)
+    before = states()
+    if host in ("allows it", "forbids it"):
+        kernels.enable_cudnn_sdp(host == "allows it")
     try:
-        with pytest.raises(RuntimeError, match="broken") if broken else contextlib.nullcontext():
+        if host == "allows it alone":
+            for one in all_of[1:]:
+                getattr(kernels, f"enable_{one}_sdp")(False)
+            with without_cudnn_attention():
+                assert kernels.cudnn_sdp_enabled()
+            return
+        expected = [True, *before[1:]] if host == "chooses at each call" else states()
+        with seen:
             bench.gradient(bench.latents, [0], run)
-        assert seen == [False]
-        assert kernels.cudnn_sdp_enabled() == allowed
+        assert seen.allowed
+        assert not any(seen.allowed)
+        assert states() == expected
     finally:
-        kernels.enable_cudnn_sdp(before)
+        for one, state in zip(all_of, before):
+            getattr(kernels, f"enable_{one}_sdp")(state)
+
+
+@pytest.mark.skipif(not has_its_switch(), reason="this torch has no switch for cuDNN's attention")
+def test_the_hosts_own_pass_keeps_its_kernels() -> None:
+    seen = Kernels()
+    one = torch.randn(1, 1, 16, 8)
+    with seen, GradientsOn(any_kernel=True):
+        functional.scaled_dot_product_attention(one, one, one)
+    assert seen.allowed == [torch.backends.cuda.cudnn_sdp_enabled()]
 
 
 @pytest.fixture
@@ -343,3 +383,25 @@ def test_a_gradient_is_held_against_differences_without_tf32_and_the_switch_is_a
         torch.backends.cudnn.allow_tf32 = before
     assert misfit(found) <= 0.1
     assert (misfit(short) > MISFIT) == allowed, "the emulation says nothing"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has no switch for all")
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_switch_that_goes_by_the_one_for_all_still_does_so_after(pinned: bool) -> None:
+    """In a process of its own, as a kind's own switch can't be unset."""
+    code = f"""
+import torch
+from lib_decouple.core.maps import full_precision_convolutions
+backends = torch.backends
+if {pinned}:
+    backends.cudnn.allow_tf32 = True
+before = backends.fp32_precision, backends.cudnn.conv.fp32_precision
+with full_precision_convolutions():
+    assert backends.cudnn.conv.fp32_precision == backends.mkldnn.conv.fp32_precision == "ieee"
+assert (backends.fp32_precision, backends.cudnn.conv.fp32_precision) == before
+backends.fp32_precision = "ieee"
+assert backends.cudnn.conv.fp32_precision == ("tf32" if {pinned} else "ieee")
+"""
+    here = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=here)
+    assert done.returncode == 0, done.stderr

@@ -62,6 +62,8 @@ KINDS: dict[str, tuple[torch.dtype, bool]] = {
 }
 """Dtype, and is it autocast's?"""
 NARROW = 16
+EMULATED = "emulated on a CPU"
+"""Where rows are of that name no device."""
 MODELS: dict[str, tuple[str, int, int]] = {
     "embedded": ("embedded", 16, 1),
     "sd15-narrow": ("sd15", 64, NARROW),
@@ -284,7 +286,10 @@ def run(arguments: argparse.Namespace) -> int:
     present(arguments.device)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    where = EMULATED if arguments.device == "cpu" else device_name(torch.device(arguments.device))
     records = reopened(out / "records.jsonl")
+    if others := {one.get("device", EMULATED) for one in records} - {where}:
+        raise ValueError(f"out: {out} holds rows of {others.pop()}, not of {where}; give another")
     done = {(one["model"], one["sharpened"], one["kind"], one["loss"]) for one in records}
     with (
         full_precision_convolutions(),
@@ -297,13 +302,14 @@ def run(arguments: argparse.Namespace) -> int:
                 for record in measure(name, sharpened, *wanted, done, not arguments.scaled_only, arguments.device):
                     bar.set_description(f"{name}, {record['kind']}, {record['loss']}")
                     bar.update()
+                    record["device"] = where
                     file.write(json.dumps(record) + "\n")
                     file.flush()
                     records.append(record)
     order = [list(MODELS), list(KINDS)]
     records.sort(key=lambda one: (order[0].index(one["model"]), one["sharpened"], order[1].index(one["kind"])))
     about = (__doc__ or "").split("\n\n", 1)[-1]
-    machine = {"torch": torch.__version__, "device": device_name(torch.device(arguments.device))}
+    machine = {"torch": torch.__version__, "device": where}
     about += f"\n{machine['device']}, torch {machine['torch']}."
     text = f"# Half precision against float32\n\n{about}\n\n{verdict(records)}\n\n{table(records)}"
     write_whole(out / "precision.json", json.dumps({**machine, "records": records}, indent=1))

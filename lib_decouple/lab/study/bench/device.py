@@ -31,7 +31,10 @@ ROUNDS = 20
 
 
 def measure(device: str, rounds: int = ROUNDS) -> Iterator[Record]:
-    """One record for each architecture and size."""
+    """One record for each architecture and size: seconds, and bytes (None where the device does not tell).
+
+    Raises whatever the device does where memory ends.
+    """
     for model, sides in SIZES.items():
         unet = _random_unet(model, device)
         for side in sides:
@@ -106,12 +109,21 @@ def table(rows: list[Record], device: str) -> str:
         milliseconds = " | ".join(f"{1000 * value:.1f}" for value in own.values())
         runs = " | ".join(f"{run_cost(own['plain'], step, own['plain']):.2f}" for step in steps.values())
         memory = " | ".join(
-            f"{taken[name] / 2**30:.2f} | {foreseen[name] / 2**30:.2f} "
-            f"| {'NO' if fits(foreseen[name], taken[name] - 1) else 'yes'}"
+            f"{_gigabytes(taken[name])} | {_gigabytes(foreseen[name])} | {_enough(foreseen[name], taken[name])}"
             for name in ("gradient", "again")
         )
         lines.append(
-            f"| {row['model']}, {row['pixels']} px | {milliseconds} | {runs} | {taken['plain'] / 2**30:.2f} | {memory} "
-            f"| {taken['late'] / 2**30:.2f} |"
+            f"| {row['model']}, {row['pixels']} px | {milliseconds} | {runs} | {_gigabytes(taken['plain'])} | {memory} "
+            f"| {_gigabytes(taken['late'])} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _gigabytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / 2**30:.2f}"
+
+
+def _enough(foreseen: int, taken: int | None) -> str:
+    if taken is None:
+        return "–"
+    return "NO" if fits(foreseen, taken - 1) else "yes"
