@@ -57,10 +57,14 @@ class GradientsOn(TorchFunctionMode):
         if func is torch._C._set_grad_enabled and bool(args[0]) is self._ended:
             self.overruled.add(_caller())
             return None
+        attends = func is functional.scaled_dot_product_attention and not self._any_kernel
+        overrules = torch.is_inference_mode_enabled() and not self._ended
+        if not attends and not overrules:
+            return func(*args, **(kwargs or {}))
         with ExitStack() as stack:
-            if func is functional.scaled_dot_product_attention and not self._any_kernel:
+            if attends:
                 stack.enter_context(without_cudnn_attention())  # here, as hosts choose kernels around each call
-            if torch.is_inference_mode_enabled() and not self._ended:
+            if overrules:
                 self.overruled.add(_caller())
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.enable_grad())
