@@ -283,10 +283,10 @@ def run(arguments: argparse.Namespace) -> int:
                 raise ValueError(f"{name}: {one!r} is not one of {', '.join(allowed)}")
     for loss in arguments.losses.split(";"):
         Settings(loss=loss)
-    present(arguments.device)
+    device = present(arguments.device)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    where = EMULATED if arguments.device == "cpu" else device_name(torch.device(arguments.device))
+    where = EMULATED if device.type == "cpu" else device_name(device)
     records = reopened(out / "records.jsonl")
     if others := {one.get("device", EMULATED) for one in records} - {where}:
         raise ValueError(f"out: {out} holds rows of {others.pop()}, not of {where}; give another")
@@ -309,10 +309,11 @@ def run(arguments: argparse.Namespace) -> int:
     order = [list(MODELS), list(KINDS)]
     records.sort(key=lambda one: (order[0].index(one["model"]), one["sharpened"], order[1].index(one["kind"])))
     about = (__doc__ or "").split("\n\n", 1)[-1]
-    machine = {"torch": torch.__version__, "device": where}
-    about += f"\n{machine['device']}, torch {machine['torch']}."
+    about += f"\n{where}, torch {torch.__version__}."
     text = f"# Half precision against float32\n\n{about}\n\n{verdict(records)}\n\n{table(records)}"
-    write_whole(out / "precision.json", json.dumps({**machine, "records": records}, indent=1))
+    write_whole(
+        out / "precision.json", json.dumps({"torch": torch.__version__, "device": where, "records": records}, indent=1)
+    )
     write_whole(out / "precision.md", text)
     print(f"{text}\n{out / 'precision.md'}")
     return 0

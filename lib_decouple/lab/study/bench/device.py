@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ....core.gradient import LossGradient
 from ....core.memory import fits, kept_bytes
@@ -53,36 +52,32 @@ def _of(found: UNetWithInputs, rounds: int) -> Record:
     device = found.latents.device
     gradient: LossGradient = guide_of(found, WAYS["default layers"]).gradient
 
-    def guided(recompute: bool) -> Callable[[], object]:
-        def take() -> object:
+    def taken(take: Callable[[], object], recompute: bool = False) -> Callable[[], object]:
+        def body() -> object:
             gradient.learned.thrift.recompute = recompute
-            return gradient(found.latents, [0], _pass(found))
+            return take()
 
-        return take
+        return body
+
+    def exact() -> object:
+        return gradient(found.latents, [0], lambda x, _: found.run(x))
 
     bodies = {
-        "plain": found.host, "gradient": guided(False), "again": guided(True),
-        "late": lambda: take_late(found, gradient),
+        "plain": found.host, "gradient": taken(exact), "again": taken(exact, recompute=True),
+        "late": taken(lambda: take_late(found, gradient)),
     }  # fmt: skip
     spent: dict[str, list[float]] = {name: [] for name in bodies}
     for turn in range(rounds + 1):
         for name, body in bodies.items():
-            if name == "late":
-                gradient.learned.thrift.recompute = False
-            taken = timed(body, device)
+            seconds = timed(body, device)
             if turn:
-                spent[name].append(taken)
-    bytes_taken = {}
-    for name, body in bodies.items():
-        gradient.learned.thrift.recompute = False
-        bytes_taken[name] = peak_of(body, device)
+                spent[name].append(seconds)
     foreseen = {name: _foreseen(found, gradient, name == "again") for name in ("gradient", "again")}
-    seconds = {name: statistics.median(own) for name, own in spent.items()}
-    return {"seconds": seconds, "bytes": bytes_taken, "foreseen": foreseen}
-
-
-def _pass(found: UNetWithInputs) -> Callable[[Tensor, object], Tensor]:
-    return lambda x, _: found.run(x)
+    return {
+        "seconds": {name: statistics.median(own) for name, own in spent.items()},
+        "bytes": {name: peak_of(body, device) for name, body in bodies.items()},
+        "foreseen": foreseen,
+    }
 
 
 def _foreseen(found: UNetWithInputs, gradient: LossGradient, recompute: bool) -> int:
